@@ -1,0 +1,46 @@
+"""Where a model lies: the bundled one, a folder, a config.json alone, or a Hugging Face hub id."""
+
+import re
+from pathlib import Path
+
+from apportion.types.errors import ModelError
+
+DEMO = "demo"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+CONFIG_FILES = ["config.json", "generation_config.json"]
+MODEL_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
+
+
+def resolve_model(name: str, *, weights: bool) -> Path:
+    """Folder (or config.json file) of a model; downloads what is missing of a hub id.
+
+    With `weights` the folder holds the whole checkpoint, else at least its config. Raises ModelError.
+    """
+    if name == DEMO:
+        return Path(__file__).parent.parent / "demo"
+    path = Path(name).expanduser()
+    if path.is_file() and weights:
+        raise ModelError(f"'{name}' is a file; running needs a folder with config.json and *.safetensors")
+    if path.exists():
+        return path
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
+        return _download(name, MODEL_FILES if weights else CONFIG_FILES)
+    raise ModelError(
+        f"'{name}' is no folder, config.json or hub id (like 'org/name'); 'demo' is the bundled model"
+    )
+
+
+def _download(hub_id: str, patterns: list[str]) -> Path:
+    """The hub's snapshot folder, with a progress bar; files already downloaded are not asked for again."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"the hub has no model '{hub_id}' that you may read; check the name, or set HF_TOKEN"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot download '{hub_id}' from the hub: {reason}") from None

@@ -1,0 +1,96 @@
+"""Messages between coordinator and workers: frames [kind, msgpack header, tensor bytes]; never pickle.
+
+A step's header is its ScheduledBatch, which travels from stage to stage; between stages the hidden states come with it.
+"""
+
+from dataclasses import astuple
+from enum import Enum
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+from torch import Tensor
+
+from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Element type of weights, KV cache and activations, by weight format."""
+
+
+class Kind(Enum):
+    STEP = b"step"
+    """Coordinator -> first stage -> ... -> last stage: a batch, from the second stage on with its hidden states."""
+    STOP = b"stop"
+    """Coordinator -> worker: report and exit."""
+    READY = b"ready"
+    """Worker -> coordinator: the stage is loaded; header: a WorkerReport."""
+    RESULT = b"result"
+    """Last stage -> coordinator; header: a StepResult."""
+    FAILED = b"failed"
+    """Worker -> coordinator: header names the error; the worker exits."""
+    STOPPED = b"stopped"
+    """Worker -> coordinator: the answer to STOP; header: a WorkerReport."""
+
+
+def pack(header: Any) -> bytes:
+    return msgpack.packb(header)
+
+
+def unpack(data: bytes) -> Any:
+    return msgpack.unpackb(data, strict_map_key=False)
+
+
+def pack_batch(batch: ScheduledBatch) -> bytes:
+    chunks = [
+        (
+            chunk.sequence_id,
+            chunk.start,
+            chunk.token_ids,
+            chunk.block_ids,
+            astuple(chunk.sampling) if chunk.sampling else None,
+        )
+        for chunk in batch.chunks
+    ]
+    return pack((batch.step_id, chunks))
+
+
+_SAMPLING_FIELDS = tuple(SamplingParams.__dataclass_fields__)
+
+
+def unpack_batch(data: bytes) -> ScheduledBatch:
+    step_id, chunks = unpack(data)
+    return ScheduledBatch(
+        step_id=step_id,
+        chunks=tuple(
+            Chunk(
+                sequence_id=sequence_id,
+                start=start,
+                token_ids=tuple(token_ids),
+                block_ids=tuple(block_ids),
+                sampling=SamplingParams(**dict(zip(_SAMPLING_FIELDS, sampling, strict=True)))
+                if sampling
+                else None,
+            )
+            for sequence_id, start, token_ids, block_ids, sampling in chunks
+        ),
+    )
+
+
+def pack_result(result: StepResult) -> bytes:
+    return pack(astuple(result))
+
+
+def unpack_result(data: bytes) -> StepResult:
+    step_id, token_ids, logits = unpack(data)
+    return StepResult(step_id=step_id, token_ids=token_ids, logits=logits)
+
+
+def tensor_bytes(x: Tensor) -> memoryview:
+    """The tensor's elements as a flat buffer on the host."""
+    return memoryview(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def tensor_from_bytes(data: bytes | memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of its own on the host; one dimension may be -1."""
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).view(dtype).view(shape)

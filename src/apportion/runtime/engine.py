@@ -1,0 +1,149 @@
+"""The coordinator: scheduler, block tables and streams of one plan, and the worker processes that execute it."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from apportion.parallel.links import COORDINATOR, Inbox, Outbox, inbox_address
+from apportion.parallel.wire import Kind, pack_batch, unpack, unpack_result
+from apportion.runtime.launcher import launch
+from apportion.runtime.report import WorkerReport
+from apportion.scheduler.scheduler import Scheduler, SchedulerLimits
+from apportion.types import errors
+from apportion.types.errors import EngineError
+from apportion.types.plan import Plan
+from apportion.types.request import Request, TokenEvent
+
+_POLL_S = 0.1
+"""How often a silent engine looks whether its workers live."""
+_STOP_S = 5.0
+"""How long workers get to report and leave before they are killed."""
+
+
+class Engine:
+    """Executes one plan; a context manager that leaves no process behind.
+
+    `step()` hands out work and returns the tokens of one finished microbatch; `generate()` runs requests to the end.
+    Raises the worker's own error, or EngineError where one vanished.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, eos_token_ids: Iterable[int]) -> None:
+        self.plan = plan
+        self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids)
+        self.reports: dict[str, WorkerReport] = {}
+        self._folder = folder
+        self._stopped = False
+        self._exit = contextlib.ExitStack()
+
+    def __enter__(self) -> "Engine":
+        with self._exit:
+            run_dir = Path(tempfile.mkdtemp(prefix="apportion-"))  # mode 0700: only this user can connect
+            self._exit.callback(shutil.rmtree, run_dir, ignore_errors=True)
+            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+            self._exit.callback(context.destroy, linger=0)
+            self._inbox = Inbox(context, inbox_address(run_dir, COORDINATOR))
+            self._outboxes = {
+                device_id: Outbox(context, inbox_address(run_dir, device_id))
+                for device_id in self.plan.device_ids
+            }
+            self._processes = launch(self.plan, self._folder, run_dir)
+            self._exit.callback(self._kill)
+            self._await_all(Kind.READY)
+            self._exit = self._exit.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._exit:
+            if exception[0] is None:
+                self.stop()
+
+    def submit(self, request: Request) -> None:
+        self.scheduler.add(request)
+
+    def step(self) -> list[TokenEvent]:
+        """Starts every microbatch that can run and waits for one to finish; [] where there is no work."""
+        while (batch := self.scheduler.schedule()) is not None:
+            header = pack_batch(batch)
+            for device_id in self.plan.stages[0].split.device_ids:
+                self._outboxes[device_id].send(Kind.STEP, header)
+        if not self.scheduler.num_in_flight:
+            return []
+        return self.scheduler.complete(unpack_result(self._receive(Kind.RESULT)))
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[TokenEvent]:
+        """Every token of every request as it is drawn."""
+        for request in requests:
+            self.submit(request)
+        while self.scheduler.num_unfinished:
+            yield from self.step()
+
+    def stop(self) -> dict[str, WorkerReport]:
+        """Ends the workers and returns their last reports."""
+        for outbox in self._outboxes.values():
+            outbox.send(Kind.STOP)
+        self._await_all(Kind.STOPPED)
+        self._stopped = True
+        return self.reports
+
+    def sent_bytes(self) -> dict[tuple[str, str], int]:
+        """Tensor bytes on every directed link between devices, from the workers' last reports."""
+        return {
+            (report.device_id, receiver): count
+            for report in self.reports.values()
+            for receiver, count in report.sent_bytes.items()
+        }
+
+    def _await_all(self, kind: Kind) -> None:
+        missing = set(self.plan.device_ids)
+        while missing:
+            report = WorkerReport(**unpack(self._receive(kind)))
+            self.reports[report.device_id] = report
+            missing.discard(report.device_id)
+
+    def _receive(self, wanted: Kind) -> bytes:
+        """The header of the next message of that kind; results still on their way while stopping are dropped."""
+        while True:
+            message = self._inbox.receive(_POLL_S)
+            if message is None:
+                self._check_workers(wanted)
+                continue
+            kind, header, _ = message
+            if kind is Kind.FAILED:
+                raise _worker_error(*unpack(header))
+            if kind is wanted:
+                return header
+
+    def _check_workers(self, wanted: Kind) -> None:
+        for device_id, process in self._processes.items():
+            if process.is_alive() or (wanted is Kind.STOPPED and process.exitcode == 0):
+                continue
+            late = self._inbox.receive(_POLL_S)  # its last words may have come since
+            if late is not None and late[0] is Kind.FAILED:
+                raise _worker_error(*unpack(late[1]))
+            raise EngineError(
+                f"the worker of device {device_id} died (exit code {process.exitcode}); run again, or plan without it"
+            )
+
+    def _kill(self) -> None:
+        deadline_s = time.monotonic() + (_STOP_S if self._stopped else 0)
+        while alive := [p for p in self._processes.values() if p.is_alive()]:
+            if time.monotonic() >= deadline_s:
+                break
+            wait([p.sentinel for p in alive], timeout=deadline_s - time.monotonic())
+        for process in self._processes.values():
+            process.kill()
+            process.join()
+
+
+def _worker_error(device_id: str, name: str, message: str) -> Exception:
+    error_class: Any = getattr(errors, name, EngineError)
+    if error_class is EngineError:
+        return EngineError(f"the worker of device {device_id} failed: {message}")
+    return error_class(message)

@@ -1,0 +1,94 @@
+"""Holds a worker to its device's memory budget and measures the peak of what it allocated.
+
+The budget counts from `start()`, after imports and warm-up. On a CPU the kernel enforces it (RLIMIT_DATA: private
+writable memory) and the peak is the resident anonymous memory above the start; on CUDA the caching allocator does both.
+"""
+
+import resource
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from apportion.types.cluster import Device
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+"""Written to clear_refs: VmHWM starts again from the present resident size (Linux, proc(5))."""
+
+
+def _status_bytes(*fields: str) -> tuple[int, ...]:
+    values = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+    return tuple(int(values[field].split()[0]) * 1024 for field in fields)
+
+
+class MemoryMeter(Protocol):
+    def start(self) -> None:
+        """From here on everything allocated counts, and the budget holds."""
+
+    def observe(self) -> None:
+        """Called while loading, after each parameter: takes the present size into the peak."""
+
+    def loaded(self) -> None:
+        """Called when the stage is loaded and its files are closed."""
+
+    def peak_bytes(self) -> int: ...
+
+
+class CpuMeter:
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._peak_bytes = 0
+
+    def start(self) -> None:
+        self._start_bytes, data_bytes = _status_bytes("RssAnon", "VmData")
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + self._budget_bytes, hard))
+        self._file_bytes: int | None = None
+
+    def observe(self) -> None:
+        (anonymous_bytes,) = _status_bytes("RssAnon")
+        self._peak_bytes = max(self._peak_bytes, anonymous_bytes - self._start_bytes)
+
+    def loaded(self) -> None:
+        self.observe()
+        _CLEAR_REFS.write_text(_RESET_PEAK)
+        (self._file_bytes,) = _status_bytes("RssFile")
+
+    def peak_bytes(self) -> int:
+        """The kernel's own peak since loading, less the file pages resident then: file pages mapped since count too, so
+        this errs on the high side."""
+        self.observe()
+        if self._file_bytes is not None:
+            (peak_resident_bytes,) = _status_bytes("VmHWM")
+            since_loading = peak_resident_bytes - self._file_bytes - self._start_bytes
+            self._peak_bytes = max(self._peak_bytes, since_loading)
+        return self._peak_bytes
+
+
+class CudaMeter:
+    def __init__(self, budget_bytes: int, torch_device: str) -> None:
+        self._budget_bytes = budget_bytes
+        self._device = torch.device(torch_device)
+
+    def start(self) -> None:
+        total_bytes = torch.cuda.get_device_properties(self._device).total_memory
+        fraction = min(1.0, self._budget_bytes / total_bytes)
+        torch.cuda.set_per_process_memory_fraction(fraction, self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def observe(self) -> None:
+        pass
+
+    def loaded(self) -> None:
+        pass
+
+    def peak_bytes(self) -> int:
+        return torch.cuda.max_memory_reserved(self._device)
+
+
+def memory_meter(device: Device) -> MemoryMeter:
+    if device.kind == "cuda":
+        return CudaMeter(device.usable_bytes, device.torch_device)
+    return CpuMeter(device.usable_bytes)

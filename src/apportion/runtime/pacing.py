@@ -1,0 +1,30 @@
+"""Makes a worker as slow as the device it emulates."""
+
+import time
+
+
+class Pacer:
+    """After `c` seconds of this thread's CPU time, `settle()` sleeps `c·(1/speed − 1)`; speed 1 never sleeps.
+
+    CPU time, so that a core shared with other workers is not counted twice. What a sleep overshoots is taken off the next.
+    """
+
+    _SHORTEST_SLEEP_S = 1e-4
+
+    def __init__(self, speed: float) -> None:
+        self._delay_per_s = 1 / speed - 1
+        self._debt_s = 0.0
+        self._mark_s = time.thread_time()
+
+    def start(self) -> None:
+        self._mark_s = time.thread_time()
+
+    def settle(self) -> None:
+        if self._delay_per_s <= 0:
+            return
+        self._debt_s += (time.thread_time() - self._mark_s) * self._delay_per_s
+        if self._debt_s >= self._SHORTEST_SLEEP_S:
+            begun_s = time.perf_counter()
+            time.sleep(self._debt_s)
+            self._debt_s -= time.perf_counter() - begun_s
+        self._mark_s = time.thread_time()

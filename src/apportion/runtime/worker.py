@@ -1,0 +1,214 @@
+"""One worker process: holds one member's share of one stage and runs the steps that arrive.
+
+Everything about its place (who sends to it, to whom it sends) follows from the plan. It ends when told to, when
+its parent vanishes, or on any error, which it reports first. Sibling of this process: runtime/engine.py.
+"""
+
+import ctypes
+import os
+import signal
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import zmq
+from torch import Tensor
+
+from apportion.model.batch import FlatBatch
+from apportion.model.hf import build_hf_stage
+from apportion.model.sampling import sample
+from apportion.parallel.group import TensorGroup
+from apportion.parallel.links import COORDINATOR, Inbox, Outbox, inbox_address
+from apportion.parallel.wire import (
+    DTYPES,
+    Kind,
+    pack,
+    pack_result,
+    tensor_bytes,
+    tensor_from_bytes,
+    unpack_batch,
+)
+from apportion.runtime.memory import memory_meter
+from apportion.runtime.pacing import Pacer
+from apportion.runtime.report import WorkerReport
+from apportion.types.errors import ApportionError, InfeasibleError
+from apportion.types.plan import Plan
+from apportion.types.request import ScheduledBatch, StepResult
+from apportion.types.units import format_bytes
+
+_PR_SET_PDEATHSIG = 1
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPlace:
+    """Which member of the plan a process is. `run_dir` holds the sockets of this run."""
+
+    plan: Plan
+    folder: Path
+    run_dir: Path
+    stage_index: int
+    rank: int
+    num_threads: int
+
+    @property
+    def device_id(self) -> str:
+        return self.plan.stages[self.stage_index].split.device_ids[self.rank]
+
+
+def run_worker(place: WorkerPlace) -> None:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    torch.set_num_threads(place.num_threads)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    coordinator = Outbox(context, inbox_address(place.run_dir, COORDINATOR))
+    try:
+        with torch.inference_mode():
+            _Worker(place, context, coordinator).serve()
+    except BaseException as error:
+        coordinator.send(Kind.FAILED, pack((place.device_id, *_describe(error, place))))
+        coordinator.close()
+        context.term()
+        os._exit(1)  # a peer may be blocked on us: leave at once, its sentinel tells the coordinator
+
+
+def _describe(error: BaseException, place: WorkerPlace) -> tuple[str, str]:
+    """(error class, one line) for the coordinator."""
+    if isinstance(error, ApportionError):
+        return type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+        device = place.plan.cluster.device(place.device_id)
+        memory = place.plan.memory[device.id]
+        return InfeasibleError.__name__, (
+            f"device {device.id} ran out of its {format_bytes(device.usable_bytes)} although the plan needs"
+            f" {format_bytes(memory.engine_bytes)}; give it more memory, or lower --context or --concurrency"
+        )
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    line = " ".join(str(error).split())
+    return "EngineError", f"{type(error).__name__}: {line} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+class _Worker:
+    def __init__(
+        self, place: WorkerPlace, context: zmq.Context[zmq.Socket[bytes]], coordinator: Outbox
+    ) -> None:
+        plan = place.plan
+        self._place, self._plan = place, plan
+        self._stage = plan.stages[place.stage_index]
+        self._device = plan.cluster.device(place.device_id)
+        self._dtype = DTYPES[self._stage.weight_format]
+        self._coordinator = coordinator
+        self._inbox = Inbox(context, inbox_address(place.run_dir, self._device.id))
+        self._next = {
+            device_id: Outbox(context, inbox_address(place.run_dir, device_id))
+            for device_id in receivers(plan, place.stage_index, place.rank)
+        }
+        self._pacer = Pacer(self._device.speed)
+        self._group = TensorGroup(
+            context,
+            place.run_dir,
+            f"group-{place.stage_index}",
+            place.rank,
+            self._stage.split.size,
+            self._pacer.settle,
+        )
+        self._busy_s, self._num_steps = 0.0, 0
+        self._meter = memory_meter(self._device)
+        _warm_up(self._device.torch_device, self._dtype)
+        self._meter.start()
+        self._model = build_hf_stage(
+            place.folder,
+            plan.model,
+            self._stage,
+            place.rank,
+            num_kv_blocks=plan.num_kv_blocks,
+            block_tokens=plan.block_tokens,
+            all_reduce=self._group.all_reduce,
+            torch_device=self._device.torch_device,
+            observe_memory=self._meter.observe,
+        )
+        self._meter.loaded()
+
+    def serve(self) -> None:
+        self._coordinator.send(Kind.READY, pack(asdict(self._report())))
+        while (message := self._inbox.receive()) is not None:
+            kind, header, payload = message
+            if kind is Kind.STOP:
+                break
+            begun_s = time.perf_counter()
+            self._step(header, payload)
+            self._busy_s += time.perf_counter() - begun_s
+            self._num_steps += 1
+        self._coordinator.send(Kind.STOPPED, pack(asdict(self._report())))
+        self._group.close()
+
+    def _step(self, header: bytes, payload: bytes) -> None:
+        self._pacer.start()
+        batch = unpack_batch(header)
+        flat = FlatBatch.build(
+            batch, block_tokens=self._plan.block_tokens, torch_device=self._device.torch_device
+        )
+        inputs = flat.token_ids_T if self._stage.has_embedding else self._hidden(payload)
+        outputs = self._model.forward(inputs, flat)
+        if self._stage.has_head:
+            self._finish(batch, outputs)
+            return
+        data = tensor_bytes(outputs)
+        self._pacer.settle()
+        for outbox in self._next.values():
+            outbox.send(Kind.STEP, header, data)
+
+    def _hidden(self, payload: bytes) -> Tensor:
+        hidden_TD = tensor_from_bytes(payload, self._dtype, (-1, self._plan.model.hidden_size))
+        return hidden_TD.to(self._device.torch_device)
+
+    def _finish(self, batch: ScheduledBatch, logits_NV: Tensor) -> None:
+        """Draws the tokens on rank 0 and tells the coordinator that the step is over."""
+        drawn = [(chunk, chunk.sampling) for chunk in batch.chunks if chunk.sampling is not None]
+        whole_NV = self._group.gather_columns(logits_NV) if drawn else logits_NV
+        if self._place.rank != 0 or whole_NV is None:
+            return
+        token_ids: dict[int, int] = {}
+        logits: dict[int, bytes] = {}
+        for row_V, (chunk, sampling) in zip(whole_NV, drawn, strict=True):
+            token_ids[chunk.sequence_id] = sample(row_V, sampling, chunk.stop - 1)
+            if sampling.return_logits:
+                logits[chunk.sequence_id] = bytes(tensor_bytes(row_V.float()))
+        self._pacer.settle()
+        result = StepResult(step_id=batch.step_id, token_ids=token_ids, logits=logits)
+        self._coordinator.send(Kind.RESULT, pack_result(result))
+
+    def _report(self) -> WorkerReport:
+        peers = self._stage.split.device_ids
+        sent_bytes = {peers[rank]: count for rank, count in self._group.sent_bytes.items()}
+        sent_bytes |= {device_id: outbox.sent_bytes for device_id, outbox in self._next.items()}
+        return WorkerReport(
+            device_id=self._device.id,
+            parameters=self._model.parameters,
+            read_bytes=self._model.read_bytes,
+            peak_bytes=self._meter.peak_bytes(),
+            busy_s=self._busy_s,
+            num_steps=self._num_steps,
+            sent_bytes=sent_bytes,
+        )
+
+
+def receivers(plan: Plan, stage_index: int, rank: int) -> list[str]:
+    """Members of the next stage that `rank` of this one sends to: member i is served by rank i mod size."""
+    if stage_index + 1 == len(plan.stages):
+        return []
+    size = plan.stages[stage_index].split.size
+    following = plan.stages[stage_index + 1].split.device_ids
+    return [device_id for i, device_id in enumerate(following) if i % size == rank]
+
+
+def _warm_up(torch_device: str, dtype: torch.dtype) -> None:
+    """Has the math libraries build their kernels and buffers, which belong to the runtime and not to the budget."""
+    x = torch.randn(1, 4, 32, 32, device=torch_device, dtype=dtype)
+    for rows in (1, 32):
+        q = x[:, :, :rows]
+        torch.nn.functional.scaled_dot_product_attention(q, x, x)
+        torch.nn.functional.silu(torch.nn.functional.linear(q, x[0, 0])).float().softmax(-1).argmax(-1)

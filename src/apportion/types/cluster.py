@@ -1,0 +1,65 @@
+"""The devices a person has, and the links that join their hosts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+DeviceKind = Literal["cpu", "cuda"]
+FigureSource = Literal["measured", "datasheet"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One device. Its rates are those the engine sees: an emulated device's are already scaled by `speed`.
+
+    `memory_bytes` is what the engine may allocate beyond the imported runtime, of which `reserved_bytes` stay
+    unused. `flops_per_s` is keyed by weight format; `overhead_s` is spent once per layer and step.
+    `torch_device` is where tensors live ("cpu", "cuda:0").
+    """
+
+    id: str
+    host: str
+    kind: DeviceKind
+    torch_device: str
+    memory_bytes: int
+    reserved_bytes: int
+    mem_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    overhead_s: float
+    speed: float
+    source: FigureSource
+
+    @property
+    def usable_bytes(self) -> int:
+        return self.memory_bytes - self.reserved_bytes
+
+    @property
+    def emulated(self) -> bool:
+        return self.speed < 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Joins two hosts in both directions; `src == dst` is the link between devices of one host."""
+
+    src: str
+    dst: str
+    latency_s: float
+    bytes_per_s: float
+
+    def seconds(self, message_bytes: float) -> float:
+        """Time of one message: latency + bytes / bandwidth."""
+        return self.latency_s + message_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    devices: tuple[Device, ...]
+    links: tuple[Link, ...]
+
+    def device(self, device_id: str) -> Device:
+        return next(device for device in self.devices if device.id == device_id)
+
+    def link(self, src_device_id: str, dst_device_id: str) -> Link | None:
+        """The link between two devices' hosts, None where there is none."""
+        hosts = {self.device(src_device_id).host, self.device(dst_device_id).host}
+        return next((link for link in self.links if {link.src, link.dst} == hosts), None)

@@ -1,0 +1,118 @@
+"""A division of one model among devices: the only thing that passes from planning to running."""
+
+from dataclasses import dataclass
+
+from apportion.types.cluster import Cluster
+from apportion.types.model import ModelSpec
+from apportion.types.workload import Workload
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSplit:
+    """The integer shares of a stage's members, in rank order; each tuple sums to the whole of its axis.
+
+    A pipeline stage on one device is a split of one. Member `rank` holds the units
+    `[sum(shares[:rank]), sum(shares[:rank + 1]))`.
+    """
+
+    device_ids: tuple[str, ...]
+    q_heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    ffn_columns: tuple[int, ...]
+    vocab_rows: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.device_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Layers `[layer_start, layer_stop)` on the members of `split`."""
+
+    layer_start: int
+    layer_stop: int
+    split: TensorSplit
+    weight_format: str
+    has_embedding: bool
+    has_head: bool
+
+    @property
+    def num_layers(self) -> int:
+        return self.layer_stop - self.layer_start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """Planned bytes of one device; `total_bytes` may not exceed its `memory_bytes`."""
+
+    weights_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+    buffer_bytes: int
+    reserved_bytes: int
+
+    @property
+    def engine_bytes(self) -> int:
+        """What the engine will allocate."""
+        return self.weights_bytes + self.kv_bytes + self.workspace_bytes + self.buffer_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.engine_bytes + self.reserved_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Predicted speed. `stage_s` are decode times of one microbatch, `link_s` those of its hops (one fewer)."""
+
+    ttft_s: float
+    tpot_s: float
+    tokens_per_s: float
+    stage_s: tuple[float, ...]
+    link_s: tuple[float, ...]
+    bottleneck: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """`value` of the objective in seconds, and a proven `lower_bound` on that of any plan; gap = value/bound − 1."""
+
+    objective: str
+    value: float
+    lower_bound: float
+    gap: float
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """`epsilon_s` = max over stages |t − mean(t)|, and the smallest any layer allocation to these stages reaches."""
+
+    epsilon_s: float
+    smallest_epsilon_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    version: int
+    model: ModelSpec
+    cluster: Cluster
+    workload: Workload
+    stages: tuple[Stage, ...]
+    memory: dict[str, DeviceMemory]
+    block_tokens: int
+    num_kv_blocks: int
+    microbatches: int
+    chunk_tokens: int
+    """Most new tokens in one microbatch: the prefill chunk, and what the workspace is sized for."""
+    estimate: Estimate
+    certificate: Certificate
+    balance: Balance
+
+    @property
+    def device_ids(self) -> tuple[str, ...]:
+        """Devices in use, in stage and rank order."""
+        return tuple(device_id for stage in self.stages for device_id in stage.split.device_ids)

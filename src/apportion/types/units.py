@@ -1,0 +1,39 @@
+"""Bytes and seconds as people write them. Binary prefixes: 1 KiB = 1024 bytes, and `K`, `M`, `G` mean the same."""
+
+import re
+
+BYTE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+FORMAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of one element, by weight format."""
+
+
+def parse_bytes(text: str) -> int:
+    """`"600MiB"` -> 629145600. Raises ValueError for anything that is not a positive size."""
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"'{text}' is not a size; write it like 600MiB or 12GiB")
+    size_bytes = round(float(match[1]) * BYTE_UNITS[match[2].lower()])
+    if size_bytes <= 0:
+        raise ValueError(f"'{text}' is not a positive size")
+    return size_bytes
+
+
+def format_bytes(size_bytes: float) -> str:
+    """629145600 -> `"600.0 MiB"`."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """0.00213 -> `"2.13 ms"`."""
+    if abs(seconds) >= 1:
+        return f"{seconds:.2f} s"
+    if abs(seconds) >= 1e-3:
+        return f"{seconds * 1e3:.2f} ms"
+    return f"{seconds * 1e6:.1f} µs"
