@@ -1,0 +1,57 @@
+"""Text to token ids and back, from a model folder's tokenizer.json.
+
+The `tokenizers` library alone: loading through transformers costs seconds of imports and gives the same ids.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from apportion.types.errors import ModelError
+
+
+class Text:
+    """`eos_token_ids` come from generation_config.json, else config.json."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ModelError(f"{folder} has no tokenizer.json; save the model's fast tokenizer there")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"{file} is no tokenizer: {error}") from None
+        self.eos_token_ids = _eos_token_ids(folder)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text).ids)
+
+    def decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def stream(self) -> "TextStream":
+        return TextStream(self._tokenizer)
+
+
+class TextStream:
+    """Text of one sequence as its tokens arrive; a character of several tokens comes with the last of them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, token_id: int) -> str:
+        return self._stream.step(self._tokenizer, token_id) or ""
+
+
+def _eos_token_ids(folder: Path) -> frozenset[int]:
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        content: Any = json.loads(file.read_text()) if file.is_file() else {}
+        eos = content.get("eos_token_id")
+        if eos is not None:
+            return frozenset(eos if isinstance(eos, list) else [eos])
+    return frozenset()

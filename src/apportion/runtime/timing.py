@@ -1,0 +1,41 @@
+"""Measured TTFT, TPOT and throughput of a run, from the arrival of each token."""
+
+import time
+from statistics import mean
+
+from apportion.types.request import TokenEvent
+
+
+class Timing:
+    """Created when the requests are handed in; every event is recorded as it comes."""
+
+    def __init__(self) -> None:
+        self._begun_s = time.perf_counter()
+        self._first_s: dict[int, float] = {}
+        self._last_s: dict[int, float] = {}
+        self._num_tokens: dict[int, int] = {}
+
+    def record(self, event: TokenEvent) -> None:
+        now_s = time.perf_counter() - self._begun_s
+        self._first_s.setdefault(event.request_id, now_s)
+        self._last_s[event.request_id] = now_s
+        self._num_tokens[event.request_id] = self._num_tokens.get(event.request_id, 0) + 1
+
+    @property
+    def ttft_s(self) -> float:
+        """Mean over requests."""
+        return mean(self._first_s.values())
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean over requests of the time between their tokens; 0 where none drew two."""
+        gaps = [
+            (self._last_s[i] - self._first_s[i]) / (num_tokens - 1)
+            for i, num_tokens in self._num_tokens.items()
+            if num_tokens > 1
+        ]
+        return mean(gaps) if gaps else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return sum(self._num_tokens.values()) / max(self._last_s.values())

@@ -1,0 +1,76 @@
+"""Collectives and messages over real sockets, one thread per member."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import zmq
+
+from apportion.parallel.group import TensorGroup
+from apportion.parallel.links import Inbox, Outbox, inbox_address
+from apportion.parallel.wire import Kind, pack_batch, pack_result, unpack_batch, unpack_result
+from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
+
+
+def in_group(tmp_path: Path, size: int, body: Callable[[TensorGroup], object]) -> list[object]:
+    results: list[object] = [None] * size
+    context = zmq.Context()
+
+    def member(rank: int) -> None:
+        group = TensorGroup(context, tmp_path, "g", rank, size, lambda: None)
+        results[rank] = (body(group), dict(group.sent_bytes))
+        group.close()
+
+    threads = [threading.Thread(target=member, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    context.destroy(linger=0)
+    return results
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_all_reduce_gives_all_members_the_same_bits(tmp_path: Path, size: int):
+    parts = [torch.randn(5, 7, generator=torch.Generator().manual_seed(r)) for r in range(size)]
+    results = in_group(tmp_path, size, lambda group: group.all_reduce(parts[group.rank]))
+    for rank, (total, sent) in enumerate(results):
+        assert torch.equal(total, results[0][0])
+        torch.testing.assert_close(total, torch.stack(parts).sum(0))
+        assert sent == {peer: 5 * 7 * 4 for peer in range(size) if peer != rank}
+
+
+def test_gather_puts_uneven_columns_in_rank_order(tmp_path: Path):
+    whole = torch.randn(3, 9)
+    parts = whole.split([2, 6, 1], dim=1)
+    results = in_group(tmp_path, 3, lambda group: group.gather_columns(parts[group.rank]))
+    assert torch.equal(results[0][0], whole)
+    assert [result[0] for result in results[1:]] == [None, None]
+    assert results[1][1] == {0: 3 * 6 * 4, 2: 0}
+
+
+def test_links_keep_order_and_count_payload(tmp_path: Path):
+    context = zmq.Context()
+    inbox, outbox = (make(context, inbox_address(tmp_path, "a")) for make in (Inbox, Outbox))
+    assert inbox.receive(0.01) is None
+    for i in range(50):
+        outbox.send(Kind.STEP, bytes([i]), b"x" * i)
+    assert [inbox.receive(5) for _ in range(50)] == [(Kind.STEP, bytes([i]), b"x" * i) for i in range(50)]
+    assert outbox.sent_bytes == sum(range(50))
+    inbox.close()
+    outbox.close()
+    context.destroy()
+
+
+def test_headers_round_trip():
+    sampling = SamplingParams(max_tokens=3, temperature=0.5, top_p=0.9, seed=2**40, return_logits=True)
+    chunks = (
+        Chunk(sequence_id=7, start=3, token_ids=(1, 2), block_ids=(9,), sampling=sampling),
+        Chunk(sequence_id=8, start=0, token_ids=(5,), block_ids=(4, 2), sampling=None),
+    )
+    batch = ScheduledBatch(step_id=11, chunks=chunks)
+    assert unpack_batch(pack_batch(batch)) == batch
+    result = StepResult(step_id=11, token_ids={7: 42}, logits={7: b"\0\1"})
+    assert unpack_result(pack_result(result)) == result
