@@ -132,7 +132,7 @@ def test_local_names(tmp_path: Path):
     config = tmp_path / "config.json"
     config.write_text("{}")
     assert resolve_model(str(config), weights=False) == config
-    with pytest.raises(ModelError, match=r"is a file; running needs a folder"):
+    with pytest.raises(ModelError, match="is a file; running needs a folder"):
         resolve_model(str(config), weights=True)
-    with pytest.raises(ModelError, match="no folder, config.json or hub id"):
+    with pytest.raises(ModelError, match=r"no folder, config\.json or hub id"):
         resolve_model("no-such-thing", weights=True)

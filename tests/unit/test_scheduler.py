@@ -44,9 +44,7 @@ class FakePipeline:
         batch = self.queue.pop(0)
         drawn: dict[int, int] = {}
         for chunk in batch.chunks:
-            table = [
-                b * self.block_tokens + i for b in chunk.block_ids for i in range(self.block_tokens)
-            ]
+            table = [b * self.block_tokens + i for b in chunk.block_ids for i in range(self.block_tokens)]
             for offset, token in enumerate(chunk.token_ids):
                 self.slots[table[chunk.start + offset]] = (chunk.sequence_id, token)
             context = [self.slots[slot] for slot in table[: chunk.stop]]

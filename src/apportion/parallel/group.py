@@ -1,7 +1,8 @@
 """Collectives inside a tensor-parallel group by direct exchange: every member sends its partial to every other.
 
 A message per pair and reduction costs one latency where a ring costs `size − 1`, which is what counts for the few
-kilobytes of a decode step; members need not be equal. All members add the partials in rank order, so they hold the same bits.
+kilobytes of a decode step; members need not be equal. All members add the partials in rank order, so they hold
+the same bits.
 """
 
 from collections.abc import Callable

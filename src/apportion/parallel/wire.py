@@ -14,9 +14,6 @@ from torch import Tensor
 
 from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Element type of weights, KV cache and activations, by weight format."""
-
 
 class Kind(Enum):
     STEP = b"step"
@@ -34,7 +31,9 @@ class Kind(Enum):
 
 
 def pack(header: Any) -> bytes:
-    return msgpack.packb(header)
+    data = msgpack.packb(header)
+    assert data is not None
+    return data
 
 
 def unpack(data: bytes) -> Any:
@@ -88,7 +87,7 @@ def unpack_result(data: bytes) -> StepResult:
 
 def tensor_bytes(x: Tensor) -> memoryview:
     """The tensor's elements as a flat buffer on the host."""
-    return memoryview(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def tensor_from_bytes(data: bytes | memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -6,7 +6,8 @@ import time
 class Pacer:
     """After `c` seconds of this thread's CPU time, `settle()` sleeps `c·(1/speed − 1)`; speed 1 never sleeps.
 
-    CPU time, so that a core shared with other workers is not counted twice. What a sleep overshoots is taken off the next.
+    CPU time, so that a core shared with other workers is not counted twice. What a sleep overshoots is taken off
+    the next.
     """
 
     _SHORTEST_SLEEP_S = 1e-4

@@ -19,10 +19,10 @@ from torch import Tensor
 from apportion.model.batch import FlatBatch
 from apportion.model.hf import build_hf_stage
 from apportion.model.sampling import sample
+from apportion.model.weights import FORMAT_DTYPES
 from apportion.parallel.group import TensorGroup
 from apportion.parallel.links import COORDINATOR, Inbox, Outbox, inbox_address
 from apportion.parallel.wire import (
-    DTYPES,
     Kind,
     pack,
     pack_result,
@@ -99,7 +99,7 @@ class _Worker:
         self._place, self._plan = place, plan
         self._stage = plan.stages[place.stage_index]
         self._device = plan.cluster.device(place.device_id)
-        self._dtype = DTYPES[self._stage.weight_format]
+        self._dtype = FORMAT_DTYPES[self._stage.weight_format]
         self._coordinator = coordinator
         self._inbox = Inbox(context, inbox_address(place.run_dir, self._device.id))
         self._next = {

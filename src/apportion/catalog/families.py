@@ -1,0 +1,147 @@
+"""The model families that can be divided, as data: what their layers hold, and what a config.json may leave unsaid.
+
+Defaults are those of the configuration classes in transformers 5.23 (`models/*/configuration_*.py`), layouts those
+of `models/*/modeling_*.py`. A family is listed only if its parity test passes (tests/parity).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Presence = Literal["never", "always", "attention_bias", "mlp_bias"]
+"""Whether a bias exists: never, always, or as the config field of that name says."""
+
+Windows = Literal["none", "all", "alternating", "pattern", "upper"]
+"""Which layers slide where `layer_types` is absent ("none" and "all" ignore `layer_types` altogether): every other
+one from the first; all but each `sliding_window_pattern`-th; those from `max_window_layers`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    defaults: dict[str, int | bool | None] = field(default_factory=dict[str, int | bool | None])
+    """Config fields that may be absent."""
+    qkv_bias: Presence = "never"
+    output_bias: Presence = "never"
+    """Bias of the attention's output projection."""
+    mlp_bias: Presence = "never"
+    expert_bias: bool = False
+    """Biases on the router and on each expert's projections."""
+    qk_norm: Literal["none", "head", "wide"] = "none"
+    """One norm weight per head dimension, shared by all heads, or one per dimension of every head."""
+    sinks: bool = False
+    """One attention sink per query head."""
+    norms: int = 2
+    windows: Windows = "none"
+    moe: bool = False
+    expert_width_field: str = "intermediate_size"
+
+
+_LLAMA_BIASES: dict[str, int | bool | None] = {"attention_bias": False, "mlp_bias": False}
+_QWEN_WINDOW: dict[str, int | bool | None] = {
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+}
+_GEMMA: dict[str, int | bool | None] = {
+    "head_dim": 256,
+    "num_key_value_heads": 4,
+    "attention_bias": False,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+}
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(
+        defaults=_LLAMA_BIASES | {"max_position_embeddings": 2048},
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        mlp_bias="mlp_bias",
+    ),
+    "mistral": Family(
+        defaults={"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
+        windows="all",
+    ),
+    "qwen2": Family(defaults=_QWEN_WINDOW, qkv_bias="always", windows="upper"),
+    "qwen3": Family(
+        defaults=_QWEN_WINDOW | {"head_dim": 128, "attention_bias": False},
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        qk_norm="head",
+        windows="upper",
+    ),
+    "gemma2": Family(
+        defaults=_GEMMA | {"max_position_embeddings": 8192},
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        norms=4,
+        windows="alternating",
+    ),
+    "gemma3_text": Family(
+        defaults=_GEMMA | {"max_position_embeddings": 131072, "sliding_window_pattern": 6},
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        qk_norm="head",
+        norms=4,
+        windows="pattern",
+    ),
+    "mixtral": Family(
+        defaults={
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+        windows="all",
+        moe=True,
+    ),
+    "qwen3_moe": Family(
+        defaults={
+            "num_key_value_heads": 4,
+            "attention_bias": False,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+            "max_position_embeddings": 32768,
+            "moe_intermediate_size": 768,
+            "num_local_experts": 128,
+            "num_experts_per_tok": 8,
+            "decoder_sparse_step": 1,
+        },
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        qk_norm="head",
+        windows="all",
+        moe=True,
+        expert_width_field="moe_intermediate_size",
+    ),
+    "phi3": Family(defaults={"max_position_embeddings": 4096}, windows="all"),
+    "olmo2": Family(
+        defaults={"attention_bias": False, "max_position_embeddings": 2048},
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        qk_norm="wide",
+    ),
+    "granite": Family(
+        defaults=_LLAMA_BIASES | {"max_position_embeddings": 2048},
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        mlp_bias="mlp_bias",
+    ),
+    "gpt_oss": Family(
+        defaults={
+            "head_dim": 64,
+            "num_key_value_heads": 8,
+            "attention_bias": True,
+            "sliding_window": 128,
+            "max_position_embeddings": 131072,
+            "num_local_experts": 128,
+            "num_experts_per_tok": 4,
+        },
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        expert_bias=True,
+        sinks=True,
+        windows="alternating",
+        moe=True,
+    ),
+}

@@ -1,0 +1,161 @@
+"""The figures of a finished run beside the plan's: the content of `run --stats-json` and of the closing table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from apportion.cost.estimate import estimate
+from apportion.cost.traffic import run_link_bytes
+from apportion.runtime.report import WorkerReport
+from apportion.runtime.timing import Timing
+from apportion.types.plan import Plan
+from apportion.types.units import format_bytes, format_seconds
+from apportion.types.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    text: str
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    ttft_s: float
+    tpot_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkBytes:
+    src: str
+    dst: str
+    predicted_bytes: int
+    measured_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUse:
+    id: str
+    budget_bytes: int
+    planned_bytes: int
+    peak_bytes: int
+    read_bytes: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStats:
+    """`run --stats-json`, whose keys are stable."""
+
+    outputs: list[Output]
+    measured: Speed
+    predicted: Speed
+    links: list[LinkBytes]
+    devices: list[DeviceUse]
+
+
+def run_stats(
+    plan: Plan,
+    outputs: list[Output],
+    prompt_tokens: Sequence[int],
+    timing: Timing,
+    sent_bytes: dict[tuple[str, str], int],
+    reports: dict[str, WorkerReport],
+) -> RunStats:
+    output_tokens = [len(output.token_ids) for output in outputs]
+    predicted_bytes = run_link_bytes(plan, prompt_tokens, output_tokens)
+    return RunStats(
+        outputs=outputs,
+        measured=Speed(ttft_s=timing.ttft_s, tpot_s=timing.tpot_s, tokens_per_s=timing.tokens_per_s),
+        predicted=predicted_speed(plan, prompt_tokens, output_tokens),
+        links=[
+            LinkBytes(
+                src=src,
+                dst=dst,
+                predicted_bytes=predicted_bytes.get((src, dst), 0),
+                measured_bytes=sent_bytes.get((src, dst), 0),
+            )
+            for src, dst in sorted(predicted_bytes.keys() | sent_bytes.keys())
+        ],
+        devices=[_device_use(plan, reports[device_id]) for device_id in plan.device_ids],
+    )
+
+
+def predicted_speed(plan: Plan, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> Speed:
+    """The plan's prediction for what was really run: its prompts' and outputs' mean lengths, all at once."""
+    num = len(prompt_tokens)
+    workload = Workload(
+        prompt_tokens=max(1, round(sum(prompt_tokens) / num)),
+        output_tokens=max(1, round(sum(output_tokens) / num)),
+        concurrency=min(num, plan.workload.concurrency),
+        max_context_tokens=plan.workload.max_context_tokens,
+        objective=plan.workload.objective,
+    )
+    predicted = estimate(
+        plan.model,
+        plan.cluster,
+        workload,
+        plan.stages,
+        chunk_tokens=plan.chunk_tokens,
+        microbatches=plan.microbatches,
+    )
+    return Speed(
+        ttft_s=predicted.ttft_s, tpot_s=predicted.tpot_s, tokens_per_s=predicted.tokens_per_s
+    )
+
+
+def _device_use(plan: Plan, report: WorkerReport) -> DeviceUse:
+    return DeviceUse(
+        id=report.device_id,
+        budget_bytes=plan.cluster.device(report.device_id).usable_bytes,
+        planned_bytes=plan.memory[report.device_id].engine_bytes,
+        peak_bytes=report.peak_bytes,
+        read_bytes=report.read_bytes,
+        parameters=report.parameters,
+    )
+
+
+def print_run(console: Console, stats: RunStats) -> None:
+    console.print(_speed_table(stats))
+    if stats.links:
+        console.print(_link_table(stats))
+    console.print(_device_table(stats))
+
+
+def _speed_table(stats: RunStats) -> Table:
+    table = Table(title="Speed")
+    for column in ("", "measured", "predicted", "measured / predicted"):
+        table.add_column(column, justify="right" if column else "left")
+    measured, predicted = stats.measured, stats.predicted
+    rows = [
+        ("TTFT", measured.ttft_s, predicted.ttft_s, format_seconds),
+        ("TPOT", measured.tpot_s, predicted.tpot_s, format_seconds),
+        ("tokens/s", measured.tokens_per_s, predicted.tokens_per_s, lambda rate: f"{rate:.1f}"),
+    ]
+    for name, seen, expected, form in rows:
+        table.add_row(name, form(seen), form(expected), f"{seen / expected:.2f}" if expected else "-")
+    return table
+
+
+def _link_table(stats: RunStats) -> Table:
+    table = Table(title="Bytes on each link")
+    table.add_column("from → to")
+    table.add_column("measured", justify="right")
+    table.add_column("predicted", justify="right")
+    for link in stats.links:
+        table.add_row(f"{link.src} → {link.dst}", f"{link.measured_bytes:,}", f"{link.predicted_bytes:,}")
+    return table
+
+
+def _device_table(stats: RunStats) -> Table:
+    table = Table(title="Memory of each worker")
+    table.add_column("device")
+    for column in ("peak", "planned", "budget", "read from disk"):
+        table.add_column(column, justify="right")
+    for device in stats.devices:
+        sizes = (device.peak_bytes, device.planned_bytes, device.budget_bytes, device.read_bytes)
+        table.add_row(device.id, *(format_bytes(size) for size in sizes))
+    return table

@@ -1,0 +1,151 @@
+"""Bytes a device holds: weights and KV cache exactly, workspace by a bound on what a step allocates.
+
+Everything here is affine in a shard's KV heads, FFN columns and vocabulary rows; the planner relies on it.
+"""
+
+from dataclasses import dataclass
+
+from apportion.cost.shard import Shard, stage_shards
+from apportion.types.model import ModelSpec
+from apportion.types.plan import DeviceMemory, Plan, Stage
+from apportion.types.units import FORMAT_BYTES
+
+RUNTIME_BYTES = 3 * 2**20
+"""Fixed allowance per worker: allocator slack, sockets, block tables."""
+HIDDEN_ACTIVATIONS = 6
+"""Hidden states per token alive at once: residual, norm, projection, message, two temporaries."""
+MESSAGES_IN_FLIGHT = 4
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What memory is planned for: `concurrency` sequences of `max_context_tokens`, steps of `chunk_tokens`."""
+
+    num_kv_blocks: int
+    block_tokens: int
+    chunk_tokens: int
+    concurrency: int
+    max_context_tokens: int
+
+
+def kv_blocks(concurrency: int, max_context_tokens: int, block_tokens: int) -> int:
+    """Blocks that hold every sequence at its full context."""
+    return concurrency * -(-max_context_tokens // block_tokens)
+
+
+def shard_parameters(model: ModelSpec, shard: Shard) -> int:
+    layers = sum(
+        count
+        * (
+            shard.kv_heads * layer.attention_params_per_kv_head
+            + shard.ffn_columns * layer.ffn_params_per_column
+            + layer.replicated_params
+        )
+        for layer, count in shard.layers
+    )
+    num_tables = shard.has_embedding + shard.has_head
+    if num_tables == 2 and model.tied_embeddings:
+        num_tables = 1
+    final_norm = model.hidden_size if shard.has_head else 0
+    return layers + num_tables * shard.vocab_rows * model.hidden_size + final_norm
+
+
+def kv_bytes_per_token(model: ModelSpec, shard: Shard) -> int:
+    return shard.num_layers * 2 * model.head_dim * shard.kv_heads * shard.element_bytes
+
+
+def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
+    """What a step of `chunk_tokens` allocates at its peak; activations count as at least fp32."""
+    tokens, context = capacity.chunk_tokens, capacity.max_context_tokens
+    local_q_heads = shard.kv_heads * model.q_heads_per_kv_head
+    qkv_elements = (local_q_heads + 2 * shard.kv_heads) * model.head_dim
+    ffn_elements = shard.ffn_columns * max(_ffn_activations_per_column(model, shard), default=0)
+    activations = tokens * (HIDDEN_ACTIVATIONS * model.hidden_size + qkv_elements + ffn_elements)
+    gathered_kv = 2 * context * shard.kv_heads * model.head_dim * shard.element_bytes
+    scores = 2 * local_q_heads * tokens * context * FP32_BYTES
+    logits = 2 * capacity.concurrency * _logit_columns(model, shard) * FP32_BYTES
+    return activations * max(FP32_BYTES, shard.element_bytes) + gathered_kv + scores + logits + RUNTIME_BYTES
+
+
+def _ffn_activations_per_column(model: ModelSpec, shard: Shard) -> list[int]:
+    """By layer kind: one activation per weight matrix (gate, up and their product) of the experts a token uses."""
+    return [
+        -(-layer.ffn_params_per_column * layer.experts_per_token // (layer.num_experts * model.hidden_size))
+        if layer.num_experts
+        else -(-layer.ffn_params_per_column // model.hidden_size)
+        for layer, _ in shard.layers
+    ]
+
+
+def _logit_columns(model: ModelSpec, shard: Shard) -> int:
+    """Rank 0 of the head stage gathers the whole vocabulary."""
+    if not shard.has_head:
+        return 0
+    return model.vocab_rows if shard.rank == 0 else shard.vocab_rows
+
+
+def shard_memory(model: ModelSpec, shard: Shard, capacity: Capacity, *, reserved_bytes: int) -> DeviceMemory:
+    element_bytes = shard.element_bytes
+    kv_tokens = capacity.num_kv_blocks * capacity.block_tokens
+    return DeviceMemory(
+        weights_bytes=shard_parameters(model, shard) * element_bytes,
+        kv_bytes=kv_tokens * kv_bytes_per_token(model, shard),
+        workspace_bytes=workspace_bytes(model, shard, capacity),
+        buffer_bytes=MESSAGES_IN_FLIGHT * capacity.chunk_tokens * model.hidden_size * element_bytes,
+        reserved_bytes=reserved_bytes,
+    )
+
+
+def parameters(model: ModelSpec, stage: Stage, rank: int) -> int:
+    """Parameters that rank `rank` of `stage` holds, exactly."""
+    return shard_parameters(model, stage_shards(model, stage)[rank])
+
+
+def read_bytes(model: ModelSpec, stage: Stage, rank: int) -> int:
+    """Checkpoint bytes that the rank reads."""
+    return parameters(model, stage, rank) * FORMAT_BYTES[model.checkpoint_format]
+
+
+def device_memory(
+    model: ModelSpec,
+    stage: Stage,
+    rank: int,
+    *,
+    num_kv_blocks: int,
+    block_tokens: int,
+    chunk_tokens: int,
+    concurrency: int,
+    max_context_tokens: int,
+    reserved_bytes: int,
+) -> DeviceMemory:
+    capacity = Capacity(
+        num_kv_blocks=num_kv_blocks,
+        block_tokens=block_tokens,
+        chunk_tokens=chunk_tokens,
+        concurrency=concurrency,
+        max_context_tokens=max_context_tokens,
+    )
+    return shard_memory(model, stage_shards(model, stage)[rank], capacity, reserved_bytes=reserved_bytes)
+
+
+def plan_capacity(plan: Plan) -> Capacity:
+    return Capacity(
+        num_kv_blocks=plan.num_kv_blocks,
+        block_tokens=plan.block_tokens,
+        chunk_tokens=plan.chunk_tokens,
+        concurrency=plan.workload.concurrency,
+        max_context_tokens=plan.workload.max_context_tokens,
+    )
+
+
+def plan_memory(plan: Plan) -> dict[str, DeviceMemory]:
+    """Memory of every device in use, recomputed from the plan's stages."""
+    capacity = plan_capacity(plan)
+    return {
+        device_id: shard_memory(
+            plan.model, shard, capacity, reserved_bytes=plan.cluster.device(device_id).reserved_bytes
+        )
+        for stage in plan.stages
+        for device_id, shard in zip(stage.split.device_ids, stage_shards(plan.model, stage), strict=True)
+    }

@@ -1,0 +1,100 @@
+"""Time of a phase on a device: whichever is longer of its arithmetic and its memory traffic.
+
+Source: Williams, Waterman, Patterson, "Roofline", CACM 2009. Legend: T new tokens, X attended positions
+summed over them, K context positions read, e bytes of one element.
+"""
+
+from dataclasses import dataclass
+
+from apportion.types.cluster import Device
+from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.units import FORMAT_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """`new_tokens` of each of `sequences` sequences that hold `start_tokens` each; `sampled_rows` are drawn."""
+
+    sequences: int
+    new_tokens: int
+    start_tokens: int
+    sampled_rows: int
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.new_tokens
+
+    def attended(self, window_tokens: int | None) -> int:
+        """X: positions attended to, summed over new tokens; each sees itself and at most `window_tokens`."""
+        stop = self.start_tokens + self.new_tokens
+        window = stop if window_tokens is None else window_tokens
+        growing_stop = max(self.start_tokens, min(stop, window))
+        growing = (growing_stop * (growing_stop + 1) - self.start_tokens * (self.start_tokens + 1)) // 2
+        return self.sequences * (growing + (stop - growing_stop) * window)
+
+    def context_read(self, window_tokens: int | None) -> int:
+        """K: positions whose keys and values are read once, summed over sequences."""
+        stop = self.start_tokens + self.new_tokens
+        reach = stop if window_tokens is None else window_tokens + self.new_tokens - 1
+        return self.sequences * min(stop, reach)
+
+
+def prefill_steps(prompt_tokens: int, chunk_tokens: int) -> tuple[Step, ...]:
+    """The chunks of one prompt; the last draws a token."""
+    return tuple(
+        Step(
+            sequences=1,
+            new_tokens=min(chunk_tokens, prompt_tokens - start),
+            start_tokens=start,
+            sampled_rows=int(start + chunk_tokens >= prompt_tokens),
+        )
+        for start in range(0, prompt_tokens, chunk_tokens)
+    )
+
+
+def decode_step(sequences: int, prompt_tokens: int, output_tokens: int) -> Step:
+    """One token for each sequence, half way through its output."""
+    context = prompt_tokens + output_tokens // 2
+    return Step(sequences=sequences, new_tokens=1, start_tokens=context - 1, sampled_rows=sequences)
+
+
+def phase_s(device: Device, weight_format: str, flops: float, moved_bytes: float) -> float:
+    return max(flops / device.flops_per_s[weight_format], moved_bytes / device.mem_bytes_per_s)
+
+
+def attention_s(
+    device: Device, model: ModelSpec, layer: LayerSpec, kv_heads: int, step: Step, weight_format: str
+) -> float:
+    """Projections and attention of `kv_heads` and their query heads, and the layer's replicated parameters."""
+    attended = step.attended(layer.window_tokens)
+    context = step.context_read(layer.window_tokens)
+    flops = kv_heads * (
+        2 * layer.attention_params_per_kv_head * step.tokens
+        + 4 * model.q_heads_per_kv_head * model.head_dim * attended
+    )
+    elements = kv_heads * (layer.attention_params_per_kv_head + 2 * model.head_dim * context)
+    return phase_s(
+        device, weight_format, flops, FORMAT_BYTES[weight_format] * (elements + layer.replicated_params)
+    )
+
+
+def ffn_column_s(device: Device, layer: LayerSpec, tokens: int, weight_format: str) -> float:
+    """One FFN column; the phase is proportional to their number. Experts touched: 1 − (1 − k/E)^T of them."""
+    active = layer.experts_per_token / layer.num_experts if layer.num_experts else 1.0
+    touched = 1 - (1 - active) ** tokens
+    params = layer.ffn_params_per_column
+    return phase_s(
+        device, weight_format, 2 * params * active * tokens, FORMAT_BYTES[weight_format] * params * touched
+    )
+
+
+def head_row_s(device: Device, model: ModelSpec, sampled_rows: int, weight_format: str) -> float:
+    """One vocabulary row of the head; nothing where no token is drawn."""
+    if sampled_rows == 0:
+        return 0.0
+    return phase_s(
+        device,
+        weight_format,
+        2 * model.hidden_size * sampled_rows,
+        FORMAT_BYTES[weight_format] * model.hidden_size,
+    )

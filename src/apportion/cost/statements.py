@@ -1,0 +1,99 @@
+"""The design's statements about a plan, as numbers: balance, pipeline, memory and communication."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from apportion.cost.traffic import layer_reductions
+from apportion.types.model import ModelSpec
+from apportion.types.plan import Plan, Stage
+from apportion.types.units import FORMAT_BYTES
+
+
+def epsilon_s(stage_s: Sequence[float]) -> float:
+    """ε = max_j |t_j − mean(t)|."""
+    mean_s = sum(stage_s) / len(stage_s)
+    return max(abs(seconds - mean_s) for seconds in stage_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """P microbatches through stages (and links, which are stages too) of times s_j.
+
+    The makespan is Σ s_j + (P−1)·s_max, throughput P over that. `stage_executions_per_s` = P·S/s_max is
+    the whitepaper's figure: it counts stage executions of P replicas, not results.
+    """
+
+    makespan_s: float
+    microbatches_per_s: float
+    stage_executions_per_s: float
+
+
+def pipeline(times_s: Sequence[float], num_stages: int, microbatches: int) -> Pipeline:
+    slowest_s = max(times_s)
+    makespan_s = sum(times_s) + (microbatches - 1) * slowest_s
+    return Pipeline(
+        makespan_s=makespan_s,
+        microbatches_per_s=microbatches / makespan_s,
+        stage_executions_per_s=microbatches * num_stages / slowest_s,
+    )
+
+
+def model_parameters(model: ModelSpec) -> int:
+    """Parameters of the undivided model: layers, vocabulary tables, final norm."""
+    layers = sum(
+        model.kv_heads * layer.attention_params_per_kv_head
+        + model.ffn_columns * layer.ffn_params_per_column
+        + layer.replicated_params
+        for layer in model.layers
+    )
+    return layers + (1 if model.tied_embeddings else 2) * model.embedding_params + model.hidden_size
+
+
+def replicated_parameters(plan: Plan) -> int:
+    """Parameters held more than once: norms in groups, and a tied table cut off from its other end."""
+    model = plan.model
+    layers = sum(
+        (stage.split.size - 1)
+        * sum(layer.replicated_params for layer in model.layers[stage.layer_start : stage.layer_stop])
+        for stage in plan.stages
+    )
+    norms = (plan.stages[-1].split.size - 1) * model.hidden_size
+    cut_table = model.embedding_params if model.tied_embeddings and len(plan.stages) > 1 else 0
+    return layers + norms + cut_table
+
+
+def whole_model_bytes(plan: Plan) -> int:
+    """What one device would hold of weights and KV cache, were the model not divided."""
+    element_bytes = FORMAT_BYTES[plan.stages[0].weight_format]
+    model = plan.model
+    kv_tokens = plan.num_kv_blocks * plan.block_tokens
+    kv_elements = kv_tokens * model.num_layers * 2 * model.head_dim * model.kv_heads
+    return (model_parameters(model) + kv_elements) * element_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communication:
+    """Of one decoded token: hidden states between stages and partial sums inside groups."""
+
+    messages: int
+    payload_bytes: int
+
+
+def token_communication(plan: Plan) -> Communication:
+    hops = [stage.split.size for stage in plan.stages[1:]]
+    hidden_bytes = plan.model.hidden_size * FORMAT_BYTES[plan.stages[0].weight_format]
+    exchanges = [_stage_exchange(plan.model, stage) for stage in plan.stages]
+    return Communication(
+        messages=sum(hops) + sum(messages for messages, _ in exchanges),
+        payload_bytes=sum(hops) * hidden_bytes + sum(size for _, size in exchanges),
+    )
+
+
+def _stage_exchange(model: ModelSpec, stage: Stage) -> tuple[int, int]:
+    """Messages and bytes of one token inside a group, over all ordered pairs."""
+    pairs = stage.split.size * (stage.split.size - 1)
+    element_bytes = FORMAT_BYTES[stage.weight_format]
+    sizes = list(layer_reductions(model, element_bytes)) * stage.num_layers
+    if stage.has_embedding:
+        sizes.append(model.hidden_size * element_bytes)
+    return pairs * len(sizes), pairs * sum(sizes)

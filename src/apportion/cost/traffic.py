@@ -1,0 +1,92 @@
+"""Payload bytes on every link, and the time they take.
+
+The protocol that is counted: rank `i mod G_k` of stage k sends the hidden states to rank i of stage k+1; inside
+a group every rank sends its partial sums to every other (direct exchange), twice a layer and once after a split
+embedding; in a split head the logits are gathered on rank 0. Headers, in which token ids travel, are not counted.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise, permutations
+
+from apportion.types.cluster import Cluster, Link
+from apportion.types.model import ModelSpec
+from apportion.types.plan import Plan, Stage
+from apportion.types.units import FORMAT_BYTES
+
+ID_BYTES = 4
+LOGIT_BYTES = 4
+NORM_BYTES = 4
+WIDE_QK_NORM_FAMILIES = frozenset({"olmo2"})
+"""Families that normalise q and k over all heads: a split one reduces a sum of squares for each, in fp32."""
+
+LinkBytes = dict[tuple[str, str], int]
+
+
+def layer_reductions(model: ModelSpec, element_bytes: int) -> tuple[int, ...]:
+    """Bytes per token of each reduction in a group's layer: after attention, after the FFN, q/k norms."""
+    hidden = model.hidden_size * element_bytes
+    norms = (NORM_BYTES, NORM_BYTES) if model.family in WIDE_QK_NORM_FAMILIES else ()
+    return (hidden, hidden, *norms)
+
+
+def reduction_s(link: Link, group_size: int, message_bytes: float) -> float:
+    """Direct exchange: one latency, then each member's link carries `group_size − 1` messages."""
+    return link.latency_s + (group_size - 1) * message_bytes / link.bytes_per_s
+
+
+def hop_bytes(model: ModelSpec, next_group_size: int, tokens: int, element_bytes: int) -> int:
+    """Hidden states of a step to every rank of the next stage."""
+    return next_group_size * tokens * model.hidden_size * element_bytes
+
+
+def group_link(cluster: Cluster, device_ids: Sequence[str]) -> Link | None:
+    """The link inside a group's host; None where there is none."""
+    return cluster.link(device_ids[0], device_ids[-1])
+
+
+def coordinator_host(cluster: Cluster) -> str:
+    """The coordinator runs on the host of the first device."""
+    return cluster.devices[0].host
+
+
+def host_link(cluster: Cluster, src_host: str, dst_host: str) -> Link | None:
+    return next((link for link in cluster.links if {link.src, link.dst} == {src_host, dst_host}), None)
+
+
+def run_link_bytes(plan: Plan, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> LinkBytes:
+    """Payload bytes on each directed (src, dst) link for sequences of these lengths; an end may be COORDINATOR.
+
+    The last token drawn is not processed: a sequence passes `prompt + output − 1` tokens through the stages.
+    """
+    sampled = sum(output_tokens)
+    processed = sum(prompt_tokens) + sampled - len(prompt_tokens)
+    carried: Counter[tuple[str, str]] = Counter()
+    for stage, following in pairwise(plan.stages):
+        carried.update(_hop_link_bytes(plan.model, stage, following, processed))
+    for stage in plan.stages:
+        carried.update(_group_link_bytes(plan.model, stage, processed, sampled))
+    return dict(carried)
+
+
+def _hop_link_bytes(model: ModelSpec, stage: Stage, following: Stage, processed: int) -> LinkBytes:
+    sources = stage.split.device_ids
+    return {
+        (sources[rank % len(sources)], device_id): hop_bytes(
+            model, 1, processed, FORMAT_BYTES[stage.weight_format]
+        )
+        for rank, device_id in enumerate(following.split.device_ids)
+    }
+
+
+def _group_link_bytes(model: ModelSpec, stage: Stage, processed: int, sampled: int) -> LinkBytes:
+    element_bytes = FORMAT_BYTES[stage.weight_format]
+    per_token = stage.num_layers * sum(layer_reductions(model, element_bytes))
+    if stage.has_embedding:
+        per_token += model.hidden_size * element_bytes
+    carried = Counter(dict.fromkeys(permutations(stage.split.device_ids, 2), per_token * processed))
+    if stage.has_head:
+        root, *others = stage.split.device_ids
+        for device_id, rows in zip(others, stage.split.vocab_rows[1:], strict=True):
+            carried[device_id, root] += rows * LOGIT_BYTES * sampled
+    return dict(carried)

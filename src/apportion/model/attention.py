@@ -1,0 +1,131 @@
+"""Causal attention of a flat ragged batch over the paged KV pool.
+
+Each sequence's queries are taken in tiles, so that no temporary grows with the number of new tokens. Query heads
+stand beside their KV head as a dimension of their own: neither keys nor values are ever repeated.
+
+Shapes: T = tokens of the batch, Q = tokens of one tile, C = keys a tile can see, K = local KV heads, G = query heads
+per KV head, N = K·G, E = G·Q, D = head dim.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apportion.model.batch import FlatBatch, SequenceSpan
+from apportion.model.kv_pool import KVPool
+
+QUERY_TILE = 128
+"""Most queries of one sequence that are scored at once."""
+
+
+def paged_attention(
+    query_TND: Tensor,
+    key_TKD: Tensor,
+    value_TKD: Tensor,
+    *,
+    layer: int,
+    batch: FlatBatch,
+    kv_pool: KVPool,
+    scale: float,
+    window_tokens: int | None,
+    softcap: float | None,
+    sinks_N: Tensor | None,
+) -> Tensor:
+    """Writes the new keys and values to the pool, then attends each token to its sequence; returns out_TND.
+
+    `window_tokens` counts the token itself; `softcap` bounds the scores by tanh; a sink is a score per head that
+    takes part in the softmax and has no value.
+    """
+    kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
+    num_tokens, kv_heads, head_dim = key_TKD.shape
+    query_TKGD = query_TND.reshape(num_tokens, kv_heads, -1, head_dim)
+    out_TKGD = torch.empty_like(query_TKGD, memory_format=torch.contiguous_format)
+    for span in batch.spans:
+        for row, stop, first_key in _tiles(span, window_tokens):
+            first = span.start + row - span.row_start
+            slots = span.slots_between(first_key, first + stop - row)
+            key_CKD, value_CKD = kv_pool.read(layer, slots)
+            out_TKGD[row:stop] = _attend(
+                query_TKGD[row:stop], key_CKD, value_CKD, scale, window_tokens, softcap, sinks_N
+            )
+    return out_TKGD.view(query_TND.shape)
+
+
+def _tiles(span: SequenceSpan, window_tokens: int | None) -> list[tuple[int, int, int]]:
+    """Rows `[row, stop)` of each tile, and the first position any of them sees."""
+    tiles = []
+    for row in range(span.row_start, span.row_stop, QUERY_TILE):
+        first = span.start + row - span.row_start
+        first_key = 0 if window_tokens is None else max(0, first - window_tokens + 1)
+        tiles.append((row, min(row + QUERY_TILE, span.row_stop), first_key))
+    return tiles
+
+
+def _attend(
+    query_QKGD: Tensor,
+    key_CKD: Tensor,
+    value_CKD: Tensor,
+    scale: float,
+    window_tokens: int | None,
+    softcap: float | None,
+    sinks_N: Tensor | None,
+) -> Tensor:
+    """Attention of consecutive tokens, the last of which is the last key; returns out_QKGD."""
+    mask_QC = _causal_mask(len(query_QKGD), len(key_CKD), window_tokens, key_CKD.device)
+    if softcap is None and sinks_N is None:
+        return _attend_fused(query_QKGD, key_CKD, value_CKD, scale, mask_QC)
+    num_queries, kv_heads, group, head_dim = query_QKGD.shape
+    # One product per KV head: a broadcast matmul would copy the keys for every query head.
+    query_KED = query_QKGD.permute(1, 2, 0, 3).reshape(kv_heads, group * num_queries, head_dim)
+    scores_KEC = torch.bmm(query_KED, key_CKD.permute(1, 2, 0)).float().mul_(scale)
+    if softcap is not None:
+        scores_KEC.div_(softcap).tanh_().mul_(softcap)
+    scores_KGQC = scores_KEC.view(kv_heads, group, num_queries, -1)
+    if mask_QC is not None:
+        scores_KGQC.masked_fill_(mask_QC.logical_not_(), float("-inf"))
+    weights_KEC = _softmax_(scores_KGQC, sinks_N).view_as(scores_KEC).to(value_CKD.dtype)
+    out_KED = torch.bmm(weights_KEC, value_CKD.transpose(0, 1))
+    return out_KED.view(kv_heads, group, num_queries, head_dim).permute(2, 0, 1, 3)
+
+
+def _attend_fused(
+    query_QKGD: Tensor, key_CKD: Tensor, value_CKD: Tensor, scale: float, mask_QC: Tensor | None
+) -> Tensor:
+    key_K1CD, value_K1CD = key_CKD.permute(1, 0, 2)[:, None], value_CKD.permute(1, 0, 2)[:, None]
+    if len(query_QKGD) == 1:  # the group's heads are the queries: each key is read once for all of them
+        out_K1GD = F.scaled_dot_product_attention(
+            query_QKGD.transpose(0, 1), key_K1CD, value_K1CD, scale=scale
+        )
+        return out_K1GD.transpose(0, 1)
+    group = query_QKGD.shape[2]
+    out_KGQD = F.scaled_dot_product_attention(
+        query_QKGD.permute(1, 2, 0, 3),
+        key_K1CD.expand(-1, group, -1, -1),
+        value_K1CD.expand(-1, group, -1, -1),
+        attn_mask=mask_QC,
+        scale=scale,
+    )
+    return out_KGQD.permute(2, 0, 1, 3)
+
+
+def _causal_mask(
+    num_queries: int, num_keys: int, window_tokens: int | None, device: torch.device
+) -> Tensor | None:
+    """mask_QC, True where a query sees a key; None for a single query, which sees every key it is given."""
+    if num_queries == 1:
+        return None
+    first_query = num_keys - num_queries
+    mask_QC = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril_(first_query)
+    return mask_QC if window_tokens is None else mask_QC.triu_(first_query - window_tokens + 1)
+
+
+def _softmax_(scores_KGQC: Tensor, sinks_N: Tensor | None) -> Tensor:
+    """Softmax in place over the keys and, where there are sinks, each head's sink."""
+    highest_KGQ1 = scores_KGQC.amax(-1, keepdim=True)
+    if sinks_N is None:
+        weights_KGQC = scores_KGQC.sub_(highest_KGQ1).exp_()
+        return weights_KGQC.div_(weights_KGQC.sum(-1, keepdim=True))
+    sinks_KG11 = sinks_N.float().view(*scores_KGQC.shape[:2], 1, 1)
+    highest_KGQ1 = torch.maximum(highest_KGQ1, sinks_KG11)
+    weights_KGQC = scores_KGQC.sub_(highest_KGQ1).exp_()
+    return weights_KGQC.div_(weights_KGQC.sum(-1, keepdim=True) + (sinks_KG11 - highest_KGQ1).exp_())

@@ -1,0 +1,66 @@
+"""The modules that a tensor-parallel group puts in place of transformers' own: they reduce over the members.
+
+Shapes: T = tokens, H = hidden size, I = the member's input columns, V = its vocabulary rows, W = its norm weights.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+AllReduce = Callable[[Tensor], Tensor]
+"""Sums a partial result over the members of the group."""
+
+
+class RowParallelLinear(nn.Module):
+    """A projection whose input is sharded: partial sums are reduced, then the bias is added once."""
+
+    def __init__(self, linear: nn.Linear, all_reduce: AllReduce) -> None:
+        super().__init__()
+        self.weight_HI = linear.weight
+        self.bias_H = linear.bias
+        self.all_reduce = all_reduce
+
+    def forward(self, input_1TI: Tensor) -> Tensor:
+        out_TH = self.all_reduce(F.linear(input_1TI[0], self.weight_HI))
+        return (out_TH if self.bias_H is None else out_TH + self.bias_H)[None]
+
+
+class VocabParallelEmbedding(nn.Module):
+    """An embedding of the ids `[first_id, first_id + V)`; others give zeros, and the members' results are summed."""
+
+    def __init__(
+        self, embedding: nn.Embedding, first_id: int, vocab_rows: int, all_reduce: AllReduce
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.first_id = first_id
+        self.vocab_rows = vocab_rows
+        self.all_reduce = all_reduce
+
+    def forward(self, ids_T: Tensor) -> Tensor:
+        local_rows = self.embedding.weight.shape[0]
+        if local_rows == self.vocab_rows:
+            return self.all_reduce(self.embedding(ids_T))
+        local_T = ids_T - self.first_id
+        elsewhere_T = (local_T < 0) | (local_T >= local_rows)
+        hidden_TH = self.embedding(local_T.clamp_(0, local_rows - 1))
+        return self.all_reduce(hidden_TH.masked_fill_(elsewhere_T[:, None], 0))
+
+
+class WideRMSNorm(nn.Module):
+    """RMS norm over all heads (olmo2), of which the member holds some: the squares are summed over the members."""
+
+    def __init__(self, weight_W: Tensor, eps: float, full_width: int, all_reduce: AllReduce) -> None:
+        super().__init__()
+        self.weight_W = weight_W
+        self.eps = eps
+        self.full_width = full_width
+        self.all_reduce = all_reduce
+
+    def forward(self, x_1TW: Tensor) -> Tensor:
+        wide_TW = x_1TW[0].float()
+        squares_T1 = self.all_reduce(wide_TW.square().sum(-1, keepdim=True))
+        scale_T1 = torch.rsqrt(squares_T1 / self.full_width + self.eps)
+        return (self.weight_W * (wide_TW * scale_T1)).to(x_1TW.dtype)[None]

@@ -1,0 +1,190 @@
+"""Reads slices of a safetensors checkpoint, never holding more than the wanted weights plus one piece.
+
+The files are mapped read-only and copied piece by piece: the safetensors library maps them private and
+writable, which counts against a worker's RLIMIT_DATA. Format: https://huggingface.co/docs/safetensors#format
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apportion.types.errors import ModelError
+
+PIECE_BYTES = 2**20
+"""Most bytes staged at once."""
+
+FORMAT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The torch dtype of each weight format."""
+
+Range = tuple[int, int]
+"""`[start, stop)` along one dimension."""
+
+_INDEX_NAME = "model.safetensors.index.json"
+_SINGLE_NAME = "model.safetensors"
+_HEADER_LENGTH_BYTES = 8
+_DTYPES: dict[str, tuple[type[np.generic], torch.dtype]] = {
+    "F32": (np.float32, torch.float32),
+    "F16": (np.float16, torch.float16),
+    "BF16": (np.uint16, torch.bfloat16),  # numpy has no bfloat16: the bits are copied as they are
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """One tensor of a checkpoint file, mapped."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    array: np.ndarray
+
+
+class Checkpoint:
+    """The tensors of a model folder by name. Raises ModelError for files that are missing, cut short or corrupt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.read_bytes = 0
+        self._tensors: dict[str, StoredTensor] = {}
+        self._staging = np.empty(PIECE_BYTES, dtype=np.uint8)
+        expected_files = _expected_files(folder)
+        for file in dict.fromkeys(expected_files.values()) or [folder / _SINGLE_NAME]:
+            self._tensors |= _map_file(file)
+        for name, file in expected_files.items():
+            if name not in self._tensors:
+                raise ModelError(f"{file} lacks tensor '{name}' that {_INDEX_NAME} names; download it again")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises ModelError where the tensor is missing or of another shape."""
+        tensor = self._tensor(name)
+        if tensor.shape != shape:
+            raise ModelError(
+                f"{tensor.file}: tensor '{name}' has shape {list(tensor.shape)}, config.json asks for"
+                f" {list(shape)}; use the config.json of this checkpoint"
+            )
+
+    def read_into(self, target: Tensor, name: str, ranges: tuple[Range, ...]) -> None:
+        """Copies the hyper-rectangle `ranges` of tensor `name` into `target`, in the dtype of `target`."""
+        tensor = self._tensor(name)
+        numpy_type, torch_type = _DTYPES[tensor.dtype]
+        item_bytes = np.dtype(numpy_type).itemsize
+        for piece in _pieces(ranges, PIECE_BYTES // item_bytes):
+            source = tensor.array[tuple(slice(start, stop) for start, stop in piece)]
+            staged = self._staging[: source.size * item_bytes].view(numpy_type).reshape(source.shape)
+            np.copyto(staged, source)
+            destination = target[
+                tuple(
+                    slice(start - at, stop - at) for (start, stop), (at, _) in zip(piece, ranges, strict=True)
+                )
+            ]
+            destination.copy_(torch.from_numpy(staged).view(torch_type))
+            self.read_bytes += source.size * item_bytes
+
+    def _tensor(self, name: str) -> StoredTensor:
+        if name not in self._tensors:
+            raise ModelError(f"{self.folder}: no tensor '{name}' in the checkpoint; download it again")
+        tensor = self._tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise ModelError(
+                f"{tensor.file}: tensor '{name}' is stored as {tensor.dtype};"
+                f" use a checkpoint in {', '.join(_DTYPES)}"
+            )
+        return tensor
+
+
+def _pieces(ranges: tuple[Range, ...], max_items: int) -> Iterator[tuple[Range, ...]]:
+    """Cuts a hyper-rectangle into ones of at most `max_items`, whole rows where they fit."""
+    if not ranges:
+        yield ()
+        return
+    (start, stop), rest = ranges[0], ranges[1:]
+    row_items = math.prod(end - begin for begin, end in rest)
+    if row_items > max_items:
+        for row in range(start, stop):
+            for piece in _pieces(rest, max_items):
+                yield ((row, row + 1), *piece)
+        return
+    step = max(1, max_items // max(1, row_items))
+    for row in range(start, stop, step):
+        yield ((row, min(row + step, stop)), *rest)
+
+
+def _expected_files(folder: Path) -> dict[str, Path]:
+    """The file of each tensor as the index says; empty for a checkpoint of one file."""
+    index = folder / _INDEX_NAME
+    if index.exists():
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return {str(name): folder / str(file) for name, file in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} is not a safetensors index ({error!r}); download it again") from error
+    if not (folder / _SINGLE_NAME).exists():
+        found = ", ".join(sorted(file.name for file in folder.glob("pytorch_model*"))) or "no weights"
+        raise ModelError(
+            f"{folder} has {found} but neither {_SINGLE_NAME} nor {_INDEX_NAME};"
+            " use a checkpoint saved as safetensors"
+        )
+    return {}
+
+
+def _map_file(file: Path) -> dict[str, StoredTensor]:
+    if not file.exists():
+        raise ModelError(f"{file} is missing; download it again")
+    file_bytes = file.stat().st_size
+    header, data_start = _read_header(file, file_bytes)
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    try:
+        data_bytes = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        if file_bytes != data_start + data_bytes:
+            raise ModelError(
+                f"{file} has {file_bytes} bytes, its header expects {data_start + data_bytes};"
+                " download it again"
+            )
+        data = np.memmap(file, dtype=np.uint8, mode="r")
+        return {name: _map_tensor(file, name, entry, data[data_start:]) for name, entry in entries.items()}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise _corrupt(file, repr(error)) from error
+
+
+def _read_header(file: Path, file_bytes: int) -> tuple[dict[str, Any], int]:
+    with file.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(_HEADER_LENGTH_BYTES), "little")
+        data_start = _HEADER_LENGTH_BYTES + header_bytes
+        if data_start > file_bytes:
+            raise ModelError(
+                f"{file} has {file_bytes} bytes, its header alone expects {data_start}; download it again"
+            )
+        try:
+            header = json.loads(stream.read(header_bytes))
+        except ValueError as error:
+            raise _corrupt(file, str(error)) from error
+    if not isinstance(header, dict):
+        raise _corrupt(file, "it is not a JSON object")
+    return header, data_start
+
+
+def _map_tensor(file: Path, name: str, entry: dict[str, Any], data: np.ndarray) -> StoredTensor:
+    start, stop = entry["data_offsets"]
+    shape, dtype = tuple(int(size) for size in entry["shape"]), str(entry["dtype"])
+    raw = data[start:stop]
+    if dtype not in _DTYPES:  # refused only if it is asked for
+        return StoredTensor(file=file, shape=shape, dtype=dtype, array=raw)
+    numpy_type = _DTYPES[dtype][0]
+    expected_bytes = math.prod(shape) * np.dtype(numpy_type).itemsize
+    if not 0 <= start <= stop or stop - start != expected_bytes:
+        raise _corrupt(file, f"tensor '{name}' has {stop - start} bytes, its shape expects {expected_bytes}")
+    return StoredTensor(file=file, shape=shape, dtype=dtype, array=raw.view(numpy_type).reshape(shape))
+
+
+def _corrupt(file: Path, reason: str) -> ModelError:
+    return ModelError(f"{file}: the safetensors header is corrupt ({reason}); download it again")

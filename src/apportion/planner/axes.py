@@ -1,0 +1,122 @@
+"""The units in which a group's shares are counted, and how much of them each member's memory holds.
+
+FFN columns come in granules: the largest power of two ≤ 16 that divides them. KV heads come one by one, in
+granules of 2, 4, … only where there would be more than 5000 ways to share them. Vocabulary rows follow the FFN
+columns by cumulative rounding, and a member has room for its rows rounded up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apportion.cost.memory import Capacity, shard_memory
+from apportion.cost.shard import LayerCounts, Shard
+from apportion.types.cluster import Device
+from apportion.types.model import ModelSpec
+
+MAX_GRANULE = 16
+MAX_COMPOSITIONS = 5000
+
+IntArray = NDArray[np.int64]
+
+
+def ffn_granule(model: ModelSpec) -> int:
+    return next(size for size in (16, 8, 4, 2, 1) if model.ffn_columns % size == 0)
+
+
+def head_compositions(kv_heads: int, group_size: int) -> IntArray:
+    """Every way to share the KV heads, one row each, every member holding at least one granule."""
+    granule = 1
+    while (
+        comb(kv_heads // granule - 1, group_size - 1) > MAX_COMPOSITIONS and kv_heads % (2 * granule) == 0
+    ):
+        granule *= 2
+    units = kv_heads // granule
+    cuts = combinations(range(1, units), group_size - 1)
+    return granule * np.array([np.diff((0, *inner, units)) for inner in cuts], dtype=np.int64)
+
+
+def vocabulary_rows(vocab_rows: int, ffn_units: Sequence[int]) -> tuple[int, ...]:
+    """Rows in the ratio of the FFN units, by rounding the running sum."""
+    total = sum(ffn_units)
+    stops = [0]
+    running = 0
+    for units in ffn_units:
+        running += units
+        stops.append((2 * vocab_rows * running + total) // (2 * total))
+    return tuple(stop - start for start, stop in zip(stops, stops[1:], strict=False))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageKind:
+    """All that a stage's cost on given devices depends on."""
+
+    layers: LayerCounts
+    has_embedding: bool
+    has_head: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """One member's memory, affine in its shares: bytes of nothing, of a head, an FFN granule, a vocabulary row."""
+
+    free_bytes: int
+    head_bytes: int
+    granule_bytes: int
+    row_bytes: int
+    num_granules: int
+    vocab_rows: int
+
+    def fits(self, kv_heads: int, granules: int) -> bool:
+        rows = -(-self.vocab_rows * granules // self.num_granules)
+        needed = kv_heads * self.head_bytes + granules * self.granule_bytes + rows * self.row_bytes
+        return needed <= self.free_bytes
+
+    def granules(self, kv_heads: int) -> int:
+        """The most FFN granules that fit beside this many heads; 0 where none does."""
+        left = self.free_bytes - kv_heads * self.head_bytes
+        whole = self.granule_bytes * self.num_granules + self.row_bytes * self.vocab_rows
+        most = min(self.num_granules, max(0, left) * self.num_granules // whole)
+        while most > 0 and not self.fits(kv_heads, most):
+            most -= 1
+        return most
+
+
+def member_room(
+    model: ModelSpec, capacity: Capacity, weight_format: str, device: Device, rank: int, size: int, kind: StageKind
+) -> Room:
+    granule = ffn_granule(model)
+
+    def engine_bytes(heads: int, columns: int, rows: int) -> int:
+        shard = make_shard(kind, weight_format, rank, size, heads, columns, rows)
+        return shard_memory(model, shard, capacity, reserved_bytes=0).engine_bytes
+
+    nothing = engine_bytes(0, 0, 0)
+    return Room(
+        free_bytes=device.usable_bytes - nothing,
+        head_bytes=engine_bytes(1, 0, 0) - nothing,
+        granule_bytes=engine_bytes(0, granule, 0) - nothing,
+        row_bytes=engine_bytes(0, 0, 1) - nothing,
+        num_granules=model.ffn_columns // granule,
+        vocab_rows=model.vocab_rows,
+    )
+
+
+def make_shard(
+    kind: StageKind, weight_format: str, rank: int, size: int, heads: int, columns: int, rows: int
+) -> Shard:
+    return Shard(
+        layers=kind.layers,
+        kv_heads=heads,
+        ffn_columns=columns,
+        vocab_rows=rows,
+        rank=rank,
+        size=size,
+        weight_format=weight_format,
+        has_embedding=kind.has_embedding,
+        has_head=kind.has_head,
+    )

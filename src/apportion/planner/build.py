@@ -1,0 +1,155 @@
+"""From model, cluster and workload to a plan: search, then estimate, certify and check the balance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from apportion.cost.estimate import estimate, objective_value
+from apportion.cost.memory import Capacity, device_memory
+from apportion.planner.axes import ffn_granule
+# from apportion.planner.balance import balance
+# from apportion.planner.bound import certify
+# from apportion.planner.infeasible import infeasible_error
+from apportion.planner.problem import Problem, chunk_candidates, make_problem, microbatch_candidates
+from apportion.planner.search import Division, Group, PlacedStage, Search, StageKinds, device_kinds, possible_groups
+from apportion.planner.shares import GroupMemory
+from apportion.types.cluster import Cluster
+from apportion.types.model import ModelSpec
+from apportion.types.plan import PLAN_VERSION, DeviceMemory, Plan, Stage, TensorSplit
+from apportion.types.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    problem: Problem
+    stages: tuple[Stage, ...]
+    microbatches: int
+
+
+def find_division(model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str) -> Found | None:
+    """The best division with the largest prefill chunk for which there is one; None where nothing fits."""
+    for chunk_tokens in chunk_candidates(workload.max_context_tokens):
+        problem = make_problem(model, cluster, workload, weight_format, chunk_tokens)
+        found = search(problem)
+        if found is not None:
+            return found
+    return None
+
+
+def search(problem: Problem) -> Found | None:
+    groups = possible_groups(problem)
+    memories = [GroupMemory(problem, group.devices) for group in groups]
+    kinds = StageKinds(problem.model)
+    best: tuple[float, int, Division] | None = None
+    for microbatches in microbatch_candidates(problem.workload, len(problem.cluster.devices)):
+        searched = Search(problem, microbatches, groups, memories, kinds)
+        division = searched.best()
+        if division is None:
+            return None
+        value = searched.goal.combine(division.total, division.maximum)
+        if best is None or value < best[0]:
+            best = (value, microbatches, division)
+    if best is None:
+        return None
+    stages = name_devices(problem, best[2].stages)
+    return Found(problem=problem, stages=stages, microbatches=_microbatches(problem, stages, best[1]))
+
+
+def _microbatches(problem: Problem, stages: Sequence[Stage], searched: int) -> int:
+    """Latency is of one request alone, so the number is free: the one with the least time per output token."""
+    if problem.workload.objective == "throughput":
+        return searched
+    most = min(problem.workload.concurrency, 2 * len(stages))
+
+    def tpot_s(microbatches: int) -> float:
+        return estimate(
+            problem.model,
+            problem.cluster,
+            problem.workload,
+            stages,
+            chunk_tokens=problem.capacity.chunk_tokens,
+            microbatches=microbatches,
+        ).tpot_s
+
+    return min(range(1, most + 1), key=tpot_s)
+
+
+def name_devices(problem: Problem, placed: Sequence[PlacedStage]) -> tuple[Stage, ...]:
+    """Gives each kind its devices in the cluster's order."""
+    unused = [list(kind) for kind in device_kinds(problem.cluster.devices)]
+    stages: list[Stage] = []
+    for stage in placed:
+        device_ids = [
+            unused[kind].pop(0).id for kind, count in enumerate(stage.group.counts) for _ in range(count)
+        ]
+        stages.append(_stage(problem, stage, device_ids))
+    return tuple(stages)
+
+
+def _stage(problem: Problem, placed: PlacedStage, device_ids: Sequence[str]) -> Stage:
+    choice, model = placed.choice, problem.model
+    return Stage(
+        layer_start=placed.layer_start,
+        layer_stop=placed.layer_stop,
+        split=TensorSplit(
+            device_ids=tuple(device_ids),
+            q_heads=tuple(heads * model.q_heads_per_kv_head for heads in choice.kv_heads),
+            kv_heads=choice.kv_heads,
+            ffn_columns=choice.ffn_columns,
+            vocab_rows=choice.vocab_rows,
+        ),
+        weight_format=problem.weight_format,
+        has_embedding=placed.layer_start == 0,
+        has_head=placed.layer_stop == model.num_layers,
+    )
+
+
+def stage_memory(problem: Problem, stages: Sequence[Stage]) -> dict[str, DeviceMemory]:
+    capacity: Capacity = problem.capacity
+    return {
+        device_id: device_memory(
+            problem.model,
+            stage,
+            rank,
+            num_kv_blocks=capacity.num_kv_blocks,
+            block_tokens=capacity.block_tokens,
+            chunk_tokens=capacity.chunk_tokens,
+            concurrency=capacity.concurrency,
+            max_context_tokens=capacity.max_context_tokens,
+            reserved_bytes=problem.cluster.device(device_id).reserved_bytes,
+        )
+        for stage in stages
+        for rank, device_id in enumerate(stage.split.device_ids)
+    }
+
+
+def make_plan(model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str) -> Plan:
+    """The best division of the model, certified.
+
+    Raises InfeasibleError where the devices cannot hold it, ClusterError where one lacks a rate it needs.
+    """
+    found = find_division(model, cluster, workload, weight_format)
+    if found is None:
+        raise infeasible_error(model, cluster, workload, weight_format, find_division)
+    problem, stages = found.problem, found.stages
+    chunk_tokens = problem.capacity.chunk_tokens
+    value = objective_value(
+        model, cluster, workload, stages, chunk_tokens=chunk_tokens, microbatches=found.microbatches
+    )
+    predicted = estimate(
+        model, cluster, workload, stages, chunk_tokens=chunk_tokens, microbatches=found.microbatches
+    )
+    return Plan(
+        version=PLAN_VERSION,
+        model=model,
+        cluster=cluster,
+        workload=workload,
+        stages=stages,
+        memory=stage_memory(problem, stages),
+        block_tokens=problem.capacity.block_tokens,
+        num_kv_blocks=problem.capacity.num_kv_blocks,
+        microbatches=found.microbatches,
+        chunk_tokens=chunk_tokens,
+        estimate=predicted,
+        certificate=certify(problem, value),
+        balance=balance(problem, stages, found.microbatches),
+    )

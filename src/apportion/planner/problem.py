@@ -1,0 +1,67 @@
+"""What is searched: one model, cluster and workload, with everything that the search holds fixed."""
+
+from dataclasses import dataclass
+
+from apportion.cost.estimate import Steps, objective_steps
+from apportion.cost.memory import Capacity, kv_blocks
+from apportion.cost.objective import Goal, goal, microbatch_sequences
+from apportion.types.cluster import Cluster
+from apportion.types.errors import ClusterError
+from apportion.types.model import ModelSpec
+from apportion.types.workload import Workload
+
+BLOCK_TOKENS = 16
+CHUNK_TOKENS = (256, 128, 64, 32, 16)
+"""Prefill chunks that are tried, largest first: the first that fits is taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    model: ModelSpec
+    cluster: Cluster
+    workload: Workload
+    weight_format: str
+    capacity: Capacity
+
+    def goal(self, microbatches: int) -> Goal:
+        return goal(self.workload, self.capacity.chunk_tokens, microbatches)
+
+    def steps(self, microbatches: int) -> Steps:
+        return objective_steps(self.workload, self.capacity.chunk_tokens, microbatches)
+
+
+def make_problem(
+    model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str, chunk_tokens: int
+) -> Problem:
+    """Raises ClusterError where a device has no rate for the weight format."""
+    for device in cluster.devices:
+        if weight_format not in device.flops_per_s:
+            known = ", ".join(sorted(device.flops_per_s))
+            raise ClusterError(f"device {device.id} has no flops_per_s for '{weight_format}'; it has {known}")
+    return Problem(
+        model=model,
+        cluster=cluster,
+        workload=workload,
+        weight_format=weight_format,
+        capacity=Capacity(
+            num_kv_blocks=kv_blocks(workload.concurrency, workload.max_context_tokens, BLOCK_TOKENS),
+            block_tokens=BLOCK_TOKENS,
+            chunk_tokens=chunk_tokens,
+            concurrency=workload.concurrency,
+            max_context_tokens=workload.max_context_tokens,
+        ),
+    )
+
+
+def chunk_candidates(max_context_tokens: int) -> tuple[int, ...]:
+    return tuple(chunk for chunk in CHUNK_TOKENS if chunk <= max_context_tokens) or CHUNK_TOKENS[-1:]
+
+
+def microbatch_candidates(workload: Workload, num_devices: int) -> tuple[int, ...]:
+    """Under throughput 1..min(R, 2·devices), of those with equal microbatches only the fewest."""
+    if workload.objective == "latency":
+        return (1,)
+    fewest: dict[int, int] = {}
+    for microbatches in range(1, min(workload.concurrency, 2 * num_devices) + 1):
+        fewest.setdefault(microbatch_sequences(workload.concurrency, microbatches), microbatches)
+    return tuple(fewest.values())

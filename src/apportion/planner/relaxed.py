@@ -1,0 +1,148 @@
+"""Lower bounds on a stage's time on a group, phase by phase, without choosing shares.
+
+In a phase member g takes t_g(u) for u units, nondecreasing in u. Whatever the shares, the slowest member takes
+at least the smallest t for which the pairs (g, u) with t_g(u) ≤ t number the axis' units. Phases are bounded
+apart from each other, and memory limits a member's units on one axis as if it held the least of the others; so
+no choice of shares is faster, and on a single device the bound is exact.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apportion.cost.estimate import Steps, group_reductions_s
+from apportion.cost.objective import Timing
+from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
+from apportion.cost.traffic import LOGIT_BYTES
+from apportion.planner.axes import Room, StageKind, ffn_granule, make_shard, member_room
+from apportion.planner.problem import Problem
+from apportion.types.cluster import Device, Link
+from apportion.types.model import LayerSpec
+
+FloatArray = NDArray[np.float64]
+Caps = tuple[int, ...]
+
+
+class RelaxedGroup:
+    """Bounds for the stages of one group."""
+
+    def __init__(self, problem: Problem, devices: Sequence[Device], link: Link | None, steps: Steps) -> None:
+        self.problem = problem
+        self.devices = devices
+        self.link = link
+        self.steps = (*steps.prefill, steps.decode)
+        self.granule = ffn_granule(problem.model)
+        self.num_granules = problem.model.ffn_columns // self.granule
+        self._attention: dict[tuple[LayerSpec, Caps], FloatArray] = {}
+        self._ffn: dict[tuple[LayerSpec, Caps], FloatArray] = {}
+
+    def timing(self, kind: StageKind) -> Timing | None:
+        """No shares take less; None where no shares fit."""
+        rooms = self._rooms(kind)
+        caps = self._caps(rooms)
+        if caps is None or not self._fits_together(rooms):
+            return None
+        seconds = self._fixed(kind)
+        for layer, count in kind.layers:
+            seconds += count * (self._attention_s(layer, caps[0]) + self._ffn_s(layer, caps[1]))
+        return Timing(prefill_s=float(seconds[:-1].sum()), decode_s=float(seconds[-1]))
+
+    def _rooms(self, kind: StageKind) -> list[Room]:
+        problem, size = self.problem, len(self.devices)
+        return [
+            member_room(problem.model, problem.capacity, problem.weight_format, device, rank, size, kind)
+            for rank, device in enumerate(self.devices)
+        ]
+
+    def _caps(self, rooms: Sequence[Room]) -> tuple[Caps, Caps] | None:
+        """The most heads and the most granules of each member, each beside the least of the other."""
+        model, others = self.problem.model, len(rooms) - 1
+        heads = tuple(
+            min((room.free_bytes - room.granule_bytes) // room.head_bytes, model.kv_heads - others)
+            for room in rooms
+        )
+        granules = tuple(
+            min((room.free_bytes - room.head_bytes) // room.granule_bytes, self.num_granules - others)
+            for room in rooms
+        )
+        enough = sum(heads) >= model.kv_heads and sum(granules) >= self.num_granules
+        return (heads, granules) if enough and min(*heads, *granules) >= 1 else None
+
+    def _fits_together(self, rooms: Sequence[Room]) -> bool:
+        model = self.problem.model
+        needed = (
+            model.kv_heads * rooms[0].head_bytes
+            + self.num_granules * rooms[0].granule_bytes
+            + model.vocab_rows * min(room.row_bytes for room in rooms)
+        )
+        return needed <= sum(room.free_bytes for room in rooms)
+
+    def _attention_s(self, layer: LayerSpec, caps: Caps) -> FloatArray:
+        """By step."""
+        if (layer, caps) not in self._attention:
+            model, weight_format = self.problem.model, self.problem.weight_format
+            times = [
+                [attention_s(device, model, layer, heads, step, weight_format) for step in self.steps]
+                for device, cap in zip(self.devices, caps, strict=True)
+                for heads in range(1, cap + 1)
+            ]
+            firsts = np.cumsum((0, *caps[:-1]))
+            self._attention[layer, caps] = _smallest_reaching(np.array(times), firsts, model.kv_heads)
+        return self._attention[layer, caps]
+
+    def _ffn_s(self, layer: LayerSpec, caps: Caps) -> FloatArray:
+        """By step; steps of equally many tokens take equally long."""
+        if (layer, caps) not in self._ffn:
+            tokens = sorted({step.tokens for step in self.steps})
+            columns = np.concatenate([np.arange(1, cap + 1) * self.granule for cap in caps])
+            firsts = np.cumsum((0, *caps[:-1]))
+            rates = np.array(
+                [
+                    [ffn_column_s(device, layer, count, self.problem.weight_format) for count in tokens]
+                    for device in self.devices
+                ]
+            )
+            times = columns[:, None] * np.repeat(rates, caps, axis=0)
+            by_tokens = dict(
+                zip(tokens, _smallest_reaching(times, firsts, self.num_granules), strict=True)
+            )
+            self._ffn[layer, caps] = np.array([by_tokens[step.tokens] for step in self.steps])
+        return self._ffn[layer, caps]
+
+    def _fixed(self, kind: StageKind) -> FloatArray:
+        """Overhead, reductions and the head, by step."""
+        num_layers = sum(count for _, count in kind.layers)
+        overhead_s = num_layers * max(device.overhead_s for device in self.devices)
+        seconds = np.full(len(self.steps), overhead_s)
+        if len(self.devices) > 1:
+            assert self.link is not None
+            shard = make_shard(kind, self.problem.weight_format, 0, len(self.devices), 0, 0, 0)
+            seconds += [group_reductions_s(self.problem.model, shard, self.link, step) for step in self.steps]
+        if kind.has_head:
+            seconds += [self._head_s(step) for step in self.steps]
+        return seconds
+
+    def _head_s(self, step: Step) -> float:
+        """Head and gathering for real-valued rows: convex in rank 0's rows, so least at an end or at the kink."""
+        if step.sampled_rows == 0:
+            return 0.0
+        model, weight_format = self.problem.model, self.problem.weight_format
+        root, *others = [
+            head_row_s(device, model, step.sampled_rows, weight_format) for device in self.devices
+        ]
+        if not others:
+            return model.vocab_rows * root
+        assert self.link is not None
+        others_rate = sum(1 / rate for rate in others)
+        row_s = step.sampled_rows * LOGIT_BYTES / self.link.bytes_per_s / len(others)
+        kink = model.vocab_rows / (1 + root * others_rate)
+        return self.link.latency_s + min(
+            max(rows * root, (model.vocab_rows - rows) / others_rate) + (model.vocab_rows - rows) * row_s
+            for rows in (0.0, kink, model.vocab_rows)
+        )
+
+
+def _smallest_reaching(times: FloatArray, firsts: NDArray[np.int64], units: int) -> FloatArray:
+    """The `units`-th smallest time of each column, and at least every member's first unit (rows `firsts`)."""
+    return np.maximum(np.partition(times, units - 1, axis=0)[units - 1], times[firsts].max(axis=0))
