@@ -83,7 +83,9 @@ def shares(total: int, weights: list[int]) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in zip([0, *stops], stops, strict=False))
 
 
-def make_stages(model: ModelSpec, division: list[tuple[int, list[int]]], weight_format: str = "fp32") -> list[Stage]:
+def make_stages(
+    model: ModelSpec, division: list[tuple[int, list[int]]], weight_format: str = "fp32"
+) -> list[Stage]:
     stops = list(accumulate(num_layers for num_layers, _ in division))
     return [
         Stage(

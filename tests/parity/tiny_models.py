@@ -10,46 +10,56 @@ from transformers import AutoModelForCausalLM
 
 WINDOW_TOKENS = 8
 _SHARD_BYTES = 200_000
-_COMMON = dict(
-    vocab_size=509,  # a prime: shares are never even
-    hidden_size=64,
-    intermediate_size=120,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=16,
-    max_position_embeddings=256,
-    initializer_range=0.1,
-    pad_token_id=None,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+_COMMON = {
+    "vocab_size": 509,  # a prime: shares are never even
+    "hidden_size": 64,
+    "intermediate_size": 120,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.1,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": dict(attention_bias=True, mlp_bias=True),
-    "mistral": dict(sliding_window=WINDOW_TOKENS),
-    "qwen2": dict(
-        use_sliding_window=True, sliding_window=WINDOW_TOKENS, max_window_layers=2, tie_word_embeddings=True
-    ),
-    "qwen3": dict(attention_bias=True, tie_word_embeddings=True),
-    "gemma2": dict(sliding_window=WINDOW_TOKENS, query_pre_attn_scalar=24),
-    "gemma3_text": dict(
-        sliding_window=WINDOW_TOKENS, query_pre_attn_scalar=24, sliding_window_pattern=3, attention_bias=True
-    ),
-    "mixtral": dict(num_local_experts=4, num_experts_per_tok=2),
-    "qwen3_moe": dict(
-        moe_intermediate_size=48, num_experts=6, num_experts_per_tok=2, mlp_only_layers=[1], norm_topk_prob=True
-    ),
-    "phi3": dict(sliding_window=WINDOW_TOKENS),
-    "olmo2": dict(attention_bias=True),
-    "granite": dict(
-        attention_bias=True,
-        mlp_bias=True,
-        embedding_multiplier=3.0,
-        logits_scaling=2.0,
-        residual_multiplier=0.5,
-        attention_multiplier=0.2,
-        tie_word_embeddings=True,
-    ),
-    "gpt_oss": dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW_TOKENS),
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": WINDOW_TOKENS},
+    "qwen2": {
+        "use_sliding_window": True,
+        "sliding_window": WINDOW_TOKENS,
+        "max_window_layers": 2,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"attention_bias": True, "tie_word_embeddings": True},
+    "gemma2": {"sliding_window": WINDOW_TOKENS, "query_pre_attn_scalar": 24},
+    "gemma3_text": {
+        "sliding_window": WINDOW_TOKENS,
+        "query_pre_attn_scalar": 24,
+        "sliding_window_pattern": 3,
+        "attention_bias": True,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "moe_intermediate_size": 48,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": True,
+    },
+    "phi3": {"sliding_window": WINDOW_TOKENS},
+    "olmo2": {"attention_bias": True},
+    "granite": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "tie_word_embeddings": True,
+    },
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW_TOKENS},
 }
 FAMILIES = tuple(_CONFIGS)
 _IN_SEVERAL_FILES = ("llama", "mixtral", "gpt_oss", "gemma2")
@@ -71,10 +81,12 @@ _CLASSES = {
 
 def tiny_config(family: str, num_layers: int, **changes: Any) -> transformers.PreTrainedConfig:
     config_class = getattr(transformers, f"{_CLASSES[family]}Config")
-    return config_class(**(_COMMON | dict(num_hidden_layers=num_layers) | _CONFIGS[family] | changes))
+    return config_class(**(_COMMON | {"num_hidden_layers": num_layers} | _CONFIGS[family] | changes))
 
 
-def make_checkpoint(family: str, folder: Path, num_layers: int = 4, dtype: torch.dtype = torch.float32) -> None:
+def make_checkpoint(
+    family: str, folder: Path, num_layers: int = 4, dtype: torch.dtype = torch.float32
+) -> None:
     """Writes config and safetensors, the same for the same arguments."""
     generator = torch.Generator().manual_seed(FAMILIES.index(family))
     with torch.random.fork_rng():

@@ -13,14 +13,14 @@ from apportion.catalog.model_config import read_model_spec
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 
-SIZES: dict[str, Any] = dict(
-    vocab_size=311,
-    hidden_size=128,
-    intermediate_size=80,
-    num_hidden_layers=4,
-    num_attention_heads=64,
-    pad_token_id=None,
-)
+SIZES: dict[str, Any] = {
+    "vocab_size": 311,
+    "hidden_size": 128,
+    "intermediate_size": 80,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 64,
+    "pad_token_id": None,
+}
 """All that no family has a default for."""
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "llama": [{"attention_bias": False, "mlp_bias": False}, {"tie_word_embeddings": True}],
@@ -29,7 +29,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "qwen3": [{"attention_bias": False}, {"use_sliding_window": True, "max_window_layers": 1}],
     "gemma2": [{"layer_types": ["full_attention"] * 3 + ["sliding_attention"]}],
     "gemma3_text": [{"sliding_window_pattern": 2}],
-    "mixtral": [{"sliding_window": 5}, {"num_key_value_heads": None}],
+    "mixtral": [{"sliding_window": 5}, {"head_dim": None}],
     "qwen3_moe": [{"mlp_only_layers": []}, {"decoder_sparse_step": 2, "use_sliding_window": True}],
     "phi3": [{"sliding_window": None}],
     "olmo2": [{"attention_bias": False}, {"num_key_value_heads": None}],
@@ -64,7 +64,9 @@ def check_against_transformers(folder: Path) -> ModelSpec:
         if spec.family in ("mistral", "mixtral", "phi3"):
             window = config.sliding_window
         assert spec.layers[index].window_tokens == window
-        assert spec.layers[index].num_experts == getattr(getattr(layer.mlp, "experts", None), "num_experts", 0)
+        assert spec.layers[index].num_experts == getattr(
+            getattr(layer.mlp, "experts", None), "num_experts", 0
+        )
         assert attention.head_dim == spec.head_dim
         assert attention.num_key_value_groups == spec.q_heads_per_kv_head
     tables = 1 if spec.tied_embeddings else 2
@@ -151,7 +153,10 @@ def test_longrope_serves_its_original_length(tmp_path: Path):
         ({"hidden_size": None}, "lacks 'hidden_size'"),
         ({"num_hidden_layers": 0}, "'num_hidden_layers' is 0; it must be a positive whole number"),
         ({"num_hidden_layers": "4"}, "'num_hidden_layers' is \"4\""),
-        ({"num_key_value_heads": 7}, "'num_key_value_heads' is 7; it must be a divisor of num_attention_heads"),
+        (
+            {"num_key_value_heads": 7},
+            "'num_key_value_heads' is 7; it must be a divisor of num_attention_heads",
+        ),
         ({"hidden_size": 100}, "'hidden_size' is 100; it must be a multiple of num_attention_heads"),
         ({"attention_bias": 1}, "'attention_bias' is 1; it must be true or false"),
         ({"torch_dtype": "int8"}, "'torch_dtype' is \"int8\"; it must be one of float32"),

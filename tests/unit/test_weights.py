@@ -106,7 +106,9 @@ def test_truncated_files_name_expected_and_actual_bytes(tmp_path: Path):
     file = save(tmp_path, whole=random(10, 10))
     content = file.read_bytes()
     file.write_bytes(content[:-100])
-    with pytest.raises(ModelError, match=f"has {len(content) - 100} bytes, its header expects {len(content)}"):
+    with pytest.raises(
+        ModelError, match=f"has {len(content) - 100} bytes, its header expects {len(content)}"
+    ):
         Checkpoint(tmp_path)
     file.write_bytes(content[:20])
     with pytest.raises(ModelError, match="has 20 bytes, its header alone expects"):

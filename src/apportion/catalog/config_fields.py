@@ -9,7 +9,7 @@ from apportion.types.errors import ModelError
 
 
 class ConfigFields:
-    """A config.json laid over a family's defaults. Every method raises ModelError for a value of the wrong kind."""
+    """A config.json laid over a family's defaults. Methods raise ModelError for a value of the wrong kind."""
 
     def __init__(self, file: Path, values: Mapping[str, object], defaults: Mapping[str, object]) -> None:
         self.file = file

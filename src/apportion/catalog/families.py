@@ -1,7 +1,7 @@
-"""The model families that can be divided, as data: what their layers hold, and what a config.json may leave unsaid.
+"""The model families that can be divided, as data: what layers hold, and what a config.json may leave unsaid.
 
-Defaults are those of the configuration classes in transformers 5.23 (`models/*/configuration_*.py`), layouts those
-of `models/*/modeling_*.py`. A family is listed only if its parity test passes (tests/parity).
+Defaults are those of the configuration classes in transformers 5.23 (`models/*/configuration_*.py`), layouts
+those of `models/*/modeling_*.py`. A family is listed only if its parity test passes (tests/parity).
 """
 
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ Presence = Literal["never", "always", "attention_bias", "mlp_bias"]
 """Whether a bias exists: never, always, or as the config field of that name says."""
 
 Windows = Literal["none", "all", "alternating", "pattern", "upper"]
-"""Which layers slide where `layer_types` is absent ("none" and "all" ignore `layer_types` altogether): every other
-one from the first; all but each `sliding_window_pattern`-th; those from `max_window_layers`."""
+"""Which layers slide where `layer_types` is absent ("none" and "all" ignore `layer_types` altogether): every
+other one from the first; all but each `sliding_window_pattern`-th; those from `max_window_layers`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

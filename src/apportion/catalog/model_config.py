@@ -1,6 +1,6 @@
 """A model's config.json as a ModelSpec: exact parameter counts per layer and axis, without torch.
 
-The layouts are declared in `families`; tests/unit/test_model_config.py compares the counts with transformers' models.
+The layouts are declared in `families`; tests compare the counts with those of transformers' models.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ def _family_name(fields: ConfigFields) -> str:
     if fields.get("quantization_config") is not None:
         method = fields.mapping("quantization_config").get("quant_method", "unknown")
         raise ModelError(
-            f"{fields.file}: the checkpoint is quantised ({method}); use the model's bf16, fp16 or fp32 version"
+            f"{fields.file}: the checkpoint is quantised ({method}); use its bf16, fp16 or fp32 version"
         )
     if fields.flag("use_bidirectional_attention"):
         raise ModelError(f"{fields.file}: 'use_bidirectional_attention' is true; use a causal language model")
@@ -187,8 +187,8 @@ def _present(fields: ConfigFields, presence: Presence) -> bool:
 
 
 def _max_context(fields: ConfigFields) -> int:
-    """Longrope swaps its frequencies when *any* sequence of a batch outgrows the original length, and a result may
-    not depend on who shares the batch: such a model serves contexts up to the original length."""
+    """Longrope swaps its frequencies when *any* sequence of a batch outgrows the original length, and a result
+    may not depend on who shares the batch: such a model serves contexts up to the original length."""
     max_tokens = fields.positive("max_position_embeddings")
     rope = fields.mapping("rope_parameters") or fields.mapping("rope_scaling")
     kind = rope.get("rope_type", rope.get("type"))

@@ -270,3 +270,8 @@ def plan_objective_value(plan: Plan) -> float:
         chunk_tokens=plan.chunk_tokens,
         microbatches=plan.microbatches,
     )
+
+
+def estimate_times_s(figures: Estimate) -> tuple[float, ...]:
+    """Stages and hops: a link is a stage too."""
+    return (*figures.stage_s, *figures.link_s)

@@ -1,10 +1,10 @@
 """Causal attention of a flat ragged batch over the paged KV pool.
 
-Each sequence's queries are taken in tiles, so that no temporary grows with the number of new tokens. Query heads
-stand beside their KV head as a dimension of their own: neither keys nor values are ever repeated.
+Each sequence's queries are taken in tiles, so that no temporary grows with the number of new tokens. The query
+heads of a KV head are a dimension of their own: neither keys nor values are ever repeated.
 
-Shapes: T = tokens of the batch, Q = tokens of one tile, C = keys a tile can see, K = local KV heads, G = query heads
-per KV head, N = K·G, E = G·Q, D = head dim.
+Shapes: T = tokens of the batch, Q = tokens of one tile, C = keys a tile can see, K = local KV heads, G = query
+heads per KV head, N = K·G, E = G·Q, D = head dim.
 """
 
 import torch
@@ -33,8 +33,8 @@ def paged_attention(
 ) -> Tensor:
     """Writes the new keys and values to the pool, then attends each token to its sequence; returns out_TND.
 
-    `window_tokens` counts the token itself; `softcap` bounds the scores by tanh; a sink is a score per head that
-    takes part in the softmax and has no value.
+    `window_tokens` counts the token itself; `softcap` bounds the scores by tanh; a sink is a score per head
+    that takes part in the softmax and has no value.
     """
     kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
     num_tokens, kv_heads, head_dim = key_TKD.shape
@@ -44,9 +44,9 @@ def paged_attention(
         for row, stop, first_key in _tiles(span, window_tokens):
             first = span.start + row - span.row_start
             slots = span.slots_between(first_key, first + stop - row)
-            key_CKD, value_CKD = kv_pool.read(layer, slots)
+            # No name holds the keys and values: the next tile's are gathered after these are freed.
             out_TKGD[row:stop] = _attend(
-                query_TKGD[row:stop], key_CKD, value_CKD, scale, window_tokens, softcap, sinks_N
+                query_TKGD[row:stop], *kv_pool.read(layer, slots), scale, window_tokens, softcap, sinks_N
             )
     return out_TKGD.view(query_TND.shape)
 

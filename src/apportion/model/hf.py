@@ -8,12 +8,13 @@ V = vocabulary rows; D = head dim.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
@@ -23,25 +24,16 @@ from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
 from apportion.model.hf_stage import HfStage, StageModules
 from apportion.model.kv_pool import KVPool
-from apportion.model.shard import (
-    Axis,
-    Placement,
-    RankShares,
-    Shape,
-    ShardedDim,
-    placements,
-    sharded_dim,
-    whole_placements,
-)
+from apportion.model.parameters import ParameterReader, parameter_shapes
+from apportion.model.shard import Axis, RankShares, Shape
 from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
 from apportion.model.stage import StageModel
 from apportion.model.weights import FORMAT_DTYPES, Checkpoint
+from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
 
 _ATTENTION = "apportion_paged"
-_EMBEDDING_NAME = "model.embed_tokens.weight"
-_HEAD_NAME = "lm_head.weight"
 _AXES: tuple[Axis, ...] = ("heads", "ffn")
 
 transformers_logging.set_verbosity_error()
@@ -82,6 +74,11 @@ def _attend(
 AttentionInterface.register(_ATTENTION, _attend)
 
 
+def import_family(folder: Path) -> None:
+    """Imports transformers' code for the model in `folder`, so that its memory is not counted as the stage's."""
+    _skeleton(_read_config(folder))
+
+
 def build_hf_stage(
     folder: Path,
     model: ModelSpec,
@@ -100,20 +97,11 @@ def build_hf_stage(
     Raises ModelError for a checkpoint that cannot be used.
     """
     shares = RankShares.of(model, stage, rank)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = _read_config(folder)
     assert config.model_type == model.family
-    reader = _Reader(Checkpoint(folder), model, stage, shares, torch_device, observe_memory)
+    reader = ParameterReader(Checkpoint(folder), model, stage, shares, torch_device, observe_memory)
     modules = _build_modules(_Configs.of(config, model, shares), reader, model, stage, rank, all_reduce)
-    pool = KVPool(
-        layer_start=stage.layer_start,
-        num_layers=stage.num_layers,
-        num_blocks=num_kv_blocks,
-        block_tokens=block_tokens,
-        kv_heads=shares.heads.count,
-        head_dim=model.head_dim,
-        dtype=reader.dtype,
-        torch_device=torch_device,
-    )
+    pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)
     observe_memory()
     return HfStage(
         config,
@@ -125,9 +113,39 @@ def build_hf_stage(
     )
 
 
+def _read_config(folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"{folder / 'config.json'}: transformers refuses it ({reason}); correct it"
+        ) from error
+
+
+def _kv_pool(
+    model: ModelSpec,
+    stage: Stage,
+    shares: RankShares,
+    num_kv_blocks: int,
+    block_tokens: int,
+    torch_device: str,
+) -> KVPool:
+    return KVPool(
+        layer_start=stage.layer_start,
+        num_layers=stage.num_layers,
+        num_blocks=num_kv_blocks,
+        block_tokens=block_tokens,
+        kv_heads=shares.heads.count,
+        head_dim=model.head_dim,
+        dtype=FORMAT_DTYPES[stage.weight_format],
+        torch_device=torch_device,
+    )
+
+
 def _build_modules(
     configs: "_Configs",
-    reader: "_Reader",
+    reader: ParameterReader,
     model: ModelSpec,
     stage: Stage,
     rank: int,
@@ -137,7 +155,7 @@ def _build_modules(
     layers = _build_layers(type(skeleton.model.layers[0]), configs, reader, stage)
     for layer in layers:
         _install_reductions(layer, model, rank, all_reduce)
-    embedding = reader.embedding(skeleton.model.embed_tokens, all_reduce) if stage.has_embedding else None
+    embedding = _embedding(skeleton.model.embed_tokens, reader, all_reduce) if stage.has_embedding else None
     rotary = type(skeleton.model.rotary_emb)(configs.local).to(reader.torch_device)
     return StageModules(
         layers=layers,
@@ -145,15 +163,23 @@ def _build_modules(
         rotary_kinds=_rotary_kinds(rotary, configs.local, stage),
         embedding=embedding,
         norm=reader.final_norm(skeleton.model.norm) if stage.has_head else None,
-        head_weight_VH=reader.head_weight(embedding) if stage.has_head else None,
+        head_weight_VH=reader.head_weight(embedding and embedding.embedding) if stage.has_head else None,
     )
 
 
-def _rotary_kinds(rotary: nn.Module, config: PreTrainedConfig, stage: Stage) -> list[str] | None:
+def _embedding(embedding: Any, reader: ParameterReader, all_reduce: AllReduce) -> VocabParallelEmbedding:
+    embedding.weight = reader.embedding_weight()
+    if hasattr(embedding, "embed_scale"):  # gemma
+        embedding.embed_scale = torch.tensor(embedding.scalar_embed_scale, device=reader.torch_device)
+    vocab = reader.shares.vocab
+    return VocabParallelEmbedding(embedding, vocab.start, vocab.units, all_reduce)
+
+
+def _rotary_kinds(rotary: nn.Module, rotary_config: Any, stage: Stage) -> list[str] | None:
     """gemma3 rotates its sliding and its full layers by different frequencies; others have one set."""
     if not hasattr(rotary, "layer_types"):
         return None
-    return list(getattr(config, "layer_types")[stage.layer_start : stage.layer_stop])
+    return rotary_config.layer_types[stage.layer_start : stage.layer_stop]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +218,9 @@ def _shrunk_config(
 
 def _skeleton(config: PreTrainedConfig) -> Any:
     """A model of one layer on the meta device, for the classes and the modules around the layers."""
-    small = copy.deepcopy(config)
+    small: Any = copy.deepcopy(config)
     small.num_hidden_layers = 1
+    small._attn_implementation = _ATTENTION
     small.pad_token_id = None  # it marks a row of the embedding, which the member may not hold
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:1]
@@ -202,7 +229,7 @@ def _skeleton(config: PreTrainedConfig) -> Any:
 
 
 def _build_layers(
-    layer_class: type[nn.Module], configs: _Configs, reader: "_Reader", stage: Stage
+    layer_class: type[nn.Module], configs: _Configs, reader: ParameterReader, stage: Stage
 ) -> list[nn.Module]:
     layers = []
     for index in range(stage.layer_start, stage.layer_stop):
@@ -211,77 +238,10 @@ def _build_layers(
             full = layer if stage.split.size == 1 else layer_class(configs.full, index)
             shrunk: dict[Axis, dict[str, Shape]] = {}
             if stage.split.size > 1:
-                shrunk = {axis: _shapes(layer_class(configs.shrunk[axis], index)) for axis in _AXES}
-        reader.layer(layer.eval(), index, _shapes(full), shrunk)
+                shrunk = {axis: parameter_shapes(layer_class(configs.shrunk[axis], index)) for axis in _AXES}
+        reader.layer(layer.eval(), index, parameter_shapes(full), shrunk)
         layers.append(layer)
     return layers
-
-
-def _shapes(module: nn.Module) -> dict[str, Shape]:
-    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-
-
-class _Reader:
-    """Gives modules on the meta device their parameters, one at a time."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        model: ModelSpec,
-        stage: Stage,
-        shares: RankShares,
-        torch_device: str,
-        observe_memory: Callable[[], None],
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.dtype = FORMAT_DTYPES[stage.weight_format]
-        self.torch_device = torch_device
-        self.parameters = 0
-        self._model = model
-        self._shares = shares
-        self._observe_memory = observe_memory
-
-    def layer(
-        self, layer: nn.Module, index: int, full: dict[str, Shape], shrunk: dict[Axis, dict[str, Shape]]
-    ) -> None:
-        prefix = f"model.layers.{index}."
-        for name, shape in _shapes(layer).items():
-            shrunk_shapes: dict[Axis, Shape] = {axis: shapes[name] for axis, shapes in shrunk.items()}
-            sharded = sharded_dim(name, full[name], shrunk_shapes, self._model, self._shares)
-            reads = placements(prefix, name, self._model.family, self.checkpoint, full[name], sharded)
-            module_name, _, leaf = name.rpartition(".")
-            setattr(layer.get_submodule(module_name), leaf, self._read(shape, reads))
-
-    def embedding(self, embedding: Any, all_reduce: AllReduce) -> VocabParallelEmbedding:
-        embedding.weight = self._vocab_table(_EMBEDDING_NAME)
-        if hasattr(embedding, "embed_scale"):  # gemma
-            embedding.embed_scale = torch.tensor(embedding.scalar_embed_scale, device=self.torch_device)
-        vocab = self._shares.vocab
-        return VocabParallelEmbedding(embedding, vocab.start, vocab.units, all_reduce)
-
-    def head_weight(self, embedding: VocabParallelEmbedding | None) -> Tensor:
-        if not self._model.tied_embeddings:
-            return self._vocab_table(_HEAD_NAME)
-        return self._vocab_table(_EMBEDDING_NAME) if embedding is None else embedding.embedding.weight
-
-    def final_norm(self, norm: nn.Module) -> nn.Module:
-        shape: Shape = (self._model.hidden_size,)
-        norm.weight = self._read(shape, whole_placements("model.norm.weight", shape, None))
-        return norm
-
-    def _vocab_table(self, name: str) -> nn.Parameter:
-        full: Shape = (self._model.vocab_rows, self._model.hidden_size)
-        sharded = ShardedDim(dim=0, segments=(self._model.vocab_rows,), share=self._shares.vocab)
-        return self._read((self._shares.vocab.count, full[1]), whole_placements(name, full, sharded))
-
-    def _read(self, shape: Shape, reads: Iterable[Placement]) -> nn.Parameter:
-        tensor = torch.empty(shape, dtype=self.dtype, device=self.torch_device)
-        for read in reads:
-            self.checkpoint.check_shape(read.source, read.source_shape)
-            self.checkpoint.read_into(tensor[read.target], read.source, read.ranges)
-        self.parameters += tensor.numel()
-        self._observe_memory()
-        return nn.Parameter(tensor, requires_grad=False)
 
 
 def _install_reductions(layer: Any, model: ModelSpec, rank: int, all_reduce: AllReduce) -> None:

@@ -56,8 +56,7 @@ class HfStage:
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
-        hidden_TH = inputs if self._modules.embedding is None else self._embed(inputs)
-        hidden_1TH = hidden_TH[None]
+        hidden_1TH = (inputs if self._modules.embedding is None else self._embed(inputs))[None]
         for layer, cos_sin in zip(self._modules.layers, self._rotations(hidden_1TH, batch), strict=True):
             hidden_1TH = layer(
                 hidden_1TH,

@@ -1,8 +1,8 @@
 """Which part of each parameter a member of a stage holds, and where the checkpoint keeps it.
 
-Nothing about a family's tensor-parallel layout is written down: a layer is built on the meta device from the
-full config and from configs with one axis shrunk to the member's share; a dimension that shrinks is sharded along
-that axis. Only the order of *fused* projections is data (`_segments`).
+No family's tensor-parallel layout is written down: a layer is built on the meta device from the full config and
+from configs with one axis shrunk to the member's share; a dimension that shrinks is sharded along that axis. Only
+the order of fused projections (`_segments`) and the names in checkpoints are data.
 """
 
 from collections.abc import Container, Iterator
@@ -112,7 +112,7 @@ class ShardedDim:
 def sharded_dim(
     name: str, full: Shape, shrunk: dict[Axis, Shape], model: ModelSpec, shares: RankShares
 ) -> ShardedDim | None:
-    """How parameter `name` is sharded, from its full shape and its shape with each axis shrunk; None if replicated."""
+    """How `name` is sharded, from its full shape and its shape with each axis shrunk; None if replicated."""
     found = [
         ShardedDim(dim=dim, segments=_segments(name, full[dim], model), share=shares.along(axis))
         for axis, shape in shrunk.items()
@@ -129,8 +129,8 @@ def sharded_dim(
 
 
 def _segments(name: str, size: int, model: ModelSpec) -> tuple[int, ...]:
-    """Sizes of the projections fused along one dimension. gpt_oss interleaves gate and up, a column's two elements
-    standing side by side: one segment."""
+    """Sizes of the projections fused along one dimension. gpt_oss interleaves gate and up, so that a column's
+    two elements stand side by side: one segment."""
     leaf = name.removesuffix(".weight").rpartition(".")[2]
     if leaf == "qkv_proj":
         q_size, kv_size = model.q_heads * model.head_dim, model.kv_heads * model.head_dim

@@ -1,6 +1,6 @@
-"""The modules that a tensor-parallel group puts in place of transformers' own: they reduce over the members.
+"""The modules a tensor-parallel group puts in place of transformers' own: they reduce over the members.
 
-Shapes: T = tokens, H = hidden size, I = the member's input columns, V = its vocabulary rows, W = its norm weights.
+Shapes: T = tokens, H = hidden size; the member's: I = input columns, V = vocabulary rows, W = norm weights.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class RowParallelLinear(nn.Module):
 
 
 class VocabParallelEmbedding(nn.Module):
-    """An embedding of the ids `[first_id, first_id + V)`; others give zeros, and the members' results are summed."""
+    """An embedding of the ids `[first_id, first_id + V)`: others give zeros, and the members' are summed."""
 
     def __init__(
         self, embedding: nn.Embedding, first_id: int, vocab_rows: int, all_reduce: AllReduce
@@ -50,7 +50,7 @@ class VocabParallelEmbedding(nn.Module):
 
 
 class WideRMSNorm(nn.Module):
-    """RMS norm over all heads (olmo2), of which the member holds some: the squares are summed over the members."""
+    """RMS norm over all heads (olmo2), of which the member holds some: the squares are summed."""
 
     def __init__(self, weight_W: Tensor, eps: float, full_width: int, all_reduce: AllReduce) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ class StoredTensor:
 
 
 class Checkpoint:
-    """The tensors of a model folder by name. Raises ModelError for files that are missing, cut short or corrupt."""
+    """The tensors of a model folder by name. Raises ModelError for files missing, cut short or corrupt."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -32,16 +32,20 @@ class TensorGroup:
         before_send: Callable[[], None],
     ) -> None:
         self.rank, self.size = rank, size
-        self.sent_bytes = dict.fromkeys((r for r in range(size) if r != rank), 0)
+        self.sent_bytes: dict[int, int] = {}
         self._before_send = before_send
         self._peers: dict[int, zmq.Socket[bytes]] = {}
-        for peer in self.sent_bytes:
+        for peer in (r for r in range(size) if r != rank):
             low, high = sorted((rank, peer))
             address = inbox_address(run_dir, f"{name}-{low}-{high}")
             socket = context.socket(zmq.PAIR)
             socket.setsockopt(zmq.LINGER, 0)
             socket.bind(address) if rank == low else socket.connect(address)
             self._peers[peer] = socket
+        self.reset_counts()
+
+    def reset_counts(self) -> None:
+        self.sent_bytes = dict.fromkeys(self._peers, 0)
 
     def all_reduce(self, partial: Tensor) -> Tensor:
         """The sum over all members, on each of them; same shape and device as `partial`."""

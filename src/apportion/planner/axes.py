@@ -7,7 +7,7 @@ columns by cumulative rounding, and a member has room for its rows rounded up.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 
 import numpy as np
@@ -18,7 +18,6 @@ from apportion.cost.shard import LayerCounts, Shard
 from apportion.types.cluster import Device
 from apportion.types.model import ModelSpec
 
-MAX_GRANULE = 16
 MAX_COMPOSITIONS = 5000
 
 IntArray = NDArray[np.int64]
@@ -31,9 +30,7 @@ def ffn_granule(model: ModelSpec) -> int:
 def head_compositions(kv_heads: int, group_size: int) -> IntArray:
     """Every way to share the KV heads, one row each, every member holding at least one granule."""
     granule = 1
-    while (
-        comb(kv_heads // granule - 1, group_size - 1) > MAX_COMPOSITIONS and kv_heads % (2 * granule) == 0
-    ):
+    while comb(kv_heads // granule - 1, group_size - 1) > MAX_COMPOSITIONS and kv_heads % (2 * granule) == 0:
         granule *= 2
     units = kv_heads // granule
     cuts = combinations(range(1, units), group_size - 1)
@@ -48,7 +45,7 @@ def vocabulary_rows(vocab_rows: int, ffn_units: Sequence[int]) -> tuple[int, ...
     for units in ffn_units:
         running += units
         stops.append((2 * vocab_rows * running + total) // (2 * total))
-    return tuple(stop - start for start, stop in zip(stops, stops[1:], strict=False))
+    return tuple(stop - start for start, stop in pairwise(stops))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +84,13 @@ class Room:
 
 
 def member_room(
-    model: ModelSpec, capacity: Capacity, weight_format: str, device: Device, rank: int, size: int, kind: StageKind
+    model: ModelSpec,
+    capacity: Capacity,
+    weight_format: str,
+    device: Device,
+    rank: int,
+    size: int,
+    kind: StageKind,
 ) -> Room:
     granule = ffn_granule(model)
 

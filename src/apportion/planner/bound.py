@@ -7,64 +7,25 @@ at most once. Too large for that, its LP relaxation is solved: weaker, still sou
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf, isfinite
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array, vstack
 
 from apportion.cost.objective import Goal, Timing
 from apportion.cost.traffic import host_link
+from apportion.planner.integer_program import Arcs, Bound, Network, cheapest_path
 from apportion.planner.joins import Joins
 from apportion.planner.problem import Problem, microbatch_candidates
 from apportion.planner.relaxed import RelaxedGroup
 from apportion.planner.search import Group, StageKinds, device_kinds, possible_groups
 from apportion.types.plan import Certificate
 
-MAX_INTEGER_ARCS = 6000
-TIME_LIMIT_S = 5.0
 SLACK = 1e-9
 """Relative: what rounding may add to a path's cost."""
-SOLVER_TOLERANCE = 1e-6
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Arcs:
-    """One entry per arc."""
-
-    group: IntArray
-    src_host: IntArray
-    dst_host: IntArray
-    start: IntArray
-    stop: IntArray
-    path_s: FloatArray
-    occupied_s: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.group)
-
-    def keep(self, mask: NDArray[np.bool_]) -> "Arcs":
-        return Arcs(
-            self.group[mask],
-            self.src_host[mask],
-            self.dst_host[mask],
-            self.start[mask],
-            self.stop[mask],
-            self.path_s[mask],
-            self.occupied_s[mask],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    seconds: float
-    method: str
 
 
 def certify(problem: Problem, value: float) -> Certificate:
@@ -90,7 +51,10 @@ def _bound(problem: Problem, microbatches: int, value: float) -> Bound:
     arcs = _drop_hopeless(problem, goal, _arcs(problem, goal, microbatches, groups), value)
     if len(arcs) == 0:
         return Bound(value, "no other path can be as good, even reusing devices")
-    return _solve(problem, goal, groups, arcs, value)
+    counts = np.array([group.counts for group in groups])[arcs.group]
+    available = np.array([len(kind) for kind in device_kinds(problem.cluster.devices)])
+    network = Network(problem.model.num_layers, len(_hosts(problem)), counts, available)
+    return cheapest_path(network, goal, arcs, value)
 
 
 def _hosts(problem: Problem) -> list[str]:
@@ -178,70 +142,3 @@ def _drop_hopeless(problem: Problem, goal: Goal, arcs: Arcs, value: float) -> Ar
     if goal.objective == "latency":
         return arcs.keep(through + arcs.occupied_s <= limit)
     return arcs.keep((through <= limit) & (arcs.occupied_s <= limit))
-
-
-def _solve(problem: Problem, goal: Goal, groups: Sequence[Group], arcs: Arcs, value: float) -> Bound:
-    scale = value * goal.per
-    integer = len(arcs) <= MAX_INTEGER_ARCS
-    latency = goal.objective == "latency"
-    objective = np.append(arcs.path_s / scale if latency else np.zeros(len(arcs)), 1.0)
-    result = cast(
-        Any,
-        milp(
-            objective,
-            constraints=_constraints(problem, groups, arcs, scale, latency),
-            bounds=Bounds(0, np.append(np.ones(len(arcs)), inf)),
-            integrality=np.append(np.full(len(arcs), int(integer)), 0),
-            options={"mip_rel_gap": 0.0, "time_limit": TIME_LIMIT_S},
-        ),
-    )
-    if result.status == 2:
-        return Bound(value, "no path of as little cost uses each device at most once (HiGHS)")
-    if not integer:
-        proven = float(result.fun) * (1 - SOLVER_TOLERANCE) if result.status == 0 else 0.0
-        return Bound(max(proven * value, _weakest(arcs, goal)), f"LP relaxation over {len(arcs)} arcs (HiGHS)")
-    dual = result.mip_dual_bound
-    proven = float(dual) if dual is not None and isfinite(dual) else 0.0
-    if result.status == 0 and result.x is not None:
-        # The solver's own figure is rounded to its tolerance: its path's cost is added up again.
-        chosen = np.asarray(result.x)[:-1] > 0.5
-        exact = goal.combine(float(arcs.path_s[chosen].sum()), float(arcs.occupied_s[chosen].max()))
-        if exact <= value * proven * (1 + SOLVER_TOLERANCE):
-            return Bound(exact, f"integer program over {len(arcs)} arcs (HiGHS)")
-    proven = max(proven * (1 - SOLVER_TOLERANCE) * value, _weakest(arcs, goal))
-    return Bound(proven, f"integer program over {len(arcs)} arcs (HiGHS), stopped after {TIME_LIMIT_S:.0f} s")
-
-
-def _weakest(arcs: Arcs, goal: Goal) -> float:
-    """Every path has an arc that leaves layer 0."""
-    first = arcs.start == 0
-    return goal.combine(float(arcs.path_s[first].min()), float(arcs.occupied_s[first].min()))
-
-
-def _constraints(
-    problem: Problem, groups: Sequence[Group], arcs: Arcs, scale: float, latency: bool
-) -> list[LinearConstraint]:
-    """Last column: the most occupied stage or link (latency), the whole (throughput)."""
-    layers, hosts = problem.model.num_layers, len(_hosts(problem))
-    columns = np.arange(len(arcs))
-    ones = np.ones(len(arcs))
-    # One start, one end, and in every node between them as many arcs in as out.
-    leave = _rows(arcs.start * hosts + np.where(arcs.start == 0, 0, arcs.src_host), columns, ones, layers, hosts)
-    reach = _rows(arcs.stop * hosts + np.where(arcs.stop == layers, 0, arcs.dst_host), columns, ones, layers, hosts)
-    balance = np.zeros((layers + 1) * hosts)
-    balance[0], balance[layers * hosts] = 1, -1
-    counts = np.array([group.counts for group in groups])[arcs.group].T
-    available = [len(kind) for kind in device_kinds(problem.cluster.devices)]
-    used = coo_array(np.hstack([counts, np.zeros((len(available), 1))]))
-    covering = [np.where((arcs.start <= layer) & (layer < arcs.stop), arcs.occupied_s, 0) for layer in range(layers)]
-    maxima = covering if latency else [*covering, arcs.path_s]
-    above = coo_array(np.hstack([np.array(maxima) / scale, np.full((len(maxima), 1), -1.0)]))
-    return [
-        LinearConstraint(leave - reach, balance, balance),
-        LinearConstraint(vstack([used, above]), -inf, np.append(available, np.zeros(len(maxima)))),
-    ]
-
-
-def _rows(rows: IntArray, columns: IntArray, values: FloatArray, layers: int, hosts: int) -> Any:
-    """A sparse matrix with a row per node and a last, empty column."""
-    return coo_array((values, (rows, columns)), shape=((layers + 1) * hosts, len(columns) + 1)).tocsr()

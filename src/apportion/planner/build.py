@@ -1,16 +1,22 @@
 """From model, cluster and workload to a plan: search, then estimate, certify and check the balance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apportion.cost.estimate import estimate, objective_value
 from apportion.cost.memory import Capacity, device_memory
-from apportion.planner.axes import ffn_granule
-# from apportion.planner.balance import balance
-# from apportion.planner.bound import certify
-# from apportion.planner.infeasible import infeasible_error
+from apportion.planner.balance import balance
+from apportion.planner.bound import certify
+from apportion.planner.infeasible import infeasible_error, least_bytes
 from apportion.planner.problem import Problem, chunk_candidates, make_problem, microbatch_candidates
-from apportion.planner.search import Division, Group, PlacedStage, Search, StageKinds, device_kinds, possible_groups
+from apportion.planner.search import (
+    Division,
+    PlacedStage,
+    Search,
+    StageKinds,
+    device_kinds,
+    possible_groups,
+)
 from apportion.planner.shares import GroupMemory
 from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
@@ -27,15 +33,31 @@ class Found:
 
 def find_division(model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str) -> Found | None:
     """The best division with the largest prefill chunk for which there is one; None where nothing fits."""
-    for chunk_tokens in chunk_candidates(workload.max_context_tokens):
-        problem = make_problem(model, cluster, workload, weight_format, chunk_tokens)
-        found = search(problem)
+    largest, *others = chunk_candidates(workload.max_context_tokens)
+    found = search(make_problem(model, cluster, workload, weight_format, largest))
+    if found is not None or not others:
+        return found
+    # Memory falls with the chunk: what the smallest does not allow, none does.
+    smallest = search(make_problem(model, cluster, workload, weight_format, others[-1]))
+    if smallest is None:
+        return None
+    for chunk_tokens in others[:-1]:
+        found = search(make_problem(model, cluster, workload, weight_format, chunk_tokens))
         if found is not None:
             return found
-    return None
+    return smallest
+
+
+def fits(model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str) -> bool:
+    """Whether any division holds this workload."""
+    alone = replace(workload, objective="latency", prompt_tokens=1, output_tokens=1)
+    chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
+    return search(make_problem(model, cluster, alone, weight_format, chunk_tokens)) is not None
 
 
 def search(problem: Problem) -> Found | None:
+    if least_bytes(problem) > sum(device.usable_bytes for device in problem.cluster.devices):
+        return None
     groups = possible_groups(problem)
     memories = [GroupMemory(problem, group.devices) for group in groups]
     kinds = StageKinds(problem.model)
@@ -129,7 +151,7 @@ def make_plan(model: ModelSpec, cluster: Cluster, workload: Workload, weight_for
     """
     found = find_division(model, cluster, workload, weight_format)
     if found is None:
-        raise infeasible_error(model, cluster, workload, weight_format, find_division)
+        raise infeasible_error(model, cluster, workload, weight_format, fits)
     problem, stages = found.problem, found.stages
     chunk_tokens = problem.capacity.chunk_tokens
     value = objective_value(

@@ -78,7 +78,8 @@ def water_fill(rates: Rates, caps: Sequence[int], total_units: int) -> tuple[int
     """Minimises max_g units_g · rate_g: from the real-valued level downwards rounded, then unit by unit."""
     level = _real_level(rates, caps, total_units)
     units = [
-        max(1, min(cap, int(level / rate))) if rate > 0 else cap for cap, rate in zip(caps, rates, strict=True)
+        max(1, min(cap, int(level / rate))) if rate > 0 else cap
+        for cap, rate in zip(caps, rates, strict=True)
     ]
     missing = total_units - sum(units)
     while missing > 0:

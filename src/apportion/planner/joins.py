@@ -25,7 +25,9 @@ class Joins:
             link = host_link(self.problem.cluster, src_host, host)
             problem = self.problem
             self._hops[key] = (
-                None if link is None else hop_timing(problem.model, link, size, self.steps, problem.weight_format)
+                None
+                if link is None
+                else hop_timing(problem.model, link, size, self.steps, problem.weight_format)
             )
         return self._hops[key]
 

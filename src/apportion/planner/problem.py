@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from apportion.cost.estimate import Steps, objective_steps
-from apportion.cost.memory import Capacity, kv_blocks
+from apportion.cost.memory import Capacity, kv_blocks, plan_capacity
 from apportion.cost.objective import Goal, goal, microbatch_sequences
 from apportion.types.cluster import Cluster
 from apportion.types.errors import ClusterError
 from apportion.types.model import ModelSpec
+from apportion.types.plan import Plan
 from apportion.types.workload import Workload
 
 BLOCK_TOKENS = 16
@@ -65,3 +66,14 @@ def microbatch_candidates(workload: Workload, num_devices: int) -> tuple[int, ..
     for microbatches in range(1, min(workload.concurrency, 2 * num_devices) + 1):
         fewest.setdefault(microbatch_sequences(workload.concurrency, microbatches), microbatches)
     return tuple(fewest.values())
+
+
+def plan_problem(plan: Plan) -> Problem:
+    """The problem that a plan answers, from the plan alone."""
+    return Problem(
+        model=plan.model,
+        cluster=plan.cluster,
+        workload=plan.workload,
+        weight_format=plan.stages[0].weight_format,
+        capacity=plan_capacity(plan),
+    )

@@ -95,7 +95,7 @@ class RelaxedGroup:
         """By step; steps of equally many tokens take equally long."""
         if (layer, caps) not in self._ffn:
             tokens = sorted({step.tokens for step in self.steps})
-            columns = np.concatenate([np.arange(1, cap + 1) * self.granule for cap in caps])
+            columns = np.concatenate([np.arange(1.0, cap + 1) * self.granule for cap in caps])
             firsts = np.cumsum((0, *caps[:-1]))
             rates = np.array(
                 [
@@ -104,9 +104,7 @@ class RelaxedGroup:
                 ]
             )
             times = columns[:, None] * np.repeat(rates, caps, axis=0)
-            by_tokens = dict(
-                zip(tokens, _smallest_reaching(times, firsts, self.num_granules), strict=True)
-            )
+            by_tokens = dict(zip(tokens, _smallest_reaching(times, firsts, self.num_granules), strict=True))
             self._ffn[layer, caps] = np.array([by_tokens[step.tokens] for step in self.steps])
         return self._ffn[layer, caps]
 

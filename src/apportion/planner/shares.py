@@ -92,17 +92,23 @@ class GroupShares:
         return self._choose_limited(kind, rates, attention, unlimited.value, num_granules)
 
     def _choose_limited(
-        self, kind: StageKind, rates: Sequence[Rates], attention: FloatArray, least_ffn: float, num_granules: int
+        self,
+        kind: StageKind,
+        rates: Sequence[Rates],
+        attention: FloatArray,
+        least_ffn: float,
+        num_granules: int,
     ) -> StageChoice | None:
         caps = self._caps(kind)
         holding = np.flatnonzero((caps.min(axis=1) >= 1) & (caps.sum(axis=1) >= num_granules))
         best: tuple[float, int, Filling] = (inf, -1, Filling((), 0.0, 0.0))
         for index in holding[np.argsort(attention[holding], kind="stable")]:
-            if attention[index] + least_ffn >= best[0]:
+            attention_s = float(attention[index])
+            if attention_s + least_ffn >= best[0]:
                 break
             filled = fill(rates, [int(cap) for cap in caps[index]], num_granules)
-            if filled is not None and attention[index] + filled.value < best[0]:
-                best = (attention[index] + filled.value, int(index), filled)
+            if filled is not None and attention_s + filled.value < best[0]:
+                best = (attention_s + filled.value, int(index), filled)
         return self._choice(kind, best[1], best[2]) if best[1] >= 0 else None
 
     def _caps(self, kind: StageKind) -> NDArray[np.int64]:
@@ -172,7 +178,9 @@ class GroupShares:
         model = self.problem.model
         rows_per_granule = model.vocab_rows * ffn_granule(model) / model.ffn_columns
         head = tuple(
-            weight * rows_per_granule * head_row_s(device, model, step.sampled_rows, self.problem.weight_format)
+            weight
+            * rows_per_granule
+            * head_row_s(device, model, step.sampled_rows, self.problem.weight_format)
             for device in self.devices
         )
         if self.link is None or len(self.devices) == 1:
@@ -187,7 +195,12 @@ class GroupShares:
         rows = vocabulary_rows(self.problem.model.vocab_rows, filled.units)
         size = len(self.devices)
         members = [
-            (device, make_shard(kind, self.problem.weight_format, rank, size, heads[rank], columns[rank], rows[rank]))
+            (
+                device,
+                make_shard(
+                    kind, self.problem.weight_format, rank, size, heads[rank], columns[rank], rows[rank]
+                ),
+            )
             for rank, device in enumerate(self.devices)
         ]
         prefill, decode = self._attention_times(kind)

@@ -17,7 +17,7 @@ import zmq
 from torch import Tensor
 
 from apportion.model.batch import FlatBatch
-from apportion.model.hf import build_hf_stage
+from apportion.model.hf import build_hf_stage, import_family
 from apportion.model.sampling import sample
 from apportion.model.weights import FORMAT_DTYPES
 from apportion.parallel.group import TensorGroup
@@ -35,7 +35,7 @@ from apportion.runtime.pacing import Pacer
 from apportion.runtime.report import WorkerReport
 from apportion.types.errors import ApportionError, InfeasibleError
 from apportion.types.plan import Plan
-from apportion.types.request import ScheduledBatch, StepResult
+from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
 from apportion.types.units import format_bytes
 
 _PR_SET_PDEATHSIG = 1
@@ -117,7 +117,7 @@ class _Worker:
         )
         self._busy_s, self._num_steps = 0.0, 0
         self._meter = memory_meter(self._device)
-        _warm_up(self._device.torch_device, self._dtype)
+        import_family(place.folder)
         self._meter.start()
         self._model = build_hf_stage(
             place.folder,
@@ -130,6 +130,7 @@ class _Worker:
             torch_device=self._device.torch_device,
             observe_memory=self._meter.observe,
         )
+        self._rehearse()
         self._meter.loaded()
 
     def serve(self) -> None:
@@ -145,12 +146,33 @@ class _Worker:
         self._coordinator.send(Kind.STOPPED, pack(asdict(self._report())))
         self._group.close()
 
+    def _rehearse(self) -> None:
+        """A prefill and a decode step of no request: what the math libraries load and build when first used belongs
+        to starting up. The KV they write is overwritten before anything attends to it."""
+        for start, stop in ((0, 2), (2, 3)):
+            chunk = Chunk(
+                sequence_id=0,
+                start=start,
+                token_ids=(0,) * (stop - start),
+                block_ids=tuple(range(self._plan.num_kv_blocks)),
+                sampling=SamplingParams(max_tokens=1),
+            )
+            flat = self._flat(ScheduledBatch(step_id=0, chunks=(chunk,)))
+            hidden_TD = torch.zeros(
+                stop - start, self._plan.model.hidden_size, dtype=self._dtype, device=flat.token_ids_T.device
+            )
+            self._model.forward(flat.token_ids_T if self._stage.has_embedding else hidden_TD, flat)
+        self._group.reset_counts()
+
+    def _flat(self, batch: ScheduledBatch) -> FlatBatch:
+        return FlatBatch.build(
+            batch, block_tokens=self._plan.block_tokens, torch_device=self._device.torch_device
+        )
+
     def _step(self, header: bytes, payload: bytes) -> None:
         self._pacer.start()
         batch = unpack_batch(header)
-        flat = FlatBatch.build(
-            batch, block_tokens=self._plan.block_tokens, torch_device=self._device.torch_device
-        )
+        flat = self._flat(batch)
         inputs = flat.token_ids_T if self._stage.has_embedding else self._hidden(payload)
         outputs = self._model.forward(inputs, flat)
         if self._stage.has_head:
@@ -203,12 +225,3 @@ def receivers(plan: Plan, stage_index: int, rank: int) -> list[str]:
     size = plan.stages[stage_index].split.size
     following = plan.stages[stage_index + 1].split.device_ids
     return [device_id for i, device_id in enumerate(following) if i % size == rank]
-
-
-def _warm_up(torch_device: str, dtype: torch.dtype) -> None:
-    """Has the math libraries build their kernels and buffers, which belong to the runtime and not to the budget."""
-    x = torch.randn(1, 4, 32, 32, device=torch_device, dtype=dtype)
-    for rows in (1, 32):
-        q = x[:, :, :rows]
-        torch.nn.functional.scaled_dot_product_attention(q, x, x)
-        torch.nn.functional.silu(torch.nn.functional.linear(q, x[0, 0])).float().softmax(-1).argmax(-1)

@@ -1,0 +1,128 @@
+"""Options that `plan` and `run` share, and the plan that they ask for."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apportion.types.errors import UsageError
+
+if TYPE_CHECKING:
+    from apportion.types.cluster import Cluster
+    from apportion.types.model import ModelSpec
+    from apportion.types.plan import Plan
+    from apportion.types.workload import Workload
+
+MAX_DEFAULT_CONTEXT = 4096
+MAX_DEFAULT_PROMPT = 512
+MAX_DEFAULT_OUTPUT = 128
+
+
+class ObjectiveChoice(StrEnum):
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+
+
+class WeightFormat(StrEnum):
+    """The keys of types.units.FORMAT_BYTES."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+Model = Annotated[
+    str, typer.Argument(help="'demo', a model folder, a config.json, or a hub id like org/name.")
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(help='Devices of this machine, like "laptop=cpu:600MiB@0.5, desk=cpu:900MiB, card=cuda:0".'),
+]
+ClusterFile = Annotated[
+    Path | None, typer.Option("--cluster", help="TOML file of devices on several hosts and their links.")
+]
+ObjectiveOption = Annotated[
+    ObjectiveChoice | None, typer.Option(help="Time of one request alone (default), or tokens/s of all.")
+]
+Context = Annotated[int | None, typer.Option(min=1, help="Most tokens in a sequence [default: up to 4096].")]
+Concurrency = Annotated[int | None, typer.Option(min=1, help="Sequences at once [default: 1].")]
+PromptTokens = Annotated[
+    int | None, typer.Option(min=1, help="Typical prompt [default: 512, at most half the context].")
+]
+OutputTokens = Annotated[
+    int | None, typer.Option(min=1, help="Typical output [default: 128, at most a quarter of the context].")
+]
+Weights = Annotated[
+    WeightFormat | None,
+    typer.Option(help="Format of the weights [default: fp32 on CPUs, else as in the files]."),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanChoices:
+    """What was typed; None where nothing was."""
+
+    devices: str | None
+    cluster_file: Path | None
+    objective: ObjectiveChoice | None
+    context: int | None
+    concurrency: int | None
+    prompt_tokens: int | None
+    output_tokens: int | None
+    weights: WeightFormat | None
+
+
+def plan_from_options(model_path: Path, choices: PlanChoices) -> "Plan":
+    """Raises UsageError for what was typed, InfeasibleError where the devices cannot hold it."""
+    from apportion.catalog.model_config import read_model_spec
+    from apportion.planner.build import make_plan
+
+    model = read_model_spec(model_path)
+    workload = workload_from_options(model, choices)
+    cluster = cluster_from_options(choices)
+    return make_plan(model, cluster, workload, weight_format(model, cluster, choices))
+
+
+def workload_from_options(model: "ModelSpec", choices: PlanChoices) -> "Workload":
+    from apportion.types.workload import Workload
+
+    context = choices.context or min(model.max_context_tokens, MAX_DEFAULT_CONTEXT)
+    if context > model.max_context_tokens:
+        raise UsageError(f"--context {context} is more than {model.name}'s {model.max_context_tokens}")
+    prompt_tokens = choices.prompt_tokens or max(1, min(MAX_DEFAULT_PROMPT, context // 2))
+    output_tokens = choices.output_tokens or max(1, min(MAX_DEFAULT_OUTPUT, context // 4))
+    if prompt_tokens + output_tokens > context:
+        raise UsageError(
+            f"--prompt-tokens {prompt_tokens} and --output-tokens {output_tokens} do not fit in "
+            f"--context {context}; give fewer, or a longer context"
+        )
+    return Workload(
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        concurrency=choices.concurrency or 1,
+        max_context_tokens=context,
+        objective=(choices.objective or ObjectiveChoice.LATENCY).value,
+    )
+
+
+def cluster_from_options(choices: PlanChoices) -> "Cluster":
+    """This machine's own devices where none are named."""
+    from apportion.catalog.cluster_text import make_cluster, parse_devices, read_cluster_toml
+    from apportion.probe.local import cuda_devices, local_devices, measure_cpu
+
+    if choices.devices is not None and choices.cluster_file is not None:
+        raise UsageError("give either --devices or --cluster")
+    if choices.cluster_file is not None:
+        return read_cluster_toml(choices.cluster_file, lambda: (*cuda_devices(), measure_cpu()))
+    if choices.devices is not None:
+        return parse_devices(choices.devices, (*cuda_devices(), measure_cpu()))
+    return make_cluster(local_devices(), [])
+
+
+def weight_format(model: "ModelSpec", cluster: "Cluster", choices: PlanChoices) -> str:
+    if choices.weights is not None:
+        return choices.weights.value
+    on_cpu = any(device.kind == "cpu" for device in cluster.devices)
+    return "fp32" if on_cpu else model.checkpoint_format

@@ -1,0 +1,107 @@
+"""Plans and checks as tables that read without colour, in 80 to 100 columns."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from apportion.planner.verify import Check
+from apportion.types.cluster import Device
+from apportion.types.plan import Plan, Stage
+from apportion.types.units import format_bytes, format_seconds
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    workload, certificate, estimate = plan.workload, plan.certificate, plan.estimate
+    console.print(f"[bold]{escape(plan.model.name)}[/] in {plan.stages[0].weight_format}: {_shape(plan)}")
+    console.print(
+        f"{workload.concurrency} × {workload.max_context_tokens} tokens of context, "
+        f"prefill chunks of {plan.chunk_tokens}, {plan.microbatches} microbatches"
+    )
+    console.print(_share_table(plan))
+    console.print(_memory_table(plan))
+    console.print(
+        f"TTFT {format_seconds(estimate.ttft_s)} · TPOT {format_seconds(estimate.tpot_s)} · "
+        f"{estimate.tokens_per_s:.1f} tokens/s for prompts of {workload.prompt_tokens} and outputs of "
+        f"{workload.output_tokens}"
+    )
+    console.print(f"bottleneck: {escape(estimate.bottleneck)}")
+    console.print(
+        f"balance: ε = {format_seconds(plan.balance.epsilon_s)}, smallest reachable "
+        f"{format_seconds(plan.balance.smallest_epsilon_s)}"
+    )
+    console.print(
+        f"certificate: {certificate.objective} {format_seconds(certificate.value)}, no plan below "
+        f"{format_seconds(certificate.lower_bound)}, gap {certificate.gap:.2%}"
+    )
+    console.print(f"  by {escape(certificate.method)}")
+    if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
+        console.print("* emulated: slowed down on purpose, its figures are no real device's")
+
+
+def _shape(plan: Plan) -> str:
+    used, known = len(plan.device_ids), len(plan.cluster.devices)
+    stages = len(plan.stages)
+    return f"{stages} stage{'s' if stages > 1 else ''} on {used} of {known} devices"
+
+
+def _members(plan: Plan) -> Iterator[tuple[int, Stage, int, Device]]:
+    """(stage number, stage, rank, device) of every device in use."""
+    for number, stage in enumerate(plan.stages):
+        for rank, device_id in enumerate(stage.split.device_ids):
+            yield number, stage, rank, plan.cluster.device(device_id)
+
+
+def _name(device: Device) -> str:
+    return escape(f"{device.id} *{device.speed:g}" if device.emulated else device.id)
+
+
+def _share_table(plan: Plan) -> Table:
+    table = Table(title="Division", title_justify="left")
+    table.add_column("device")
+    for column in ("stage", "layers", "KV heads", "FFN columns", "step"):
+        table.add_column(column, justify="right")
+    for number, stage, rank, device in _members(plan):
+        table.add_row(
+            _name(device),
+            str(number),
+            f"{stage.layer_start}–{stage.layer_stop - 1}",
+            _share(stage.split.kv_heads, rank),
+            _share(stage.split.ffn_columns, rank),
+            format_seconds(plan.estimate.stage_s[number]) if rank == 0 else "",
+            end_section=rank == stage.split.size - 1,
+        )
+    return table
+
+
+def _share(shares: Sequence[int], rank: int) -> str:
+    return f"{shares[rank]}/{sum(shares)}"
+
+
+def _memory_table(plan: Plan) -> Table:
+    table = Table(title="Memory", title_justify="left")
+    table.add_column("device")
+    for column in ("weights", "KV", "workspace", "total", "of", "headroom"):
+        table.add_column(column, justify="right")
+    for _, _, _, device in _members(plan):
+        memory = plan.memory[device.id]
+        sizes = (
+            memory.weights_bytes,
+            memory.kv_bytes,
+            memory.workspace_bytes + memory.buffer_bytes,
+            memory.total_bytes,
+            device.memory_bytes,
+            device.memory_bytes - memory.total_bytes,
+        )
+        table.add_row(_name(device), *(format_bytes(size) for size in sizes))
+    return table
+
+
+def print_checks(console: Console, checks: Sequence[Check]) -> None:
+    table = Table(show_header=False)
+    for column in ("", "check", "statement"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        table.add_row("ok" if check.ok else "FAILED", check.name, escape(check.statement))
+    console.print(table)

@@ -1,0 +1,23 @@
+"""`apportion verify`: check a plan file from the file alone."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apportion.types.errors import PlanError
+
+
+def verify(file: Annotated[Path, typer.Argument(help="A plan, as `plan --out` wrote it.")]) -> None:
+    """Recompute every figure of a plan, and its lower bound; exit code 2 where one is wrong."""
+    from rich.console import Console
+
+    from apportion.cli.render import print_checks
+    from apportion.planner.plan_file import read_plan
+    from apportion.planner.verify import verify as check_plan
+
+    checks = check_plan(read_plan(file))
+    print_checks(Console(), checks)
+    failed = [check.name for check in checks if not check.ok]
+    if failed:
+        raise PlanError(f"{file} does not hold: {', '.join(failed)}; plan again")

@@ -1,0 +1,89 @@
+"""Gives modules on the meta device their parameters, one at a time, counting them."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from apportion.model.shard import (
+    Axis,
+    Placement,
+    RankShares,
+    Shape,
+    ShardedDim,
+    placements,
+    sharded_dim,
+    whole_placements,
+)
+from apportion.model.weights import FORMAT_DTYPES, Checkpoint
+from apportion.types.model import ModelSpec
+from apportion.types.plan import Stage
+
+_EMBEDDING_NAME = "model.embed_tokens.weight"
+_NORM_NAME = "model.norm.weight"
+_HEAD_NAME = "lm_head.weight"
+
+
+def parameter_shapes(module: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+class ParameterReader:
+    """Reads a member's part of each parameter; `observe_memory` is called after each."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: ModelSpec,
+        stage: Stage,
+        shares: RankShares,
+        torch_device: str,
+        observe_memory: Callable[[], None],
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = FORMAT_DTYPES[stage.weight_format]
+        self.torch_device = torch_device
+        self.shares = shares
+        self.parameters = 0
+        self._model = model
+        self._observe_memory = observe_memory
+
+    def layer(
+        self, layer: nn.Module, index: int, full: dict[str, Shape], shrunk: dict[Axis, dict[str, Shape]]
+    ) -> None:
+        """Fills a layer, given its parameters' full shapes and their shapes with each axis shrunk."""
+        prefix = f"model.layers.{index}."
+        for name, shape in parameter_shapes(layer).items():
+            shrunk_shapes: dict[Axis, Shape] = {axis: shapes[name] for axis, shapes in shrunk.items()}
+            sharded = sharded_dim(name, full[name], shrunk_shapes, self._model, self.shares)
+            reads = placements(prefix, name, self._model.family, self.checkpoint, full[name], sharded)
+            module_name, _, leaf = name.rpartition(".")
+            setattr(layer.get_submodule(module_name), leaf, self._read(shape, reads))
+
+    def embedding_weight(self) -> nn.Parameter:
+        return self._vocab_table(_EMBEDDING_NAME)
+
+    def head_weight(self, embedding: nn.Embedding | None) -> Tensor:
+        """A tied head shares the table of an embedding in the same stage."""
+        if not self._model.tied_embeddings:
+            return self._vocab_table(_HEAD_NAME)
+        return self._vocab_table(_EMBEDDING_NAME) if embedding is None else embedding.weight
+
+    def final_norm(self, norm: nn.Module) -> nn.Module:
+        shape: Shape = (self._model.hidden_size,)
+        norm.weight = self._read(shape, whole_placements(_NORM_NAME, shape, None))
+        return norm
+
+    def _vocab_table(self, name: str) -> nn.Parameter:
+        full: Shape = (self._model.vocab_rows, self._model.hidden_size)
+        sharded = ShardedDim(dim=0, segments=(self._model.vocab_rows,), share=self.shares.vocab)
+        return self._read((self.shares.vocab.count, full[1]), whole_placements(name, full, sharded))
+
+    def _read(self, shape: Shape, reads: Iterable[Placement]) -> nn.Parameter:
+        tensor = torch.empty(shape, dtype=self.dtype, device=self.torch_device)
+        for read in reads:
+            self.checkpoint.check_shape(read.source, read.source_shape)
+            self.checkpoint.read_into(tensor[read.target], read.source, read.ranges)
+        self.parameters += tensor.numel()
+        self._observe_memory()
+        return nn.Parameter(tensor, requires_grad=False)
