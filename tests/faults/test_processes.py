@@ -23,7 +23,7 @@ LONG = Request(id=0, prompt_ids=(5, 6, 7), sampling=SamplingParams(max_tokens=50
 RUN_LONG = [
     sys.executable,
     "-m",
-    "apportion.cli.main",
+    "apportion",
     "run",
     "demo",
     "ROMEO:",
@@ -86,7 +86,7 @@ def test_the_budget_is_enforced():
 
 
 def test_a_broken_checkpoint_is_the_users_error(tmp_path: Path):
-    make_checkpoint("llama", tmp_path, num_layers=4)
+    make_checkpoint("qwen3", tmp_path, num_layers=4)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     plan = hand_plan(read_model_spec(tmp_path), [[1], [1]], [2, 2])

@@ -3,7 +3,6 @@
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 import apportion
@@ -14,7 +13,7 @@ from apportion.types.errors import ApportionError, UsageError
 
 INTERRUPTED_EXIT_CODE = 130
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(plan)
 app.command()(run)
 app.command()(verify)
@@ -42,16 +41,18 @@ def main() -> None:
 def exit_code(arguments: list[str]) -> int:
     """Runs the command. Errors a user can cause are one line on stderr, without traceback."""
     try:
-        app(arguments, prog_name="apportion", standalone_mode=False)
+        code = app(arguments, prog_name="apportion", standalone_mode=False)
     except ApportionError as error:
         return _fail(str(error), error.exit_code)
-    except click.exceptions.Exit as leaving:
-        return leaving.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED_EXIT_CODE
-    except click.ClickException as error:
-        return _fail(f"{error.format_message()} (see apportion --help)", UsageError.exit_code)
-    return 0
+    except Exception as error:
+        # typer's usage errors have no public base class; this is what they have in common.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        return _fail(f"{message()} (see apportion --help)", UsageError.exit_code)
+    return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:

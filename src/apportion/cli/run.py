@@ -1,20 +1,19 @@
 """`apportion run`: plan, start the workers, stream the text, and hold the prediction against what was measured."""
 
 import json
-import signal
-import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apportion.cli import options
-from apportion.types.errors import UsageError
-from apportion.types.request import Request, SamplingParams, TokenEvent
+from apportion.types.errors import PlanError, UsageError
+from apportion.types.request import Request, SamplingParams
 
 if TYPE_CHECKING:
-    from apportion.runtime.text import Text
+    from apportion.types.plan import Plan
 
 
 def run(
@@ -39,6 +38,7 @@ def run(
 ) -> None:
     """Generate text with a model divided among devices."""
     from apportion.catalog.hub import resolve_model
+    from apportion.cli.generate import generate
     from apportion.runtime.text import Text
 
     texts = _prompt_texts(prompt, prompts)
@@ -58,7 +58,8 @@ def run(
         output_tokens=output_tokens,
         weights=weights,
     )
-    stats = execute(_plan(plan, folder, choices, requests), folder, text, texts, requests)
+    chosen = _plan(plan, folder, choices, requests)
+    stats = generate(chosen, folder, text, texts, requests)
     if stats_json is not None:
         stats_json.write_text(json.dumps(asdict(stats), indent=2) + "\n")
 
@@ -77,3 +78,49 @@ def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:
     if not texts:
         raise UsageError(f"--prompts {file} has no prompt; write one a line")
     return texts
+
+
+def _plan(
+    file: Path | None, folder: Path, choices: options.PlanChoices, requests: Sequence[Request]
+) -> "Plan":
+    """The given plan, or the best for exactly these requests where nothing else is asked for."""
+    if file is not None:
+        return _read_plan(file, folder, choices)
+    prompt_tokens = max(len(request.prompt_ids) for request in requests)
+    output_tokens = requests[0].sampling.max_tokens
+    if choices.context is not None and prompt_tokens >= choices.context:
+        raise UsageError(
+            f"a prompt has {prompt_tokens} tokens and --context is {choices.context}, of which one is needed for"
+            f" output; shorten it, or give --context {prompt_tokens + output_tokens}"
+        )
+    context = choices.context or prompt_tokens + output_tokens
+    return options.plan_from_options(
+        folder,
+        replace(
+            choices,
+            context=context,
+            concurrency=choices.concurrency or len(requests),
+            prompt_tokens=choices.prompt_tokens or prompt_tokens,
+            output_tokens=choices.output_tokens or min(output_tokens, context - prompt_tokens),
+        ),
+    )
+
+
+def _read_plan(file: Path, folder: Path, choices: options.PlanChoices) -> "Plan":
+    """Raises UsageError beside options that make a plan, PlanError for a plan of another model."""
+    from apportion.catalog.model_config import read_model_spec
+    from apportion.planner.plan_file import read_plan
+
+    given = [name for name, value in asdict(choices).items() if value is not None]
+    if given:
+        names = ", ".join(
+            "--cluster" if name == "cluster_file" else "--" + name.replace("_", "-") for name in given
+        )
+        raise UsageError(f"--plan already says how to divide the model; leave out {names}")
+    plan, model = read_plan(file), read_model_spec(folder)
+    if plan.model.fingerprint != model.fingerprint:
+        raise PlanError(
+            f"{file} was made for {plan.model.name} ({plan.model.fingerprint}), not for {model.name}"
+            f" ({model.fingerprint}); plan this model anew"
+        )
+    return plan

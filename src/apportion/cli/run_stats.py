@@ -102,9 +102,7 @@ def predicted_speed(plan: Plan, prompt_tokens: Sequence[int], output_tokens: Seq
         chunk_tokens=plan.chunk_tokens,
         microbatches=plan.microbatches,
     )
-    return Speed(
-        ttft_s=predicted.ttft_s, tpot_s=predicted.tpot_s, tokens_per_s=predicted.tokens_per_s
-    )
+    return Speed(ttft_s=predicted.ttft_s, tpot_s=predicted.tpot_s, tokens_per_s=predicted.tokens_per_s)
 
 
 def _device_use(plan: Plan, report: WorkerReport) -> DeviceUse:

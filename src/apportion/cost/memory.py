@@ -12,8 +12,16 @@ from apportion.types.units import FORMAT_BYTES
 
 RUNTIME_BYTES = 3 * 2**20
 """Fixed allowance per worker: allocator slack, sockets, block tables."""
-HIDDEN_ACTIVATIONS = 6
-"""Hidden states per token alive at once: residual, norm, projection, message, two temporaries."""
+HIDDEN_ACTIVATIONS = 4
+"""Buffers of one hidden state per token that are alive at once: residual, norm and its fp32 temporaries."""
+PROJECTION_ACTIVATIONS = 4
+"""Buffers of all query and key heads per token: projected, rotated and two temporaries."""
+QUERY_TILE = 128
+"""Queries of one sequence that attention takes at once."""
+SCORED_FAMILIES = frozenset({"gemma2", "gpt_oss"})
+"""Families whose softmax (capped, or with sinks) is computed from a matrix of scores."""
+SCORE_BYTES = 6
+"""Of one score: fp32, and once more in a half format."""
 MESSAGES_IN_FLIGHT = 4
 FP32_BYTES = 4
 
@@ -56,16 +64,25 @@ def kv_bytes_per_token(model: ModelSpec, shard: Shard) -> int:
 
 
 def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
-    """What a step of `chunk_tokens` allocates at its peak; activations count as at least fp32."""
+    """What a step of `chunk_tokens` allocates at its peak; activations count as at least fp32.
+
+    Attention works on tiles of at most QUERY_TILE queries of one sequence: its keys and values side by side, a mask,
+    and the scores only where a family's softmax is not the fused one.
+    """
     tokens, context = capacity.chunk_tokens, capacity.max_context_tokens
-    local_q_heads = shard.kv_heads * model.q_heads_per_kv_head
-    qkv_elements = (local_q_heads + 2 * shard.kv_heads) * model.head_dim
+    tile = min(tokens, QUERY_TILE)
+    element_bytes = shard.element_bytes
+    q_heads = shard.kv_heads * model.q_heads_per_kv_head
+    projected = PROJECTION_ACTIVATIONS * (q_heads + shard.kv_heads) * model.head_dim
     ffn_elements = shard.ffn_columns * max(_ffn_activations_per_column(model, shard), default=0)
-    activations = tokens * (HIDDEN_ACTIVATIONS * model.hidden_size + qkv_elements + ffn_elements)
-    gathered_kv = 2 * context * shard.kv_heads * model.head_dim * shard.element_bytes
-    scores = 2 * local_q_heads * tokens * context * FP32_BYTES
+    activations = tokens * (
+        HIDDEN_ACTIVATIONS * model.hidden_size + 2 * model.head_dim + projected + ffn_elements
+    )
+    gathered_kv = 2 * context * shard.kv_heads * model.head_dim * element_bytes
+    mask = tile * context * (1 + element_bytes)
+    scores = q_heads * tile * context * SCORE_BYTES if model.family in SCORED_FAMILIES else 0
     logits = 2 * capacity.concurrency * _logit_columns(model, shard) * FP32_BYTES
-    return activations * max(FP32_BYTES, shard.element_bytes) + gathered_kv + scores + logits + RUNTIME_BYTES
+    return activations * max(FP32_BYTES, element_bytes) + gathered_kv + mask + scores + logits + RUNTIME_BYTES
 
 
 def _ffn_activations_per_column(model: ModelSpec, shard: Shard) -> list[int]:

@@ -5,8 +5,8 @@ branch and bound: what the stages still to be cut can add to the sum, and to the
 """
 
 from collections.abc import Sequence
-from functools import cache
 from math import inf
+from typing import NamedTuple
 
 from apportion.cost.estimate import group_step_s, stage_members, workload_steps
 from apportion.cost.memory import shard_memory
@@ -77,47 +77,76 @@ def _reshaped(shard: Shard, kind: StageKind) -> Shard:
 
 def smallest_epsilon(times: StageTimes, reached: float) -> float:
     """The least ε over all cuts; `reached` is that of one of them."""
-    num_stages, num_layers = len(times.stages), times.num_layers
+    return _Cuts(times, reached).search()
 
-    def stops(index: int, start: int) -> range:
-        if index == num_stages - 1:
-            return range(num_layers, num_layers + 1)
-        return range(start + 1, num_layers - (num_stages - index - 1) + 1)
 
-    @cache
-    def rest(index: int, start: int) -> tuple[float, float, float, float]:
-        """Of the stages from `index` on: least and greatest sum, least maximum, greatest minimum."""
-        if index == num_stages:
-            return (0.0, 0.0, -inf, inf)
-        ways = [
-            (seconds + low, seconds + high, max(seconds, least_max), min(seconds, greatest_min))
-            for stop in stops(index, start)
-            if (seconds := times.seconds(index, start, stop)) < inf
-            for low, high, least_max, greatest_min in [rest(index + 1, stop)]
-            if low < inf
-        ]
-        if not ways:
-            return (inf, -inf, inf, -inf)
-        lows, highs, maxima, minima = zip(*ways, strict=True)
-        return (min(lows), max(highs), min(maxima), max(minima))
+class Rest(NamedTuple):
+    """Of the stages still to be cut: least and greatest sum, least maximum, greatest minimum."""
 
-    best = reached
+    low: float
+    high: float
+    least_max: float
+    greatest_min: float
 
-    def descend(index: int, start: int, total: float, least: float, most: float) -> None:
-        nonlocal best
-        low, high, rest_most, rest_least = rest(index, start)
-        highest_mean, lowest_mean = (total + high) / num_stages, (total + low) / num_stages
-        bound = max(max(most, rest_most) - highest_mean, lowest_mean - min(least, rest_least))
-        if low == inf or bound >= best:
+
+NO_WAY = Rest(inf, -inf, inf, -inf)
+
+
+class _Cuts:
+    def __init__(self, times: StageTimes, reached: float) -> None:
+        self.times = times
+        self.num_stages = len(times.stages)
+        self.best = reached
+        self._rest: dict[tuple[int, int], Rest] = {}
+
+    def search(self) -> float:
+        self._descend(0, 0, 0.0, inf, -inf)
+        return self.best
+
+    def _ways(self, index: int, start: int) -> list[tuple[float, int]]:
+        """(seconds, stop) of stage `index` from layer `start`, leaving a layer for each later stage."""
+        last = self.times.num_layers - (self.num_stages - index - 1)
+        first = last if index == self.num_stages - 1 else start + 1
+        ways = [(self.times.seconds(index, start, stop), stop) for stop in range(first, last + 1)]
+        return [way for way in ways if way[0] < inf]
+
+    def rest(self, index: int, start: int) -> Rest:
+        if index == self.num_stages:
+            return Rest(0.0, 0.0, -inf, inf)
+        if (index, start) not in self._rest:
+            ways = [
+                Rest(
+                    seconds + rest.low,
+                    seconds + rest.high,
+                    max(seconds, rest.least_max),
+                    min(seconds, rest.greatest_min),
+                )
+                for seconds, stop in self._ways(index, start)
+                if (rest := self.rest(index + 1, stop)) != NO_WAY
+            ]
+            self._rest[index, start] = (
+                Rest(
+                    min(way.low for way in ways),
+                    max(way.high for way in ways),
+                    min(way.least_max for way in ways),
+                    max(way.greatest_min for way in ways),
+                )
+                if ways
+                else NO_WAY
+            )
+        return self._rest[index, start]
+
+    def _descend(self, index: int, start: int, total: float, least: float, most: float) -> None:
+        rest = self.rest(index, start)
+        highest_mean = (total + rest.high) / self.num_stages
+        lowest_mean = (total + rest.low) / self.num_stages
+        most_of_all, least_of_all = max(most, rest.least_max), min(least, rest.greatest_min)
+        bound = max(most_of_all - highest_mean, lowest_mean - least_of_all)
+        if rest == NO_WAY or bound >= self.best:
             return
-        if index == num_stages:
-            best = bound
+        if index == self.num_stages:
+            self.best = bound
             return
         middle = (lowest_mean + highest_mean) / 2
-        children = [(times.seconds(index, start, stop), stop) for stop in stops(index, start)]
-        for seconds, stop in sorted(children, key=lambda child: abs(child[0] - middle)):
-            if seconds < inf:
-                descend(index + 1, stop, total + seconds, min(least, seconds), max(most, seconds))
-
-    descend(0, 0, 0.0, inf, -inf)
-    return best
+        for seconds, stop in sorted(self._ways(index, start), key=lambda way: abs(way[0] - middle)):
+            self._descend(index + 1, stop, total + seconds, min(least, seconds), max(most, seconds))

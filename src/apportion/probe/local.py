@@ -1,11 +1,12 @@
 """This machine's devices: its CUDA GPUs from the driver, else one core of its CPU as measured. Needs no torch."""
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
 from contextlib import suppress
-from time import perf_counter, process_time
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from apportion.types.cluster import Device
@@ -18,8 +19,6 @@ CPU_OVERHEAD_S = 3e-4
 GPU_OVERHEAD_S = 1.5e-4
 CPU_HALF_FRACTION = 0.1
 """bf16 and fp16 products on CPUs without units for them, relative to fp32: converted element by element."""
-READ_BYTES = 64 * 2**20
-MEASURE_S = 0.15
 
 
 def local_devices() -> tuple[Device, ...]:
@@ -32,7 +31,7 @@ def measure_cpu() -> Device:
 
     Both in one thread, which is what a worker has.
     """
-    flops_per_s = _single_threaded(_multiply_flops_per_s)
+    read_bytes_per_s, flops_per_s = _measured_rates()
     half = flops_per_s * CPU_HALF_FRACTION
     return Device(
         id="cpu",
@@ -41,7 +40,7 @@ def measure_cpu() -> Device:
         torch_device="cpu",
         memory_bytes=int(psutil.virtual_memory().available * MEMORY_FRACTION),
         reserved_bytes=0,
-        mem_bytes_per_s=_single_threaded(_read_bytes_per_s),
+        mem_bytes_per_s=read_bytes_per_s,
         flops_per_s={"fp32": flops_per_s, "bf16": half, "fp16": half},
         overhead_s=CPU_OVERHEAD_S,
         speed=1.0,
@@ -49,36 +48,18 @@ def measure_cpu() -> Device:
     )
 
 
-def _single_threaded(measure: Callable[[], float]) -> float:
-    """BLAS takes all cores by default: what the process spent on CPU over the time it took is their number."""
-    wall_s, cpu_s = perf_counter(), process_time()
-    rate = measure()
-    cores = (process_time() - cpu_s) / (perf_counter() - wall_s)
-    return rate / max(1.0, cores)
-
-
-def _read_bytes_per_s() -> float:
-    rows = 4096
-    matrix = np.ones((rows, READ_BYTES // 4 // rows), dtype=np.float32)
-    vector = np.ones(matrix.shape[1], dtype=np.float32)
-    return READ_BYTES / _best_s(lambda: matrix @ vector)
-
-
-def _multiply_flops_per_s() -> float:
-    size = 512
-    matrix = np.ones((size, size), dtype=np.float32)
-    return 2 * size**3 / _best_s(lambda: matrix @ matrix)
-
-
-def _best_s(work: Callable[[], object]) -> float:
-    """The shortest of the runs that fit in `MEASURE_S`, after one to warm up."""
-    work()
-    times: list[float] = []
-    while sum(times) < MEASURE_S:
-        start = perf_counter()
-        work()
-        times.append(perf_counter() - start)
-    return min(times)
+def _measured_rates() -> tuple[float, float]:
+    """Bytes/s and FLOP/s of one thread: BLAS reads its number of threads at import, so in a process of its own."""
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("cpu_rates.py"))],
+        env={**os.environ, **one_thread},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    read, multiply = done.stdout.split()
+    return float(read), float(multiply)
 
 
 def cuda_devices() -> tuple[Device, ...]:

@@ -4,12 +4,14 @@ Everything about its place (who sends to it, to whom it sends) follows from the 
 its parent vanishes, or on any error, which it reports first. Sibling of this process: runtime/engine.py.
 """
 
-import ctypes
 import os
 import signal
+import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -38,7 +40,6 @@ from apportion.types.plan import Plan
 from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
 from apportion.types.units import format_bytes
 
-_PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 
@@ -61,7 +62,7 @@ class WorkerPlace:
 def run_worker(place: WorkerPlace) -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(place.num_threads)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     coordinator = Outbox(context, inbox_address(place.run_dir, COORDINATOR))
@@ -73,6 +74,14 @@ def run_worker(place: WorkerPlace) -> None:
         coordinator.close()
         context.term()
         os._exit(1)  # a peer may be blocked on us: leave at once, its sentinel tells the coordinator
+
+
+def _end_with_parent() -> None:
+    """The kernel's parent-death signal would not do: the forkserver is our parent, and lives as long as we do."""
+    coordinator = parent_process()
+    assert coordinator is not None
+    wait([coordinator.sentinel])
+    os._exit(1)
 
 
 def _describe(error: BaseException, place: WorkerPlace) -> tuple[str, str]:

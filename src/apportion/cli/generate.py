@@ -1,0 +1,72 @@
+"""Executes a plan in front of a person: the plan, the text as it comes, then measured against predicted."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from apportion.cli.render import print_plan
+from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
+from apportion.runtime.engine import Engine
+from apportion.runtime.text import Text
+from apportion.runtime.timing import Timing
+from apportion.types.plan import Plan
+from apportion.types.request import Request, TokenEvent
+
+TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
+
+
+def generate(
+    plan: Plan, folder: Path, text: Text, prompts: Sequence[str], requests: Sequence[Request]
+) -> RunStats:
+    """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
+    console = Console(stderr=True)
+    print_plan(console, plan)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED_EXIT_CODE))
+    terminal = Terminal(text, prompts)
+    with Engine(plan, folder, text.eos_token_ids) as engine:
+        timing = Timing()
+        for event in engine.generate(requests):
+            timing.record(event)
+            terminal.show(event)
+    outputs = [Output(text=text.decode(token_ids), token_ids=token_ids) for token_ids in terminal.token_ids]
+    prompt_tokens = [len(request.prompt_ids) for request in requests]
+    stats = run_stats(plan, outputs, prompt_tokens, timing, engine.sent_bytes(), engine.reports)
+    print_run(console, stats)
+    return stats
+
+
+class Terminal:
+    """Streams a single prompt's text; of several, each is printed whole, in order, once it and those before it end."""
+
+    def __init__(self, text: Text, prompts: Sequence[str]) -> None:
+        self.token_ids: list[list[int]] = [[] for _ in prompts]
+        self._text = text
+        self._prompts = prompts
+        self._stream = text.stream()
+        self._finished: set[int] = set()
+        self._next = 0
+
+    def show(self, event: TokenEvent) -> None:
+        token_ids = self.token_ids[event.request_id]
+        token_ids.append(event.token_id)
+        if len(self._prompts) == 1:
+            first = self._prompts[0] if len(token_ids) == 1 else ""
+            last = "\n" if event.finish_reason else ""
+            self._write(first + self._stream.push(event.token_id) + last)
+        elif event.finish_reason:
+            self._finished.add(event.request_id)
+            self._show_finished()
+
+    def _show_finished(self) -> None:
+        while self._next in self._finished:
+            self._write(f"[{self._next + 1}] {self._prompts[self._next]}")
+            self._write(self._text.decode(self.token_ids[self._next]) + "\n\n")
+            self._next += 1
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()

@@ -1,0 +1,38 @@
+"""Prints what one thread reads (bytes/s, a matrix-vector product) and computes (FLOP/s, an fp32 product)."""
+
+from collections.abc import Callable
+from time import perf_counter
+
+import numpy as np
+
+READ_BYTES = 128 * 2**20
+"""Beyond the caches of the machines meant here."""
+MEASURE_S = 0.15
+
+
+def read_bytes_per_s() -> float:
+    rows = 4096
+    matrix = np.ones((rows, READ_BYTES // 4 // rows), dtype=np.float32)
+    vector = np.ones(matrix.shape[1], dtype=np.float32)
+    return READ_BYTES / best_s(lambda: matrix @ vector)
+
+
+def multiply_flops_per_s() -> float:
+    size = 512
+    matrix = np.ones((size, size), dtype=np.float32)
+    return 2 * size**3 / best_s(lambda: matrix @ matrix)
+
+
+def best_s(work: Callable[[], object]) -> float:
+    """The shortest of the runs that fit in `MEASURE_S`, after one to warm up."""
+    work()
+    times: list[float] = []
+    while sum(times) < MEASURE_S:
+        start = perf_counter()
+        work()
+        times.append(perf_counter() - start)
+    return min(times)
+
+
+if __name__ == "__main__":
+    print(read_bytes_per_s(), multiply_flops_per_s())

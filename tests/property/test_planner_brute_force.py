@@ -1,0 +1,279 @@
+"""The planner against every division there is, written without it: all orders, groups, ranges and shares."""
+
+from dataclasses import dataclass
+from itertools import combinations, product
+from math import inf, isclose
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from apportion.cost.estimate import (
+    entry_timing,
+    exit_timing,
+    hop_timing,
+    objective_value,
+    stage_timing,
+)
+from apportion.cost.memory import RUNTIME_BYTES, device_memory
+from apportion.cost.objective import Goal, Timing
+from apportion.planner.bound import certify
+from apportion.planner.build import search
+from apportion.planner.infeasible import whole_bytes
+from apportion.planner.problem import Problem, make_problem
+from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.plan import Stage, TensorSplit
+from apportion.types.workload import Workload
+
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Best:
+    free: float
+    """With any shares in every stage."""
+    ruled: float
+    """With the shares that cost each stage least, as the planner's documentation states."""
+
+
+def compositions(total, parts):
+    return [
+        tuple(b - a for a, b in zip((0, *cuts), (*cuts, total), strict=True))
+        for cuts in combinations(range(1, total), parts - 1)
+    ]
+
+
+class BruteForce:
+    def __init__(self, problem: Problem, microbatches: int):
+        self.problem, self.model, self.cluster = problem, problem.model, problem.cluster
+        self.goal: Goal = problem.goal(microbatches)
+        self.steps = problem.steps(microbatches)
+        self.known: dict[object, list[Timing]] = {}
+
+    def best(self) -> Best:
+        free = min(self.values(ruled=False), default=inf)
+        return Best(free, min(self.values(ruled=True), default=inf))
+
+    def values(self, *, ruled):
+        home = self.cluster.devices[0].host
+        yield from self.extend(0, frozenset(), home, [], ruled)
+
+    def extend(self, start, used, host, timings, ruled):
+        if start == self.model.num_layers:
+            link = self.link(host, self.cluster.devices[0].host)
+            if link:
+                yield self.goal.value([*timings, exit_timing(link, self.steps)])
+            return
+        for group in self.groups(used):
+            link = self.link(host, group[0].host)
+            if link is None:
+                continue
+            if start == 0:
+                hop = entry_timing(link, len(group), self.steps)
+            else:
+                hop = hop_timing(self.model, link, len(group), self.steps, "fp32")
+            for stop in range(start + 1, self.model.num_layers + 1):
+                for timing in self.options(group, start, stop, ruled):
+                    after = used | {device.id for device in group}
+                    yield from self.extend(stop, after, group[0].host, [*timings, hop, timing], ruled)
+
+    def groups(self, used):
+        left = [device for device in self.cluster.devices if device.id not in used]
+        for size in range(1, self.model.kv_heads + 1):
+            for group in combinations(left, size):
+                if len({device.host for device in group}) == 1:
+                    yield group
+
+    def link(self, a, b):
+        return next((link for link in self.cluster.links if {link.src, link.dst} == {a, b}), None)
+
+    def options(self, group, start, stop, ruled) -> list[Timing]:
+        key = (tuple(device.id for device in group), start, stop, ruled)
+        if key not in self.known:
+            self.known[key] = self.find_options(group, start, stop, ruled)
+        return self.known[key]
+
+    def find_options(self, group, start, stop, ruled) -> list[Timing]:
+        timings = [
+            stage_timing(self.model, self.cluster, stage, self.steps)
+            for heads, columns in product(
+                compositions(self.model.kv_heads, len(group)),
+                compositions(self.model.ffn_columns, len(group)),
+            )
+            if self.fits(stage := self.stage(group, start, stop, heads, columns))
+        ]
+        if ruled:
+            prefill, decode = self.goal.stage_weights
+            costs = [prefill * t.prefill_s + decode * t.decode_s for t in timings]
+            least = min(costs, default=inf)
+            timings = [t for t, cost in zip(timings, costs, strict=True) if cost <= least * (1 + 1e-12)]
+        return [t for t in set(timings) if not any(dominates(other, t) for other in timings)]
+
+    def stage(self, group, start, stop, heads, columns):
+        rows = tuple(self.model.vocab_rows // self.model.ffn_columns * count for count in columns)
+        split = TensorSplit(
+            device_ids=tuple(device.id for device in group),
+            q_heads=tuple(h * self.model.q_heads_per_kv_head for h in heads),
+            kv_heads=heads,
+            ffn_columns=columns,
+            vocab_rows=rows,
+        )
+        return Stage(
+            layer_start=start,
+            layer_stop=stop,
+            split=split,
+            weight_format="fp32",
+            has_embedding=start == 0,
+            has_head=stop == self.model.num_layers,
+        )
+
+    def fits(self, stage):
+        capacity = self.problem.capacity
+        return all(
+            device_memory(
+                self.model,
+                stage,
+                rank,
+                num_kv_blocks=capacity.num_kv_blocks,
+                block_tokens=capacity.block_tokens,
+                chunk_tokens=capacity.chunk_tokens,
+                concurrency=capacity.concurrency,
+                max_context_tokens=capacity.max_context_tokens,
+                reserved_bytes=0,
+            ).total_bytes
+            <= self.cluster.device(device_id).memory_bytes
+            for rank, device_id in enumerate(stage.split.device_ids)
+        )
+
+
+def dominates(a: Timing, b: Timing) -> bool:
+    return a != b and a.prefill_s <= b.prefill_s and a.decode_s <= b.decode_s
+
+
+@st.composite
+def layer_specs(draw):
+    experts = draw(st.sampled_from([0, 0, 0, 4]))
+    return LayerSpec(
+        attention_params_per_kv_head=draw(st.integers(1, 4)) * 4096,
+        ffn_params_per_column=draw(st.integers(1, 4)) * 4096,
+        replicated_params=draw(st.sampled_from([64, 2048])),
+        window_tokens=draw(st.sampled_from([None, 8])),
+        num_experts=experts,
+        experts_per_token=2 if experts else 0,
+    )
+
+
+@st.composite
+def models(draw, max_layers):
+    kinds = draw(st.lists(layer_specs(), min_size=1, max_size=2))
+    layers = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=max_layers))
+    columns = draw(st.sampled_from([3, 5, 7]))  # odd: a granule is one column
+    return ModelSpec(
+        name="tiny",
+        family="llama",
+        fingerprint="",
+        layers=tuple(layers),
+        hidden_size=64,
+        q_heads=8,
+        kv_heads=draw(st.sampled_from([1, 2, 4])),
+        head_dim=16,
+        ffn_columns=columns,
+        vocab_rows=columns * draw(st.sampled_from([1, 40])),
+        tied_embeddings=draw(st.booleans()),
+        max_context_tokens=64,
+        checkpoint_format="fp32",
+    )
+
+
+@st.composite
+def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
+    model = draw(models(max_layers))
+    workload = Workload(
+        prompt_tokens=draw(st.sampled_from([5, 40])),
+        output_tokens=draw(st.sampled_from([1, 16])),
+        concurrency=draw(st.sampled_from([1, 2, 3])),
+        max_context_tokens=64,
+        objective=draw(st.sampled_from(["latency", "throughput"])),
+    )
+    alone = make_problem(model, Cluster(devices=(), links=()), workload, "fp32", 16)
+    room = whole_bytes(alone) - RUNTIME_BYTES
+    devices = tuple(
+        Device(
+            id=f"d{number}",
+            host=draw(st.sampled_from(hosts)) if len(hosts) <= 3 else hosts[number],
+            kind="cpu",
+            torch_device="cpu",
+            memory_bytes=RUNTIME_BYTES + round(room * draw(st.sampled_from([0.3, 0.5, 0.8, 1.3]))),
+            reserved_bytes=0,
+            mem_bytes_per_s=draw(st.sampled_from([1e9, 3e9])),
+            flops_per_s={"fp32": draw(st.sampled_from([1e9, 5e9, 4e10]))},
+            overhead_s=draw(st.sampled_from([0.0, 1e-5])),
+            speed=1.0,
+            source="measured",
+        )
+        for number in range(draw(st.integers(1, max_devices)))
+    )
+    latency_s = draw(st.sampled_from([0.0, 1e-6, 1e-4]))
+    used = sorted({device.host for device in devices})
+    inside = [Link(src=host, dst=host, latency_s=latency_s, bytes_per_s=1e9) for host in used]
+    across = [
+        Link(src=a, dst=b, latency_s=5 * latency_s, bytes_per_s=1e8)
+        for a, b in combinations(used, 2)
+        if draw(st.booleans()) or len(hosts) > 3
+    ]
+    return make_problem(model, Cluster(devices=devices, links=(*inside, *across)), workload, "fp32", 16)
+
+
+def check_against_brute_force(problem: Problem):
+    most = min(problem.workload.concurrency, 2 * len(problem.cluster.devices))
+    numbers = range(1, most + 1) if problem.workload.objective == "throughput" else [1]
+    bests = [BruteForce(problem, number).best() for number in numbers]
+    free, ruled = min(best.free for best in bests), min(best.ruled for best in bests)
+    found = search(problem)
+    assert (found is None) == (free == inf)
+    if found is None:
+        return
+    value = objective_value(
+        problem.model,
+        problem.cluster,
+        problem.workload,
+        found.stages,
+        chunk_tokens=problem.capacity.chunk_tokens,
+        microbatches=found.microbatches,
+    )
+    assert isclose(value, ruled, rel_tol=TOLERANCE)
+    certificate = certify(problem, value)
+    assert certificate.lower_bound <= free * (1 + TOLERANCE)
+    hosts = [device.host for device in problem.cluster.devices]
+    if len(set(hosts)) == len(hosts) or problem.model.kv_heads == 1:
+        assert isclose(value, free, rel_tol=TOLERANCE)
+        assert certificate.gap <= TOLERANCE
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problems())
+def test_planner_equals_brute_force(problem):
+    check_against_brute_force(problem)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problems(max_devices=4, max_layers=8, hosts=("a", "b", "c", "d")))
+def test_pipelines_equal_brute_force_and_the_bound_is_tight(problem):
+    check_against_brute_force(problem)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problems(max_devices=4, max_layers=6))
+def test_planner_equals_brute_force_at_length(problem):
+    check_against_brute_force(problem)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problems(max_devices=4, max_layers=12, hosts=("a", "b", "c", "d")))
+def test_pipelines_equal_brute_force_at_length(problem):
+    check_against_brute_force(problem)

@@ -1,0 +1,329 @@
+"""Every formula of the cost model against a number worked out by hand."""
+
+from dataclasses import replace
+from math import isclose
+
+import pytest
+
+from apportion.cost.estimate import (
+    estimate,
+    group_step_s,
+    hop_timing,
+    stage_members,
+    unsynchronised_step_s,
+    workload_steps,
+)
+from apportion.cost.memory import (
+    HIDDEN_ACTIVATIONS,
+    RUNTIME_BYTES,
+    device_memory,
+    parameters,
+    read_bytes,
+)
+from apportion.cost.objective import Timing, goal
+from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s, prefill_steps
+from apportion.cost.statements import epsilon_s, model_parameters, pipeline, token_communication
+from apportion.cost.traffic import reduction_s, run_link_bytes
+from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.plan import Balance, Certificate, Estimate, Plan, Stage, TensorSplit
+from apportion.types.workload import Workload
+
+LAYER = LayerSpec(
+    attention_params_per_kv_head=100,
+    ffn_params_per_column=12,
+    replicated_params=8,
+    window_tokens=None,
+    num_experts=0,
+    experts_per_token=0,
+)
+MODEL = ModelSpec(
+    name="hand",
+    family="llama",
+    fingerprint="",
+    layers=(LAYER, LAYER),
+    hidden_size=4,
+    q_heads=4,
+    kv_heads=2,
+    head_dim=5,
+    ffn_columns=6,
+    vocab_rows=10,
+    tied_embeddings=True,
+    max_context_tokens=64,
+    checkpoint_format="bf16",
+)
+LINK = Link(src="h", dst="h", latency_s=0.5, bytes_per_s=16.0)
+
+
+def device(name: str, speed: float = 1.0) -> Device:
+    return Device(
+        id=name,
+        host="h",
+        kind="cpu",
+        torch_device="cpu",
+        memory_bytes=10**8,
+        reserved_bytes=0,
+        mem_bytes_per_s=400.0 * speed,
+        flops_per_s={"fp32": 1000.0 * speed},
+        overhead_s=0.25,
+        speed=speed,
+        source="measured",
+    )
+
+
+def stage(start: int, stop: int, ids: tuple[str, ...], kv_heads=(2,), ffn=(6,), rows=(10,)) -> Stage:
+    return Stage(
+        layer_start=start,
+        layer_stop=stop,
+        split=TensorSplit(
+            device_ids=ids,
+            q_heads=tuple(2 * heads for heads in kv_heads),
+            kv_heads=kv_heads,
+            ffn_columns=ffn,
+            vocab_rows=rows,
+        ),
+        weight_format="fp32",
+        has_embedding=start == 0,
+        has_head=stop == 2,
+    )
+
+
+WHOLE = stage(0, 2, ("a",))
+PAIR = stage(0, 2, ("a", "b"), (1, 1), (4, 2), (7, 3))
+CLUSTER = Cluster(devices=(device("a"), device("b", 0.5)), links=(LINK,))
+DECODE = Step(sequences=1, new_tokens=1, start_tokens=9, sampled_rows=1)
+
+
+def plan(stages: tuple[Stage, ...], model: ModelSpec = MODEL) -> Plan:
+    return Plan(
+        version=1,
+        model=model,
+        cluster=CLUSTER,
+        workload=Workload(
+            prompt_tokens=3, output_tokens=3, concurrency=1, max_context_tokens=8, objective="latency"
+        ),
+        stages=stages,
+        memory={},
+        block_tokens=4,
+        num_kv_blocks=2,
+        microbatches=1,
+        chunk_tokens=4,
+        estimate=Estimate(ttft_s=0, tpot_s=0, tokens_per_s=0, stage_s=(), link_s=(), bottleneck=""),
+        certificate=Certificate(objective="latency", value=1, lower_bound=1, gap=0, method=""),
+        balance=Balance(epsilon_s=0, smallest_epsilon_s=0),
+    )
+
+
+def test_attended_positions_grow_to_the_window():
+    chunk = Step(sequences=2, new_tokens=4, start_tokens=3, sampled_rows=0)
+    assert chunk.attended(None) == 2 * (4 + 5 + 6 + 7)
+    assert chunk.attended(5) == 2 * (4 + 5 + 5 + 5)
+    assert chunk.attended(2) == 2 * (2 + 2 + 2 + 2)
+    assert chunk.context_read(None) == 2 * 7
+    assert (
+        chunk.context_read(2) == 2 * 5
+    )  # the first new token sees one before itself, the last is the fourth
+    assert DECODE.attended(4) == DECODE.context_read(4) == 4
+
+
+def test_prefill_is_cut_into_chunks_and_the_last_draws():
+    steps = prefill_steps(10, 4)
+    assert [(s.start_tokens, s.new_tokens, s.sampled_rows) for s in steps] == [
+        (0, 4, 0),
+        (4, 4, 0),
+        (8, 2, 1),
+    ]
+
+
+def test_attention_is_bound_by_memory_in_decode_and_by_arithmetic_in_prefill():
+    # flops 2·(2·100·1 + 4·2·5·10) = 1200; bytes 4·(2·100 + 8 + 2·2·5·10) = 1632
+    assert isclose(attention_s(device("a"), MODEL, LAYER, 2, DECODE, "fp32"), max(1.2, 1632 / 400))
+    prefill = Step(sequences=1, new_tokens=10, start_tokens=0, sampled_rows=0)
+    # flops 2·(2·100·10 + 4·2·5·55) = 8400
+    assert isclose(attention_s(device("a"), MODEL, LAYER, 2, prefill, "fp32"), 8.4)
+
+
+def test_ffn_reads_only_the_experts_that_are_touched():
+    assert isclose(ffn_column_s(device("a"), LAYER, 1, "fp32"), 4 * 12 / 400)
+    assert isclose(ffn_column_s(device("a"), LAYER, 100, "fp32"), 2 * 12 * 100 / 1000)
+    moe = replace(LAYER, num_experts=4, experts_per_token=2)
+    # two tokens: 1 − (1/2)² = 3/4 of the bytes, half of the flops
+    assert isclose(ffn_column_s(device("a"), moe, 2, "fp32"), 4 * 12 * 0.75 / 400)
+    assert isclose(ffn_column_s(device("a"), moe, 100, "fp32"), 2 * 12 * 0.5 * 100 / 1000)
+
+
+def test_head_costs_only_where_a_token_is_drawn():
+    assert head_row_s(device("a"), MODEL, 0, "fp32") == 0
+    assert isclose(head_row_s(device("a"), MODEL, 1, "fp32"), 4 * 4 / 400)
+
+
+def test_reduction_is_a_direct_exchange():
+    assert reduction_s(LINK, 3, 16) == 0.5 + 2 * 16 / 16
+
+
+def test_a_group_waits_after_attention_and_after_the_ffn():
+    members = stage_members(MODEL, CLUSTER, PAIR)
+    attention = 4 * (100 + 8 + 2 * 5 * 10) / 200  # b, at half the speed: 4.16
+    ffn = max(4 * 48 / 400, 2 * 48 / 200)
+    head = max(7 * 16 / 400, 3 * 16 / 200)
+    reduction = 0.5 + 16 / 16
+    gather = 0.5 + 3 * 4 / 16
+    expected = 2 * (attention + ffn + 0.25 + 2 * reduction) + reduction + head + gather
+    assert isclose(group_step_s(MODEL, members, LINK, DECODE), expected)
+
+
+def test_the_looser_form_lets_members_drift():
+    # a is as fast at both; give b little attention... it still waits nowhere but at the end
+    members = stage_members(MODEL, CLUSTER, PAIR)
+    loose = unsynchronised_step_s(MODEL, members, DECODE)
+    assert isclose(loose, 2 * (4.16 + 96 / 200 + 0.25) + 48 / 200)
+    assert loose < group_step_s(MODEL, members, LINK, DECODE)
+
+
+def test_parameters_are_exact():
+    layers = 2 * (2 * 100 + 6 * 12 + 8)
+    assert parameters(MODEL, WHOLE, 0) == layers + 10 * 4 + 4 == model_parameters(MODEL)
+    untied = replace(MODEL, tied_embeddings=False)
+    assert parameters(untied, WHOLE, 0) == layers + 2 * 40 + 4 == model_parameters(untied)
+    assert parameters(MODEL, PAIR, 1) == 2 * (100 + 2 * 12 + 8) + 3 * 4 + 4
+    assert parameters(MODEL, stage(0, 1, ("a",)), 0) == 280 + 40
+    assert parameters(MODEL, stage(1, 2, ("a",)), 0) == 280 + 40 + 4
+    assert read_bytes(MODEL, WHOLE, 0) == 2 * (layers + 44)
+
+
+def test_device_memory_adds_up():
+    memory = device_memory(
+        MODEL,
+        PAIR,
+        1,
+        num_kv_blocks=2,
+        block_tokens=4,
+        chunk_tokens=3,
+        concurrency=2,
+        max_context_tokens=8,
+        reserved_bytes=7,
+    )
+    assert memory.weights_bytes == 4 * (2 * 132 + 12 + 4)
+    assert memory.kv_bytes == 8 * 2 * 2 * 5 * 1 * 4
+    assert memory.buffer_bytes == 4 * 3 * 4 * 4
+    activations = 3 * (HIDDEN_ACTIVATIONS * 4 + (2 + 2) * 5 + 2 * 3) * 4
+    attention = 2 * 8 * 5 * 4 + 2 * 2 * 3 * 8 * 4
+    logits = 2 * 2 * 3 * 4
+    assert memory.workspace_bytes == activations + attention + logits + RUNTIME_BYTES
+    assert memory.total_bytes == memory.engine_bytes + 7
+
+
+def test_rank_0_gathers_the_whole_vocabulary():
+    sizes = [
+        device_memory(
+            MODEL,
+            replace(PAIR, split=replace(PAIR.split, ffn_columns=(3, 3), vocab_rows=(5, 5))),
+            rank,
+            num_kv_blocks=2,
+            block_tokens=4,
+            chunk_tokens=3,
+            concurrency=2,
+            max_context_tokens=8,
+            reserved_bytes=0,
+        ).workspace_bytes
+        for rank in (0, 1)
+    ]
+    assert sizes[0] - sizes[1] == 2 * 2 * 4 * (10 - 5)
+
+
+def test_bytes_on_every_link():
+    two_stages = plan((stage(0, 1, ("a",)), stage(1, 2, ("b",))))
+    # 3 + 2 and 1 + 3 tokens, less the last of each: 4 + 3 processed, 2 + 3 drawn
+    assert run_link_bytes(two_stages, [3, 1], [2, 3]) == {
+        (COORDINATOR, "a"): 4 * 7,
+        ("a", "b"): 16 * 7,
+        ("b", COORDINATOR): 4 * 5,
+    }
+    assert run_link_bytes(plan((PAIR,)), [3], [2]) == {
+        (COORDINATOR, "a"): 16,
+        (COORDINATOR, "b"): 16,
+        ("a", "b"): (2 * 2 + 1) * 16 * 4,
+        ("b", "a"): (2 * 2 + 1) * 16 * 4 + 3 * 4 * 2,
+        ("a", COORDINATOR): 8,
+    }
+
+
+def test_wide_norms_are_reduced_too():
+    olmo = replace(MODEL, family="olmo2")
+    extra = (
+        run_link_bytes(plan((PAIR,), olmo), [1], [1])["a", "b"]
+        - run_link_bytes(plan((PAIR,)), [1], [1])["a", "b"]
+    )
+    assert extra == 2 * 2 * 4
+
+
+def test_communication_of_a_token():
+    token = token_communication(plan((PAIR,)))
+    assert (token.messages, token.payload_bytes) == (2 * 5, 2 * 5 * 16)
+    hop = token_communication(plan((stage(0, 1, ("a",)), stage(1, 2, ("b",)))))
+    assert (hop.messages, hop.payload_bytes) == (1, 16)
+
+
+def test_hops_to_a_group_share_the_link():
+    workload = Workload(
+        prompt_tokens=3, output_tokens=1, concurrency=1, max_context_tokens=8, objective="latency"
+    )
+    timing = hop_timing(MODEL, LINK, 2, workload_steps(workload, 2, 1), "fp32")
+    assert timing == Timing(
+        prefill_s=(0.5 + 2 * 2 * 16 / 16) + (0.5 + 2 * 16 / 16), decode_s=0.5 + 2 * 16 / 16
+    )
+
+
+def test_latency_is_a_pipelined_prefill_and_the_tokens_after_it():
+    workload = Workload(
+        prompt_tokens=8, output_tokens=5, concurrency=1, max_context_tokens=64, objective="latency"
+    )
+    timings = [Timing(prefill_s=6.0, decode_s=1.0), Timing(prefill_s=4.0, decode_s=2.0)]
+    # two chunks of 3 and 2 s: 5 + (2−1)·3, then four tokens of 3 s
+    assert goal(workload, 4, 1).value(timings) == 5 + 3 + 4 * 3
+
+
+def test_throughput_is_the_busiest_stage_or_the_longest_path():
+    workload = Workload(
+        prompt_tokens=8, output_tokens=5, concurrency=4, max_context_tokens=64, objective="throughput"
+    )
+    timings = [Timing(prefill_s=6.0, decode_s=1.0), Timing(prefill_s=4.0, decode_s=2.0)]
+    assert goal(workload, 4, 2).value(timings) == max(4 * 6 + 5 * 2 * 1, 4 * 4 + 5 * 2 * 2, 5 + 15) / 20
+    assert goal(workload, 4, 1).value([*timings] * 9) == 9 * (5 + 15) / 20
+
+
+def test_estimate_of_one_device():
+    workload = Workload(
+        prompt_tokens=2, output_tokens=3, concurrency=2, max_context_tokens=8, objective="latency"
+    )
+    cluster = replace(CLUSTER, devices=(device("a"),))
+    seen = estimate(MODEL, cluster, workload, (WHOLE,), chunk_tokens=4, microbatches=2)
+    decode = Step(sequences=1, new_tokens=1, start_tokens=2, sampled_rows=1)
+    prefill = Step(sequences=1, new_tokens=2, start_tokens=0, sampled_rows=1)
+    members = stage_members(MODEL, cluster, WHOLE)
+    step_s = group_step_s(MODEL, members, None, decode)
+    chunk_s = group_step_s(MODEL, members, None, prefill)
+    ends_s = (0.5 + 8 / 16) + (0.5 + 4 / 16)
+    assert isclose(seen.tpot_s, 2 * step_s)  # two microbatches, and the device is the bottleneck
+    assert isclose(seen.ttft_s, ends_s + chunk_s + 0.5 * chunk_s)  # the second waits for the first
+    assert isclose(seen.tokens_per_s, 6 / (ends_s + 2 * chunk_s + 2 * seen.tpot_s))
+    assert seen.stage_s == (step_s,)
+    assert seen.link_s == ()
+    assert seen.bottleneck == "stage 0 (a)"
+
+
+def test_balance_and_pipeline_statements():
+    assert epsilon_s([1.0, 2.0, 6.0]) == 3.0
+    seen = pipeline([1.0, 0.5, 2.0], 2, 4)
+    assert (seen.makespan_s, seen.microbatches_per_s) == (3.5 + 3 * 2, 4 / 9.5)
+    assert seen.stage_executions_per_s == 4 * 2 / 2
+
+
+@pytest.mark.parametrize("name", ["mem_bytes_per_s", "flops_per_s"])
+def test_a_faster_device_is_never_slower(name):
+    slow, fast = device("a", 0.5), device("a")
+    changed = replace(slow, **{name: getattr(fast, name)})
+    for step in (*prefill_steps(20, 8), DECODE):
+        a = group_step_s(MODEL, [(slow, stage_members(MODEL, CLUSTER, WHOLE)[0][1])], None, step)
+        b = group_step_s(MODEL, [(changed, stage_members(MODEL, CLUSTER, WHOLE)[0][1])], None, step)
+        assert b <= a
