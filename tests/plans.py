@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from apportion.cost.memory import device_memory
+from apportion.cost.memory import Capacity, messages_in_flight, stages_memory
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import ModelSpec
 from apportion.types.plan import (
@@ -33,6 +33,7 @@ def cpu_device(device_id: str, memory_bytes: int = GIB, speed: float = 1.0) -> D
         mem_bytes_per_s=2e10 * speed,
         flops_per_s=dict.fromkeys(FORMAT_BYTES, 7e10 * speed),
         overhead_s=3e-4 / speed,
+        num_threads=1,
         speed=speed,
         source="measured",
     )
@@ -88,29 +89,22 @@ def hand_plan(
             )
         )
     blocks = num_kv_blocks or concurrency * -(-max_context_tokens // BLOCK_TOKENS)
-    memory = {
-        device_id: device_memory(
-            model,
-            stage,
-            rank,
-            num_kv_blocks=blocks,
-            block_tokens=BLOCK_TOKENS,
-            chunk_tokens=chunk_tokens,
-            concurrency=concurrency,
-            max_context_tokens=max_context_tokens,
-            reserved_bytes=0,
-        )
-        for stage in stages
-        for rank, device_id in enumerate(stage.split.device_ids)
-    }
+    cluster = Cluster(
+        devices=tuple(devices), links=(Link(src="local", dst="local", latency_s=6e-5, bytes_per_s=1.5e9),)
+    )
+    capacity = Capacity(
+        num_kv_blocks=blocks,
+        block_tokens=BLOCK_TOKENS,
+        chunk_tokens=chunk_tokens,
+        concurrency=concurrency,
+        max_context_tokens=max_context_tokens,
+        messages_in_flight=messages_in_flight(concurrency, num_members),
+    )
     nothing = Estimate(ttft_s=0, tpot_s=0, tokens_per_s=0, stage_s=(), link_s=(), bottleneck="")
     return Plan(
         version=PLAN_VERSION,
         model=model,
-        cluster=Cluster(
-            devices=tuple(devices),
-            links=(Link(src="local", dst="local", latency_s=6e-5, bytes_per_s=1.5e9),),
-        ),
+        cluster=cluster,
         workload=Workload(
             prompt_tokens=8,
             output_tokens=8,
@@ -119,7 +113,7 @@ def hand_plan(
             objective="latency",
         ),
         stages=tuple(stages),
-        memory=memory,
+        memory=stages_memory(model, cluster, stages, capacity),
         block_tokens=BLOCK_TOKENS,
         num_kv_blocks=blocks,
         microbatches=microbatches or len(groups),

@@ -15,7 +15,7 @@ from apportion.cost.estimate import (
     objective_value,
     stage_timing,
 )
-from apportion.cost.memory import RUNTIME_BYTES, device_memory
+from apportion.cost.memory import RUNTIME_BYTES, stages_memory
 from apportion.cost.objective import Goal, Timing
 from apportion.planner.bound import certify
 from apportion.planner.build import search
@@ -129,21 +129,10 @@ class BruteForce:
         )
 
     def fits(self, stage):
-        capacity = self.problem.capacity
+        memory = stages_memory(self.model, self.cluster, [stage], self.problem.capacity)
         return all(
-            device_memory(
-                self.model,
-                stage,
-                rank,
-                num_kv_blocks=capacity.num_kv_blocks,
-                block_tokens=capacity.block_tokens,
-                chunk_tokens=capacity.chunk_tokens,
-                concurrency=capacity.concurrency,
-                max_context_tokens=capacity.max_context_tokens,
-                reserved_bytes=0,
-            ).total_bytes
-            <= self.cluster.device(device_id).memory_bytes
-            for rank, device_id in enumerate(stage.split.device_ids)
+            memory[device_id].total_bytes <= self.cluster.device(device_id).memory_bytes
+            for device_id in memory
         )
 
 
@@ -209,6 +198,7 @@ def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
             mem_bytes_per_s=draw(st.sampled_from([1e9, 3e9])),
             flops_per_s={"fp32": draw(st.sampled_from([1e9, 5e9, 4e10]))},
             overhead_s=draw(st.sampled_from([0.0, 1e-5])),
+            num_threads=1,
             speed=1.0,
             source="measured",
         )

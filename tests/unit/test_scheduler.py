@@ -18,6 +18,7 @@ def limits(**changes: int) -> SchedulerLimits:
         "max_sequences": 8,
         "max_context_tokens": 64,
         "microbatches": 3,
+        "max_in_flight": 3,
         "chunk_tokens": 16,
     }
     return SchedulerLimits(**(values | changes))
@@ -65,7 +66,7 @@ def run(scheduler: Scheduler, arrivals: dict[int, list[Request]]) -> dict[int, l
         while (batch := scheduler.schedule()) is not None:
             assert batch.num_tokens <= scheduler.limits.chunk_tokens
             pipeline.queue.append(batch)
-        assert len(pipeline.queue) <= scheduler.limits.microbatches
+        assert len(pipeline.queue) <= scheduler.limits.max_in_flight
         if pipeline.queue:
             for event in scheduler.complete(pipeline.finish_first()):
                 outputs.setdefault(event.request_id, []).append(event.token_id)
@@ -109,7 +110,7 @@ def test_chunks_of_one_prompt_fill_the_pipeline():
 
 
 def test_decode_is_spread_over_the_microbatches():
-    scheduler = Scheduler(limits(microbatches=2), eos_token_ids=[])
+    scheduler = Scheduler(limits(microbatches=2, max_in_flight=2), eos_token_ids=[])
     for i in range(6):
         scheduler.add(request(i, 1))
     sizes = [len(batch.chunks) for batch in iter(scheduler.schedule, None)]

@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import cast
@@ -26,10 +27,15 @@ _DEVICE = re.compile(
 )
 
 
-def parse_devices(text: str, local: Sequence[Device]) -> Cluster:
+Local = Callable[[int], Sequence[Device]]
+"""This machine's devices, where so many CPU devices share its cores."""
+
+
+def parse_devices(text: str, local: Local) -> Cluster:
     """The devices of one host, as on the command line. Raises ClusterError."""
-    items = [item.strip() for item in text.split(",")]
-    return make_cluster([_parse_device(item, local) for item in items if item], [])
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    found = local(max(1, sum("=cpu" in item for item in items)))
+    return make_cluster([_parse_device(item, found) for item in items], [])
 
 
 def _parse_device(item: str, local: Sequence[Device]) -> Device:
@@ -75,7 +81,7 @@ def emulate(device: Device, speed: float) -> Device:
     )
 
 
-def read_cluster_toml(path: Path, local: Callable[[], Sequence[Device]]) -> Cluster:
+def read_cluster_toml(path: Path, local: Local) -> Cluster:
     """Devices of several hosts and the links between them. `local` is called only where a rate is not given.
 
     Raises ClusterError naming the place.
@@ -87,7 +93,9 @@ def read_cluster_toml(path: Path, local: Callable[[], Sequence[Device]]) -> Clus
     except tomllib.TOMLDecodeError as error:
         raise ClusterError(f"{path} is not TOML: {error}") from None
     table = TomlTable(str(path), content)
-    devices = [_read_device(one, local) for one in table.tables("device", "device")]
+    tables = table.tables("device", "device")
+    found = cache(lambda: local(len(tables)))
+    devices = [_read_device(one, found) for one in tables]
     links = [_read_link(one, {device.host for device in devices}) for one in table.tables("link", "link")]
     table.finish()
     return make_cluster(devices, links)
@@ -116,6 +124,7 @@ def _read_device(table: TomlTable, local: Callable[[], Sequence[Device]]) -> Dev
         mem_bytes_per_s=table.number("mem_bytes_per_s", like and like.mem_bytes_per_s),
         flops_per_s=_flops(table, like),
         overhead_s=table.number("overhead_s", like and like.overhead_s, zero_allowed=True),
+        num_threads=table.count("num_threads", like.num_threads if like else 1),
         speed=1.0,
         source="datasheet" if like is None else like.source,
     )

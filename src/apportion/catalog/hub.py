@@ -32,7 +32,7 @@ def resolve_model(name: str, *, weights: bool) -> Path:
 
 def _download(hub_id: str, patterns: list[str]) -> Path:
     """The hub's snapshot folder, with a progress bar; files already downloaded are not asked for again."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType] partly typed
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:

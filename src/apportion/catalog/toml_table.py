@@ -43,6 +43,12 @@ class TomlTable:
             raise ClusterError(f"{self.place}: {key}: {value} is not a finite number {limit}")
         return float(value)
 
+    def count(self, key: str, default: int) -> int:
+        value = self._left.pop(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ClusterError(f"{self.place}: {key}: {_shown(value)} is not a whole number ≥ 1")
+        return value
+
     def size_bytes(self, key: str, default_bytes: int | None = None, *, zero_allowed: bool = False) -> int:
         """A size like "6GiB", or a whole number of bytes."""
         value = self._left.pop(key, default_bytes)

@@ -110,14 +110,14 @@ def workload_from_options(model: "ModelSpec", choices: PlanChoices) -> "Workload
 def cluster_from_options(choices: PlanChoices) -> "Cluster":
     """This machine's own devices where none are named."""
     from apportion.catalog.cluster_text import make_cluster, parse_devices, read_cluster_toml
-    from apportion.probe.local import cuda_devices, local_devices, measure_cpu
+    from apportion.probe.local import all_local_devices, local_devices
 
     if choices.devices is not None and choices.cluster_file is not None:
         raise UsageError("give either --devices or --cluster")
     if choices.cluster_file is not None:
-        return read_cluster_toml(choices.cluster_file, lambda: (*cuda_devices(), measure_cpu()))
+        return read_cluster_toml(choices.cluster_file, all_local_devices)
     if choices.devices is not None:
-        return parse_devices(choices.devices, (*cuda_devices(), measure_cpu()))
+        return parse_devices(choices.devices, all_local_devices)
     return make_cluster(local_devices(), [])
 
 

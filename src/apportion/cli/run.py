@@ -37,17 +37,9 @@ def run(
     stats_json: Annotated[Path | None, typer.Option(help="Write outputs and figures to this file.")] = None,
 ) -> None:
     """Generate text with a model divided among devices."""
-    from apportion.catalog.hub import resolve_model
-    from apportion.cli.generate import generate
-    from apportion.runtime.text import Text
-
-    texts = _prompt_texts(prompt, prompts)
-    folder = resolve_model(model, weights=True)
-    text = Text(folder)
     sampling = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, ignore_eos=ignore_eos
     )
-    requests = [Request(id=i, prompt_ids=text.encode(one), sampling=sampling) for i, one in enumerate(texts)]
     choices = options.PlanChoices(
         devices=devices,
         cluster_file=cluster,
@@ -58,10 +50,30 @@ def run(
         output_tokens=output_tokens,
         weights=weights,
     )
-    chosen = _plan(plan, folder, choices, requests)
-    stats = generate(chosen, folder, text, texts, requests)
-    if stats_json is not None:
-        stats_json.write_text(json.dumps(asdict(stats), indent=2) + "\n")
+    _run(model, _prompt_texts(prompt, prompts), sampling, plan, choices, stats_json)
+
+
+def _run(
+    model: str,
+    prompts: Sequence[str],
+    sampling: SamplingParams,
+    plan_file: Path | None,
+    choices: options.PlanChoices,
+    stats_file: Path | None,
+) -> None:
+    from apportion.catalog.hub import resolve_model
+    from apportion.cli.generate import generate
+    from apportion.runtime.text import Text
+
+    folder = resolve_model(model, weights=True)
+    text = Text(folder)
+    requests = [
+        Request(id=i, prompt_ids=text.encode(prompt), sampling=sampling) for i, prompt in enumerate(prompts)
+    ]
+    plan = _plan(plan_file, folder, choices, requests)
+    stats = generate(plan, folder, text, prompts, requests)
+    if stats_file is not None:
+        stats_file.write_text(json.dumps(asdict(stats), indent=2) + "\n")
 
 
 def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:

@@ -100,7 +100,7 @@ def predicted_speed(plan: Plan, prompt_tokens: Sequence[int], output_tokens: Seq
         workload,
         plan.stages,
         chunk_tokens=plan.chunk_tokens,
-        microbatches=plan.microbatches,
+        microbatches=min(plan.microbatches, workload.concurrency),
     )
     return Speed(ttft_s=predicted.ttft_s, tpot_s=predicted.tpot_s, tokens_per_s=predicted.tokens_per_s)
 

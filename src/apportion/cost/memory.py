@@ -3,9 +3,11 @@
 Everything here is affine in a shard's KV heads, FFN columns and vocabulary rows; the planner relies on it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from apportion.cost.shard import Shard, stage_shards
+from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
 from apportion.types.plan import DeviceMemory, Plan, Stage
 from apportion.types.units import FORMAT_BYTES
@@ -22,7 +24,6 @@ SCORED_FAMILIES = frozenset({"gemma2", "gpt_oss"})
 """Families whose softmax (capped, or with sinks) is computed from a matrix of scores."""
 SCORE_BYTES = 6
 """Of one score: fp32, and once more in a half format."""
-MESSAGES_IN_FLIGHT = 4
 FP32_BYTES = 4
 
 
@@ -35,6 +36,13 @@ class Capacity:
     chunk_tokens: int
     concurrency: int
     max_context_tokens: int
+    messages_in_flight: int
+
+
+def messages_in_flight(concurrency: int, num_devices: int) -> int:
+    """Most batches on their way at once, and so the most that can wait before the slowest stage: one more than there
+    are stages, or as many as there are microbatches (at most two for each device)."""
+    return max(num_devices + 1, min(concurrency, 2 * num_devices))
 
 
 def kv_blocks(concurrency: int, max_context_tokens: int, block_tokens: int) -> int:
@@ -109,7 +117,7 @@ def shard_memory(model: ModelSpec, shard: Shard, capacity: Capacity, *, reserved
         weights_bytes=shard_parameters(model, shard) * element_bytes,
         kv_bytes=kv_tokens * kv_bytes_per_token(model, shard),
         workspace_bytes=workspace_bytes(model, shard, capacity),
-        buffer_bytes=MESSAGES_IN_FLIGHT * capacity.chunk_tokens * model.hidden_size * element_bytes,
+        buffer_bytes=capacity.messages_in_flight * capacity.chunk_tokens * model.hidden_size * element_bytes,
         reserved_bytes=reserved_bytes,
     )
 
@@ -124,26 +132,17 @@ def read_bytes(model: ModelSpec, stage: Stage, rank: int) -> int:
     return parameters(model, stage, rank) * FORMAT_BYTES[model.checkpoint_format]
 
 
-def device_memory(
-    model: ModelSpec,
-    stage: Stage,
-    rank: int,
-    *,
-    num_kv_blocks: int,
-    block_tokens: int,
-    chunk_tokens: int,
-    concurrency: int,
-    max_context_tokens: int,
-    reserved_bytes: int,
-) -> DeviceMemory:
-    capacity = Capacity(
-        num_kv_blocks=num_kv_blocks,
-        block_tokens=block_tokens,
-        chunk_tokens=chunk_tokens,
-        concurrency=concurrency,
-        max_context_tokens=max_context_tokens,
-    )
-    return shard_memory(model, stage_shards(model, stage)[rank], capacity, reserved_bytes=reserved_bytes)
+def stages_memory(
+    model: ModelSpec, cluster: Cluster, stages: Sequence[Stage], capacity: Capacity
+) -> dict[str, DeviceMemory]:
+    """Memory of every device in use."""
+    return {
+        device_id: shard_memory(
+            model, shard, capacity, reserved_bytes=cluster.device(device_id).reserved_bytes
+        )
+        for stage in stages
+        for device_id, shard in zip(stage.split.device_ids, stage_shards(model, stage), strict=True)
+    }
 
 
 def plan_capacity(plan: Plan) -> Capacity:
@@ -153,16 +152,10 @@ def plan_capacity(plan: Plan) -> Capacity:
         chunk_tokens=plan.chunk_tokens,
         concurrency=plan.workload.concurrency,
         max_context_tokens=plan.workload.max_context_tokens,
+        messages_in_flight=messages_in_flight(plan.workload.concurrency, len(plan.cluster.devices)),
     )
 
 
 def plan_memory(plan: Plan) -> dict[str, DeviceMemory]:
-    """Memory of every device in use, recomputed from the plan's stages."""
-    capacity = plan_capacity(plan)
-    return {
-        device_id: shard_memory(
-            plan.model, shard, capacity, reserved_bytes=plan.cluster.device(device_id).reserved_bytes
-        )
-        for stage in plan.stages
-        for device_id, shard in zip(stage.split.device_ids, stage_shards(plan.model, stage), strict=True)
-    }
+    """Recomputed from the plan's stages."""
+    return stages_memory(plan.model, plan.cluster, plan.stages, plan_capacity(plan))

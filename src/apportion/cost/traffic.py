@@ -55,7 +55,7 @@ def host_link(cluster: Cluster, src_host: str, dst_host: str) -> Link | None:
 
 
 def run_link_bytes(plan: Plan, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> LinkBytes:
-    """Payload bytes on each directed (src, dst) link for sequences of these lengths; an end may be COORDINATOR.
+    """Payload bytes on each directed (src, dst) link for sequences of these lengths.
 
     The last token drawn is not processed: a sequence passes `prompt + output − 1` tokens through the stages.
     """

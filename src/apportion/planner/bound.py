@@ -70,8 +70,7 @@ def _arcs(problem: Problem, goal: Goal, microbatches: int, groups: Sequence[Grou
     for number, group in enumerate(groups):
         link = host_link(problem.cluster, group.host, group.host)
         relaxed = RelaxedGroup(problem, group.devices, link, steps)
-        timings = [relaxed.timing(kind) for kind in kinds.kinds]
-        path_s, occupied_s = _matrices(kinds, goal, timings)
+        path_s, occupied_s = _matrices(kinds, [relaxed.least(kind, goal) for kind in kinds.kinds])
         for src, host in enumerate(hosts):
             before = [joins.entry(group.host, group.size) if host == joins.home else None]
             before += [joins.hop(host, group.host, group.size)] * (problem.model.num_layers - 1)
@@ -84,13 +83,10 @@ def _arcs(problem: Problem, goal: Goal, microbatches: int, groups: Sequence[Grou
     return Arcs(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
 
-def _matrices(
-    kinds: StageKinds, goal: Goal, timings: Sequence[Timing | None]
-) -> tuple[FloatArray, FloatArray]:
+def _matrices(kinds: StageKinds, least: Sequence[tuple[float, float]]) -> tuple[FloatArray, FloatArray]:
     """Path and occupied seconds of the stage [start, stop), infinite where it does not fit."""
-    path_s = [inf if timing is None else goal.path_s(timing) for timing in timings]
-    occupied_s = [inf if timing is None else goal.occupied_s(timing) for timing in timings]
-    return np.array([*path_s, inf])[kinds.index], np.array([*occupied_s, inf])[kinds.index]
+    by_kind = np.array([*least, (inf, inf)])
+    return by_kind[kinds.index, 0], by_kind[kinds.index, 1]
 
 
 def _group_arcs(

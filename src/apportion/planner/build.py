@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from apportion.cost.estimate import estimate, objective_value
-from apportion.cost.memory import Capacity, device_memory
+from apportion.cost.memory import stages_memory
 from apportion.planner.balance import balance
 from apportion.planner.bound import certify
 from apportion.planner.infeasible import infeasible_error, least_bytes
@@ -20,7 +20,7 @@ from apportion.planner.search import (
 from apportion.planner.shares import GroupMemory
 from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
-from apportion.types.plan import PLAN_VERSION, DeviceMemory, Plan, Stage, TensorSplit
+from apportion.types.plan import PLAN_VERSION, Plan, Stage, TensorSplit
 from apportion.types.workload import Workload
 
 
@@ -125,25 +125,6 @@ def _stage(problem: Problem, placed: PlacedStage, device_ids: Sequence[str]) -> 
     )
 
 
-def stage_memory(problem: Problem, stages: Sequence[Stage]) -> dict[str, DeviceMemory]:
-    capacity: Capacity = problem.capacity
-    return {
-        device_id: device_memory(
-            problem.model,
-            stage,
-            rank,
-            num_kv_blocks=capacity.num_kv_blocks,
-            block_tokens=capacity.block_tokens,
-            chunk_tokens=capacity.chunk_tokens,
-            concurrency=capacity.concurrency,
-            max_context_tokens=capacity.max_context_tokens,
-            reserved_bytes=problem.cluster.device(device_id).reserved_bytes,
-        )
-        for stage in stages
-        for rank, device_id in enumerate(stage.split.device_ids)
-    }
-
-
 def make_plan(model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str) -> Plan:
     """The best division of the model, certified.
 
@@ -166,7 +147,7 @@ def make_plan(model: ModelSpec, cluster: Cluster, workload: Workload, weight_for
         cluster=cluster,
         workload=workload,
         stages=stages,
-        memory=stage_memory(problem, stages),
+        memory=stages_memory(model, cluster, stages, problem.capacity),
         block_tokens=problem.capacity.block_tokens,
         num_kv_blocks=problem.capacity.num_kv_blocks,
         microbatches=found.microbatches,

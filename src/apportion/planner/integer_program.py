@@ -21,6 +21,8 @@ from apportion.cost.objective import Goal
 MAX_INTEGER_ARCS = 6000
 TIME_LIMIT_S = 5.0
 SOLVER_TOLERANCE = 1e-6
+OPTIMAL, INFEASIBLE = 0, 2
+"""Statuses of scipy.optimize.milp."""
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -71,11 +73,42 @@ class Bound:
 
 def cheapest_path(network: Network, goal: Goal, arcs: Arcs, value: float) -> Bound:
     """A bound on the objective of every path over these arcs; `value` is that of one plan, for scale."""
+    if len(arcs) > MAX_INTEGER_ARCS:
+        return _relaxed(network, goal, arcs, value, f"LP relaxation over {len(arcs)} arcs (HiGHS)")
+    name = f"integer program over {len(arcs)} arcs (HiGHS)"
+    result = _highs(network, goal, arcs, value, integer=True)
+    if result.status == INFEASIBLE:
+        return Bound(value, "no path of as little cost uses each device at most once (HiGHS)")
+    proven = _finite(result.mip_dual_bound)
+    if result.status == OPTIMAL and result.x is not None:
+        # The solver's own figure is rounded to its tolerance: its path's cost is added up again.
+        chosen = np.asarray(result.x)[:-1] > 0.5
+        exact = goal.combine(float(arcs.path_s[chosen].sum()), float(arcs.occupied_s[chosen].max()))
+        if exact <= value * proven * (1 + SOLVER_TOLERANCE):
+            return Bound(exact, name)
+    stopped = f"{name}, stopped after {TIME_LIMIT_S:.0f} s"
+    relaxed = _relaxed(network, goal, arcs, value, f"{stopped}, and its LP relaxation")
+    return Bound(max(proven * (1 - SOLVER_TOLERANCE) * value, relaxed.seconds), relaxed.method)
+
+
+def _relaxed(network: Network, goal: Goal, arcs: Arcs, value: float, method: str) -> Bound:
+    result = _highs(network, goal, arcs, value, integer=False)
+    if result.status == INFEASIBLE:
+        return Bound(value, "no path of as little cost uses each device at most once (HiGHS)")
+    proven = _finite(result.fun) * (1 - SOLVER_TOLERANCE) if result.status == OPTIMAL else 0.0
+    return Bound(max(proven * value, _weakest(arcs, goal)), method)
+
+
+def _finite(bound: float | None) -> float:
+    return float(bound) if bound is not None and isfinite(bound) else 0.0
+
+
+def _highs(network: Network, goal: Goal, arcs: Arcs, value: float, *, integer: bool) -> Any:
+    """HiGHS's result, in units of `value`; the last variable is the most occupied arc, or the whole."""
     scale = value * goal.per
-    integer = len(arcs) <= MAX_INTEGER_ARCS
     latency = goal.objective == "latency"
     objective = np.append(arcs.path_s / scale if latency else np.zeros(len(arcs)), 1.0)
-    result = cast(
+    return cast(
         Any,
         milp(
             objective,
@@ -85,23 +118,6 @@ def cheapest_path(network: Network, goal: Goal, arcs: Arcs, value: float) -> Bou
             options={"mip_rel_gap": 0.0, "time_limit": TIME_LIMIT_S},
         ),
     )
-    if result.status == 2:
-        return Bound(value, "no path of as little cost uses each device at most once (HiGHS)")
-    if not integer:
-        proven = float(result.fun) * (1 - SOLVER_TOLERANCE) if result.status == 0 else 0.0
-        return Bound(
-            max(proven * value, _weakest(arcs, goal)), f"LP relaxation over {len(arcs)} arcs (HiGHS)"
-        )
-    dual = result.mip_dual_bound
-    proven = float(dual) if dual is not None and isfinite(dual) else 0.0
-    if result.status == 0 and result.x is not None:
-        # The solver's own figure is rounded to its tolerance: its path's cost is added up again.
-        chosen = np.asarray(result.x)[:-1] > 0.5
-        exact = goal.combine(float(arcs.path_s[chosen].sum()), float(arcs.occupied_s[chosen].max()))
-        if exact <= value * proven * (1 + SOLVER_TOLERANCE):
-            return Bound(exact, f"integer program over {len(arcs)} arcs (HiGHS)")
-    proven = max(proven * (1 - SOLVER_TOLERANCE) * value, _weakest(arcs, goal))
-    return Bound(proven, f"integer program over {len(arcs)} arcs (HiGHS), stopped after {TIME_LIMIT_S:.0f} s")
 
 
 def _weakest(arcs: Arcs, goal: Goal) -> float:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from apportion.cost.estimate import Steps, objective_steps
-from apportion.cost.memory import Capacity, kv_blocks, plan_capacity
+from apportion.cost.memory import Capacity, kv_blocks, messages_in_flight, plan_capacity
 from apportion.cost.objective import Goal, goal, microbatch_sequences
 from apportion.types.cluster import Cluster
 from apportion.types.errors import ClusterError
@@ -50,6 +50,7 @@ def make_problem(
             chunk_tokens=chunk_tokens,
             concurrency=workload.concurrency,
             max_context_tokens=workload.max_context_tokens,
+            messages_in_flight=messages_in_flight(workload.concurrency, len(cluster.devices)),
         ),
     )
 

@@ -3,19 +3,21 @@
 In a phase member g takes t_g(u) for u units, nondecreasing in u. Whatever the shares, the slowest member takes
 at least the smallest t for which the pairs (g, u) with t_g(u) ≤ t number the axis' units. Phases are bounded
 apart from each other, and memory limits a member's units on one axis as if it held the least of the others; so
-no choice of shares is faster, and on a single device the bound is exact.
+no choice of shares is faster, and on a single device the bound is exact. Where memory may tie the axes together
+each composition of heads is bounded too, with the columns it leaves room for, as real numbers.
 """
 
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.estimate import Steps, group_reductions_s
-from apportion.cost.objective import Timing
+from apportion.cost.objective import Goal, Timing
 from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
-from apportion.planner.axes import Room, StageKind, ffn_granule, make_shard, member_room
+from apportion.planner.axes import Room, StageKind, ffn_granule, head_compositions, make_shard, member_room
 from apportion.planner.problem import Problem
 from apportion.types.cluster import Device, Link
 from apportion.types.model import LayerSpec
@@ -34,19 +36,97 @@ class RelaxedGroup:
         self.steps = (*steps.prefill, steps.decode)
         self.granule = ffn_granule(problem.model)
         self.num_granules = problem.model.ffn_columns // self.granule
+        self.compositions = head_compositions(problem.model.kv_heads, len(devices))
+        self._composed: dict[LayerSpec, FloatArray] = {}
         self._attention: dict[tuple[LayerSpec, Caps], FloatArray] = {}
         self._ffn: dict[tuple[LayerSpec, Caps], FloatArray] = {}
 
-    def timing(self, kind: StageKind) -> Timing | None:
-        """No shares take less; None where no shares fit."""
+    def least(self, kind: StageKind, goal: Goal) -> tuple[float, float]:
+        """No shares have less (path, occupied) seconds; infinite where none fit."""
         rooms = self._rooms(kind)
         caps = self._caps(rooms)
         if caps is None or not self._fits_together(rooms):
-            return None
-        seconds = self._fixed(kind)
+            return inf, inf
+        fixed = self._fixed(kind)
+        apart = self._apart(kind, caps, fixed)
+        path_s, occupied_s = goal.path_s(apart), goal.occupied_s(apart)
+        if len(rooms) > 1 and any(room.granules(max(caps[0])) < self.num_granules for room in rooms):
+            prefill_s, decode_s = self._together(kind, rooms, fixed)
+            if len(decode_s) == 0:
+                return inf, inf
+            together = goal.path_prefill * prefill_s + goal.path_decode * decode_s
+            path_s = max(path_s, float(together.min()))
+            together = goal.occupied_prefill * prefill_s + goal.occupied_decode * decode_s
+            occupied_s = max(occupied_s, float(together.min()))
+        return path_s, occupied_s
+
+    def _apart(self, kind: StageKind, caps: tuple[Caps, Caps], fixed: FloatArray) -> Timing:
+        """Each axis limited by memory on its own."""
+        seconds = fixed.copy()
         for layer, count in kind.layers:
             seconds += count * (self._attention_s(layer, caps[0]) + self._ffn_s(layer, caps[1]))
         return Timing(prefill_s=float(seconds[:-1].sum()), decode_s=float(seconds[-1]))
+
+    def _together(
+        self, kind: StageKind, rooms: Sequence[Room], fixed: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """(prefill, decode) by composition of heads, with the columns that memory leaves beside them."""
+        caps = np.stack(
+            [
+                np.array([room.granules(heads) for heads in range(self.problem.model.kv_heads + 1)])[held]
+                for room, held in zip(rooms, self.compositions.T, strict=True)
+            ],
+            axis=1,
+        )
+        holding = (caps.sum(axis=1) >= self.num_granules) & (caps.min(axis=1) >= 1)
+        caps = caps[holding]
+        seconds = np.tile(fixed, (len(caps), 1))
+        for layer, count in kind.layers:
+            by_tokens = {
+                tokens: _real_level(np.array(self._granule_rates(layer, tokens)), caps, self.num_granules)
+                for tokens in {step.tokens for step in self.steps}
+            }
+            ffn = np.stack([by_tokens[step.tokens] for step in self.steps], axis=1)
+            seconds += count * (self._composed_attention(layer)[holding] + ffn)
+        if kind.has_head:
+            seconds += self._further_head(caps)
+        return seconds[:, :-1].sum(axis=1), seconds[:, -1]
+
+    def _further_head(self, caps: NDArray[np.int64]) -> FloatArray:
+        """What the head takes beyond its bound in `_fixed`, for rows that follow at most `caps` granules."""
+        model, weight_format = self.problem.model, self.problem.weight_format
+        most_rows = model.vocab_rows * caps // self.num_granules + 1
+        further = np.zeros((len(caps), len(self.steps)))
+        for column, step in enumerate(self.steps):
+            if step.sampled_rows:
+                rates = [
+                    head_row_s(device, model, step.sampled_rows, weight_format) for device in self.devices
+                ]
+                head_s = _real_level(np.array(rates), most_rows, model.vocab_rows)
+                further[:, column] = np.maximum(0, head_s - self._head_s(step))
+        return further
+
+    def _composed_attention(self, layer: LayerSpec) -> FloatArray:
+        """Slowest member's attention by composition and step."""
+        if layer not in self._composed:
+            model, weight_format = self.problem.model, self.problem.weight_format
+            slowest = np.zeros((len(self.compositions), len(self.steps)))
+            for device, held in zip(self.devices, self.compositions.T, strict=True):
+                table = np.zeros((model.kv_heads + 1, len(self.steps)))
+                for heads in np.unique(held):
+                    table[heads] = [
+                        attention_s(device, model, layer, int(heads), step, weight_format)
+                        for step in self.steps
+                    ]
+                slowest = np.maximum(slowest, table[held])
+            self._composed[layer] = slowest
+        return self._composed[layer]
+
+    def _granule_rates(self, layer: LayerSpec, tokens: int) -> list[float]:
+        return [
+            self.granule * ffn_column_s(device, layer, tokens, self.problem.weight_format)
+            for device in self.devices
+        ]
 
     def _rooms(self, kind: StageKind) -> list[Room]:
         problem, size = self.problem, len(self.devices)
@@ -95,15 +175,10 @@ class RelaxedGroup:
         """By step; steps of equally many tokens take equally long."""
         if (layer, caps) not in self._ffn:
             tokens = sorted({step.tokens for step in self.steps})
-            columns = np.concatenate([np.arange(1.0, cap + 1) * self.granule for cap in caps])
+            units = np.concatenate([np.arange(1.0, cap + 1) for cap in caps])
             firsts = np.cumsum((0, *caps[:-1]))
-            rates = np.array(
-                [
-                    [ffn_column_s(device, layer, count, self.problem.weight_format) for count in tokens]
-                    for device in self.devices
-                ]
-            )
-            times = columns[:, None] * np.repeat(rates, caps, axis=0)
+            rates = np.array([self._granule_rates(layer, count) for count in tokens]).T
+            times = units[:, None] * np.repeat(rates, caps, axis=0)
             by_tokens = dict(zip(tokens, _smallest_reaching(times, firsts, self.num_granules), strict=True))
             self._ffn[layer, caps] = np.array([by_tokens[step.tokens] for step in self.steps])
         return self._ffn[layer, caps]
@@ -144,3 +219,15 @@ class RelaxedGroup:
 def _smallest_reaching(times: FloatArray, firsts: NDArray[np.int64], units: int) -> FloatArray:
     """The `units`-th smallest time of each column, and at least every member's first unit (rows `firsts`)."""
     return np.maximum(np.partition(times, units - 1, axis=0)[units - 1], times[firsts].max(axis=0))
+
+
+def _real_level(rates: FloatArray, caps: NDArray[np.int64], total: int) -> FloatArray:
+    """By row of caps, which reach the total: the level at which real-valued units of at most `caps` do."""
+    open_members = np.ones(caps.shape, dtype=bool)
+    level = np.zeros(len(caps))
+    for _ in range(len(rates)):
+        left = total - np.where(open_members, 0, caps).sum(axis=1)
+        reach = (open_members / rates).sum(axis=1)
+        level = np.where(reach > 0, left / np.maximum(reach, 1e-300), level)
+        open_members &= caps * rates >= level[:, None]
+    return level * (1 - 1e-9)

@@ -23,7 +23,7 @@ from apportion.planner.bound import certify
 from apportion.planner.problem import plan_problem
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
-from apportion.types.units import format_bytes, format_seconds
+from apportion.types.units import FORMAT_BYTES, format_bytes, format_seconds
 
 RELATIVE_TOLERANCE = 1e-9
 BOUND_TOLERANCE = 1e-6
@@ -159,11 +159,13 @@ def _conservation(plan: Plan) -> Check:
     before = whole_model_bytes(plan)
     after = {name: memory.weights_bytes + memory.kv_bytes for name, memory in plan.memory.items()}
     each = ", ".join(f"{name} {format_bytes(size)}" for name, size in after.items())
+    planned = sum(after.values())
+    conserved = before + replicated * FORMAT_BYTES[plan.stages[0].weight_format]
     return Check(
         name="conservation",
         statement=f"weights and KV undivided {format_bytes(before)}; divided {each}; "
         f"{held} parameters held = {whole} of the model + {replicated} replicated",
-        ok=held == whole + replicated,
+        ok=held == whole + replicated and planned == conserved,
     )
 
 

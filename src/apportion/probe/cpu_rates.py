@@ -1,4 +1,4 @@
-"""Prints what one thread reads (bytes/s, a matrix-vector product) and computes (FLOP/s, an fp32 product)."""
+"""Prints what BLAS's threads read (bytes/s, a matrix-vector product) and compute (FLOP/s, an fp32 product)."""
 
 from collections.abc import Callable
 from time import perf_counter

@@ -1,4 +1,4 @@
-"""This machine's devices: its CUDA GPUs from the driver, else one core of its CPU as measured. Needs no torch."""
+"""This machine's devices: its CUDA GPUs from the driver, else its CPU as measured. Needs no torch."""
 
 import os
 import subprocess
@@ -23,15 +23,19 @@ CPU_HALF_FRACTION = 0.1
 
 def local_devices() -> tuple[Device, ...]:
     """The CUDA GPUs, or the CPU where there is none."""
-    return cuda_devices() or (measure_cpu(),)
+    return cuda_devices() or (measure_cpu(1),)
 
 
-def measure_cpu() -> Device:
-    """One core at full speed: bytes per second read by a matrix-vector product, FLOP/s of an fp32 product.
+def all_local_devices(num_cpu_devices: int) -> tuple[Device, ...]:
+    """The CUDA GPUs and the CPU, of which `num_cpu_devices` are made."""
+    return (*cuda_devices(), measure_cpu(num_cpu_devices))
 
-    Both in one thread, which is what a worker has.
-    """
-    read_bytes_per_s, flops_per_s = _measured_rates()
+
+def measure_cpu(num_devices: int) -> Device:
+    """One of `num_devices` that share the cores evenly: bytes per second that its threads read in a matrix-vector
+    product, and FLOP/s of an fp32 product."""
+    num_threads = max(1, len(os.sched_getaffinity(0)) // num_devices)
+    read_bytes_per_s, flops_per_s = _measured_rates(num_threads)
     half = flops_per_s * CPU_HALF_FRACTION
     return Device(
         id="cpu",
@@ -43,17 +47,18 @@ def measure_cpu() -> Device:
         mem_bytes_per_s=read_bytes_per_s,
         flops_per_s={"fp32": flops_per_s, "bf16": half, "fp16": half},
         overhead_s=CPU_OVERHEAD_S,
+        num_threads=num_threads,
         speed=1.0,
         source="measured",
     )
 
 
-def _measured_rates() -> tuple[float, float]:
-    """Bytes/s and FLOP/s of one thread: BLAS reads its number of threads at import, so in a process of its own."""
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+def _measured_rates(num_threads: int) -> tuple[float, float]:
+    """Bytes/s and FLOP/s: BLAS reads its number of threads at import, so in a process of its own."""
+    variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("cpu_rates.py"))],
-        env={**os.environ, **one_thread},
+        env={**os.environ, **dict.fromkeys(variables, str(num_threads))},
         capture_output=True,
         text=True,
         check=True,
@@ -95,6 +100,7 @@ def _cuda_device(nvml: Any, index: int) -> Device:
         # Without tensor cores counted, 16-bit products are at least as fast as fp32.
         flops_per_s={"fp32": flops_per_s, "bf16": flops_per_s, "fp16": flops_per_s},
         overhead_s=GPU_OVERHEAD_S,
+        num_threads=1,
         speed=1.0,
         source="datasheet",
     )

@@ -4,7 +4,6 @@ forkserver with torch preloaded: the imports are paid once, a worker then starts
 """
 
 import multiprocessing
-import os
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -25,7 +24,6 @@ def launch(plan: Plan, folder: Path, run_dir: Path) -> dict[str, BaseProcess]:
                 run_dir=run_dir,
                 stage_index=stage_index,
                 rank=rank,
-                num_threads=num_threads(plan),
             )
             process = context.Process(
                 target=run_worker, args=(place,), name=f"apportion {device_id}", daemon=True
@@ -33,10 +31,3 @@ def launch(plan: Plan, folder: Path, run_dir: Path) -> dict[str, BaseProcess]:
             process.start()
             processes[device_id] = process
     return processes
-
-
-def num_threads(plan: Plan) -> int:
-    """Threads of each worker: a CPU that is a plan's only one has all cores, several share them evenly."""
-    num_cpus = sum(plan.cluster.device(device_id).kind == "cpu" for device_id in plan.device_ids)
-    cores = len(os.sched_getaffinity(0))
-    return max(1, cores // max(1, num_cpus))

@@ -35,6 +35,7 @@ from apportion.parallel.wire import (
 from apportion.runtime.memory import memory_meter
 from apportion.runtime.pacing import Pacer
 from apportion.runtime.report import WorkerReport
+from apportion.types.cluster import Device
 from apportion.types.errors import ApportionError, InfeasibleError
 from apportion.types.plan import Plan
 from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
@@ -52,25 +53,25 @@ class WorkerPlace:
     run_dir: Path
     stage_index: int
     rank: int
-    num_threads: int
 
     @property
-    def device_id(self) -> str:
-        return self.plan.stages[self.stage_index].split.device_ids[self.rank]
+    def device(self) -> Device:
+        device_id = self.plan.stages[self.stage_index].split.device_ids[self.rank]
+        return self.plan.cluster.device(device_id)
 
 
 def run_worker(place: WorkerPlace) -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(place.num_threads)
+    torch.set_num_threads(place.device.num_threads)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     coordinator = Outbox(context, inbox_address(place.run_dir, COORDINATOR))
     try:
         with torch.inference_mode():
             _Worker(place, context, coordinator).serve()
     except BaseException as error:
-        coordinator.send(Kind.FAILED, pack((place.device_id, *_describe(error, place))))
+        coordinator.send(Kind.FAILED, pack((place.device.id, *_describe(error, place))))
         coordinator.close()
         context.term()
         os._exit(1)  # a peer may be blocked on us: leave at once, its sentinel tells the coordinator
@@ -89,7 +90,7 @@ def _describe(error: BaseException, place: WorkerPlace) -> tuple[str, str]:
     if isinstance(error, ApportionError):
         return type(error).__name__, str(error)
     if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
-        device = place.plan.cluster.device(place.device_id)
+        device = place.device
         memory = place.plan.memory[device.id]
         return InfeasibleError.__name__, (
             f"device {device.id} ran out of its {format_bytes(device.usable_bytes)} although the plan needs"
@@ -107,7 +108,7 @@ class _Worker:
         plan = place.plan
         self._place, self._plan = place, plan
         self._stage = plan.stages[place.stage_index]
-        self._device = plan.cluster.device(place.device_id)
+        self._device = place.device
         self._dtype = FORMAT_DTYPES[self._stage.weight_format]
         self._coordinator = coordinator
         self._inbox = Inbox(context, inbox_address(place.run_dir, self._device.id))

@@ -1,9 +1,10 @@
 """Continuous batching over a pipeline: which tokens of which sequences go into the next microbatch.
 
-Up to `microbatches` batches are in flight. A batch takes decode tokens first, then prefill chunks, up to
-`chunk_tokens` new tokens; chunks of one prompt follow each other through the stages without waiting. When blocks run
-out, the latest admitted sequence that is not in flight gives its own up and is recomputed later (its tokens are
-kept), so the earliest always advances and none starves. Shape after nano-vllm's scheduler.
+Up to `max_in_flight` batches are on their way. A batch takes decode tokens first, of at most its even share of
+the running sequences among `microbatches`, then prefill chunks, up to `chunk_tokens` new tokens; chunks of one prompt
+follow each other through the stages without waiting. When blocks run out, the latest admitted sequence that is not
+in flight gives its own up and is recomputed later (its tokens are kept), so the earliest always advances and none
+starves. Shape after nano-vllm's scheduler.
 """
 
 from collections import deque
@@ -24,6 +25,8 @@ class SchedulerLimits:
     max_sequences: int
     max_context_tokens: int
     microbatches: int
+    """Into so many batches the running sequences are divided for decoding."""
+    max_in_flight: int
     chunk_tokens: int
 
     @staticmethod
@@ -34,6 +37,7 @@ class SchedulerLimits:
             max_sequences=plan.workload.concurrency,
             max_context_tokens=plan.workload.max_context_tokens,
             microbatches=plan.microbatches,
+            max_in_flight=max(plan.microbatches, len(plan.stages) + 1),
             chunk_tokens=plan.chunk_tokens,
         )
 
@@ -76,7 +80,7 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch | None:
         """The next microbatch, or None while nothing can run (all in flight, or no work)."""
-        if len(self._in_flight) >= self.limits.microbatches:
+        if len(self._in_flight) >= self.limits.max_in_flight:
             return None
         self._admit()
         chunks = self._take_chunks()

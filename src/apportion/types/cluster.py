@@ -25,6 +25,8 @@ class Device:
     mem_bytes_per_s: float
     flops_per_s: dict[str, float]
     overhead_s: float
+    num_threads: int
+    """Of the worker process: a CPU's cores, shared evenly where several devices are CPUs of one host."""
     speed: float
     source: FigureSource
 

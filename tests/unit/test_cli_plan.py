@@ -1,0 +1,129 @@
+"""The command line from outside: exit codes, one-line errors, and no torch for planning."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apportion.planner.plan_file import parse_plan, plan_json
+
+SRC = Path(__file__).parents[2] / "src"
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 4,
+    "vocab_size": 1024,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "float32",
+    "tie_word_embeddings": True,
+}
+DEVICES = "laptop=cpu:14MiB@0.5, desk=cpu:16MiB"
+RUN = "from apportion.cli.main import main\nmain()"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return str(folder)
+
+
+def apportion(*arguments, code=RUN):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SRC), "COLUMNS": "90"},
+        timeout=120,
+    )
+
+
+def check_refused(done, code, *messages):
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("apportion: error: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    for message in messages:
+        assert message in done.stderr
+
+
+def test_a_plan_is_printed_without_torch(model):
+    report = (
+        "from apportion.cli.main import exit_code\nimport sys\ncode = exit_code(sys.argv[1:])\n"
+        "heavy = {'torch', 'transformers', 'zmq'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else code)"
+    )
+    done = apportion("plan", model, "--devices", DEVICES, code=report)
+    assert done.returncode == 0, done.stderr
+    for word in ("laptop *0.5", "desk", "TTFT", "TPOT", "tokens/s", "bottleneck", "gap", "emulated", "ε"):
+        assert word in done.stdout
+    assert all(len(line) <= 90 for line in done.stdout.splitlines())
+
+
+def test_json_is_exactly_the_plan(model, tmp_path):
+    out = tmp_path / "plan.json"
+    done = apportion(
+        "plan", model, "--devices", DEVICES, "--objective", "throughput", "--concurrency", "3", "--json",
+        "--out", str(out),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plan = parse_plan(done.stdout, "stdout")
+    assert plan_json(plan) == done.stdout == out.read_text()
+    assert (plan.workload.concurrency, plan.workload.objective) == (3, "throughput")
+    assert (plan.workload.max_context_tokens, plan.workload.prompt_tokens) == (256, 128)
+    assert plan.workload.output_tokens == 64
+    assert apportion("verify", str(out)).returncode == 0
+
+
+def test_a_tampered_plan_is_refused(model, tmp_path):
+    out = tmp_path / "plan.json"
+    assert apportion("plan", model, "--devices", DEVICES, "--out", str(out)).returncode == 0
+    document = json.loads(out.read_text())
+    document["certificate"]["value"] /= 2
+    out.write_text(json.dumps(document))
+    done = apportion("verify", str(out))
+    assert done.returncode == 1
+    assert "FAILED │ objective" in done.stdout
+
+
+def test_infeasible_is_exit_code_3(model):
+    done = apportion("plan", model, "--devices", "a=cpu:5MiB, b=cpu:6MiB")
+    check_refused(done, 3, "2 devices have 11.0 MiB", "the largest (b) 6.0 MiB", "try ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan"], "model"),
+        (["plan", "{model}", "--context", "0"], "--context"),
+        (["plan", "{model}", "--context", "1000"], "256"),
+        (
+            ["plan", "{model}", "--context", "64", "--prompt-tokens", "60", "--output-tokens", "9"],
+            "do not fit",
+        ),
+        (["plan", "{model}", "--objective", "speed"], "speed"),
+        (["plan", "{model}", "--weights", "int3"], "int3"),
+        (["plan", "{model}", "--nope"], "--nope"),
+        (["plan", "{model}", "--devices", "a"], "write it like"),
+        (["plan", "{model}", "--cluster", "/none.toml"], "/none.toml"),
+        (["plan", "{model}", "--cluster", "c", "--devices", "a=cpu:1GiB"], "either --devices or --cluster"),
+        (["plan", "/no/such/model"], "/no/such/model"),
+        (["verify", "/none.json"], "/none.json"),
+        (["nope"], "nope"),
+        ([], "Missing command"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_code_2(model, arguments, message):
+    check_refused(apportion(*(argument.format(model=model) for argument in arguments)), 2, message)
+
+
+def test_version():
+    done = apportion("--version")
+    assert (done.returncode, done.stdout) == (0, "apportion 0.1.0\n")

@@ -1,0 +1,160 @@
+from dataclasses import replace
+
+import pytest
+from planned import cpu
+
+from apportion.catalog.cluster_text import make_cluster, parse_devices, read_cluster_toml
+from apportion.probe.local import local_devices, measure_cpu
+from apportion.types.errors import ClusterError
+
+CORE = replace(cpu("cpu", 16), overhead_s=1e-3)
+CARD = replace(CORE, id="cuda0", kind="cuda", torch_device="cuda:0", memory_bytes=8 * 2**30)
+
+
+def test_devices_as_typed():
+    made = parse_devices(
+        "laptop=cpu:600MiB@0.5, desk=cpu:900MiB,card=cuda:0, part=cuda:0:6GiB", lambda _: [CORE, CARD]
+    )
+    laptop, desk, card, part = made.devices
+    assert (laptop.id, laptop.memory_bytes, laptop.speed, laptop.emulated) == (
+        "laptop",
+        600 * 2**20,
+        0.5,
+        True,
+    )
+    assert laptop.mem_bytes_per_s == CORE.mem_bytes_per_s / 2
+    assert laptop.flops_per_s["fp32"] == CORE.flops_per_s["fp32"] / 2
+    assert laptop.overhead_s == 2e-3
+    assert (desk.mem_bytes_per_s, desk.emulated) == (CORE.mem_bytes_per_s, False)
+    assert (card.kind, card.memory_bytes) == ("cuda", 8 * 2**30)
+    assert part.memory_bytes == 6 * 2**30
+    assert made.link("laptop", "card") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no devices"),
+        ("laptop", "write it like laptop=cpu:600MiB"),
+        ("a=tpu:6GiB", "write it like"),
+        ("a=cpu:600 bananas", "is not a size"),
+        ("a=cpu:0MiB", "not a positive size"),
+        ("a=cpu:1GiB@2", "is not in"),
+        ("a=cpu:1GiB@0", "is not in"),
+        ("a=cpu:1GiB@nan", "is not in"),
+        ("a=cpu:1GiB@fast", "is not a number"),
+        ("a=cuda:3", "has no cuda:3; it has cpu"),
+        ("a=cpu:1GiB, a=cpu:2GiB", "'a' is given twice"),
+    ],
+)
+def test_devices_that_cannot_be_used(text, message):
+    with pytest.raises(ClusterError, match=message):
+        parse_devices(text, lambda _: [CORE])
+
+
+TOML = """
+[[device]]
+id = "a"
+host = "h1"
+memory = "6GiB"
+reserved = "1GiB"
+mem_bytes_per_s = 1e10
+flops_per_s = { fp32 = 1e11 }
+overhead_s = 1e-4
+speed = 0.5
+
+[[device]]
+id = "b"
+host = "h2"
+kind = "cuda"
+torch_device = "cuda:1"
+memory = 1000000
+mem_bytes_per_s = 1e11
+flops_per_s = { fp32 = 1e12, bf16 = 2e12 }
+overhead_s = 0
+
+[[link]]
+src = "h1"
+dst = "h2"
+latency_s = 2e-4
+bandwidth = "1Gbit"
+"""
+
+
+def refuse(_: int):
+    raise AssertionError("nothing is left to measure")
+
+
+def test_clusters_from_a_file(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(TOML)
+    made = read_cluster_toml(path, refuse)
+    a, b = made.devices
+    assert (a.host, a.usable_bytes, a.speed) == ("h1", 5 * 2**30, 0.5)
+    assert (a.mem_bytes_per_s, a.flops_per_s, a.overhead_s) == (5e9, {"fp32": 5e10}, 2e-4)
+    assert (b.kind, b.torch_device, b.memory_bytes) == ("cuda", "cuda:1", 1000000)
+    across = made.link("a", "b")
+    assert across is not None
+    assert across.bytes_per_s == 1.25e8
+    assert len(made.links) == 3
+
+
+def test_rates_that_are_not_given_are_measured(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('[[device]]\nid = "a"\nmemory = "1GiB"\nspeed = 0.5\n')
+    made = read_cluster_toml(path, lambda _: [CORE])
+    assert made.devices[0].mem_bytes_per_s == CORE.mem_bytes_per_s / 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('id = "a"', "", "device 1: id: a text is needed"),
+        ('id = "b"', 'id = "a"', "'a' is given twice"),
+        ('"6GiB"', '"6 pots"', r"device 1 \(a\): memory: '6 pots' is not a size"),
+        ("1000000", "-5", r"device 2 \(b\): memory: -5 is not a size"),
+        ('reserved = "1GiB"', 'reserved = "9GiB"', "nothing is left"),
+        (
+            "mem_bytes_per_s = 1e10",
+            "mem_bytes_per_s = nan",
+            "mem_bytes_per_s: nan is not a finite number > 0",
+        ),
+        ("overhead_s = 1e-4", "overhead_s = -1.0", "overhead_s: -1.0 is not"),
+        ("fp32 = 1e11", "fp64 = 1e11", "flops_per_s: the keys are"),
+        ("fp32 = 1e11", "fp32 = inf", "flops_per_s: fp32: inf is not"),
+        ("speed = 0.5", "speed = 1.5", "speed 1.5 is not in"),
+        ("speed = 0.5", "sped = 0.5", "unknown key 'sped'"),
+        ('kind = "cuda"', 'kind = "tpu"', "'tpu' is none of cpu, cuda"),
+        ('torch_device = "cuda:1"', 'torch_device = "cpu"', "'cpu' is no cuda device"),
+        ('dst = "h2"', 'dst = "h3"', "link 1: no device is on host 'h3'; hosts: h1, h2"),
+        ('"1Gbit"', '"1 snail"', "bandwidth: '1 snail' is not like 1Gbit"),
+        ('bandwidth = "1Gbit"', "", "bytes_per_s: a number is needed"),
+        ("[[link]]", "[[links]]", "unknown key 'links'"),
+        ("[[link]]", "[link]", r"write it as \[\[link\]\]"),
+        ("[[link]]", "[[link", "is not TOML"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, old, new, message):
+    path = tmp_path / "c.toml"
+    path.write_text(TOML.replace(old, new, 1))
+    with pytest.raises(ClusterError, match=message) as caught:
+        read_cluster_toml(path, lambda _: [CORE])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_devices(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("")
+    with pytest.raises(ClusterError, match="no devices"):
+        read_cluster_toml(path, refuse)
+    with pytest.raises(ClusterError, match="cannot read"):
+        read_cluster_toml(tmp_path / "none", refuse)
+
+
+def test_the_probe_measures_a_share_of_the_cores():
+    core = measure_cpu(1000)
+    assert core.num_threads == 1
+    assert 1e8 < core.mem_bytes_per_s < 1e12
+    assert 1e9 < core.flops_per_s["fp32"] < 1e13
+    assert core.memory_bytes > 0
+    assert make_cluster(local_devices(), []).devices
