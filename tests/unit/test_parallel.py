@@ -28,7 +28,7 @@ def in_group(tmp_path: Path, size: int, body: Callable[[TensorGroup], object]) -
         thread.start()
     for thread in threads:
         thread.join(20)
-    context.destroy(linger=0)
+    context.destroy()
     return results
 
 

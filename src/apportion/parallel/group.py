@@ -12,7 +12,7 @@ import torch
 import zmq
 from torch import Tensor
 
-from apportion.parallel.links import inbox_address
+from apportion.parallel.links import LINGER_MS, inbox_address
 from apportion.parallel.wire import tensor_bytes, tensor_from_bytes
 
 
@@ -39,7 +39,7 @@ class TensorGroup:
             low, high = sorted((rank, peer))
             address = inbox_address(run_dir, f"{name}-{low}-{high}")
             socket = context.socket(zmq.PAIR)
-            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.LINGER, LINGER_MS)
             socket.bind(address) if rank == low else socket.connect(address)
             self._peers[peer] = socket
         self.reset_counts()
