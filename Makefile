@@ -1,12 +1,12 @@
 # Everything goes through .venv; torch is pinned because an unpinned one pulls gigabytes.
 PYTHON ?= python3
 BIN := .venv/bin
-DEVICES := "laptop=cpu:20MiB@0.5, desk=cpu:22MiB, old=cpu:16MiB@0.3"
+DEVICES := "laptop=cpu:15MiB@0.5, desk=cpu:16MiB, old=cpu:12MiB@0.3"
 
 .PHONY: run test check clean
 
 run: .venv/run.stamp
-	$(BIN)/apportion run demo "ROMEO:" --devices $(DEVICES) --max-tokens 200
+	$(BIN)/apportion run demo "ROMEO:" --devices $(DEVICES) --max-tokens 150 --temperature 0.8 --seed 3
 
 test: .venv/test.stamp
 	$(BIN)/pytest

@@ -45,8 +45,10 @@ def cpu(name: str, gib: float, speed: float = 1.0, host: str = "local") -> Devic
         reserved_bytes=0,
         mem_bytes_per_s=16e9 * speed,
         flops_per_s={"fp32": 75e9 * speed, "bf16": 75e8 * speed},
-        overhead_s=3e-4 / speed,
+        layer_overhead_s=3e-4 / speed,
+        step_overhead_s=3e-4 / speed,
         num_threads=1,
+        host_cores=None,
         speed=speed,
         source="measured",
     )

@@ -32,8 +32,10 @@ def cpu_device(device_id: str, memory_bytes: int = GIB, speed: float = 1.0) -> D
         reserved_bytes=0,
         mem_bytes_per_s=2e10 * speed,
         flops_per_s=dict.fromkeys(FORMAT_BYTES, 7e10 * speed),
-        overhead_s=3e-4 / speed,
+        layer_overhead_s=2.2e-4 / speed,
+        step_overhead_s=8e-4 / speed,
         num_threads=1,
+        host_cores=None,
         speed=speed,
         source="measured",
     )

@@ -197,8 +197,10 @@ def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
             reserved_bytes=0,
             mem_bytes_per_s=draw(st.sampled_from([1e9, 3e9])),
             flops_per_s={"fp32": draw(st.sampled_from([1e9, 5e9, 4e10]))},
-            overhead_s=draw(st.sampled_from([0.0, 1e-5])),
+            layer_overhead_s=draw(st.sampled_from([0.0, 1e-5])),
+            step_overhead_s=draw(st.sampled_from([0.0, 1e-5])),
             num_threads=1,
+            host_cores=None,
             speed=1.0,
             source="measured",
         )

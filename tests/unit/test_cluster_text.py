@@ -7,7 +7,7 @@ from apportion.catalog.cluster_text import make_cluster, parse_devices, read_clu
 from apportion.probe.local import local_devices, measure_cpu
 from apportion.types.errors import ClusterError
 
-CORE = replace(cpu("cpu", 16), overhead_s=1e-3)
+CORE = replace(cpu("cpu", 16), layer_overhead_s=1e-3)
 CARD = replace(CORE, id="cuda0", kind="cuda", torch_device="cuda:0", memory_bytes=8 * 2**30)
 
 
@@ -24,7 +24,7 @@ def test_devices_as_typed():
     )
     assert laptop.mem_bytes_per_s == CORE.mem_bytes_per_s / 2
     assert laptop.flops_per_s["fp32"] == CORE.flops_per_s["fp32"] / 2
-    assert laptop.overhead_s == 2e-3
+    assert laptop.layer_overhead_s == 2e-3
     assert (desk.mem_bytes_per_s, desk.emulated) == (CORE.mem_bytes_per_s, False)
     assert (card.kind, card.memory_bytes) == ("cuda", 8 * 2**30)
     assert part.memory_bytes == 6 * 2**30
@@ -60,7 +60,8 @@ memory = "6GiB"
 reserved = "1GiB"
 mem_bytes_per_s = 1e10
 flops_per_s = { fp32 = 1e11 }
-overhead_s = 1e-4
+layer_overhead_s = 1e-4
+step_overhead_s = 1e-3
 speed = 0.5
 
 [[device]]
@@ -71,7 +72,8 @@ torch_device = "cuda:1"
 memory = 1000000
 mem_bytes_per_s = 1e11
 flops_per_s = { fp32 = 1e12, bf16 = 2e12 }
-overhead_s = 0
+layer_overhead_s = 0
+step_overhead_s = 0
 
 [[link]]
 src = "h1"
@@ -91,7 +93,7 @@ def test_clusters_from_a_file(tmp_path):
     made = read_cluster_toml(path, refuse)
     a, b = made.devices
     assert (a.host, a.usable_bytes, a.speed) == ("h1", 5 * 2**30, 0.5)
-    assert (a.mem_bytes_per_s, a.flops_per_s, a.overhead_s) == (5e9, {"fp32": 5e10}, 2e-4)
+    assert (a.mem_bytes_per_s, a.flops_per_s, a.layer_overhead_s) == (5e9, {"fp32": 5e10}, 2e-4)
     assert (b.kind, b.torch_device, b.memory_bytes) == ("cuda", "cuda:1", 1000000)
     across = made.link("a", "b")
     assert across is not None
@@ -119,7 +121,7 @@ def test_rates_that_are_not_given_are_measured(tmp_path):
             "mem_bytes_per_s = nan",
             "mem_bytes_per_s: nan is not a finite number > 0",
         ),
-        ("overhead_s = 1e-4", "overhead_s = -1.0", "overhead_s: -1.0 is not"),
+        ("layer_overhead_s = 1e-4", "layer_overhead_s = -1.0", "layer_overhead_s: -1.0 is not"),
         ("fp32 = 1e11", "fp64 = 1e11", "flops_per_s: the keys are"),
         ("fp32 = 1e11", "fp32 = inf", "flops_per_s: fp32: inf is not"),
         ("speed = 0.5", "speed = 1.5", "speed 1.5 is not in"),

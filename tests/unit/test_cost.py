@@ -75,8 +75,10 @@ def device(name: str, speed: float = 1.0) -> Device:
         reserved_bytes=0,
         mem_bytes_per_s=400.0 * speed,
         flops_per_s={"fp32": 1000.0 * speed},
-        overhead_s=0.25,
+        layer_overhead_s=0.25,
+        step_overhead_s=0.0,
         num_threads=1,
+        host_cores=None,
         speed=speed,
         source="measured",
     )
@@ -322,3 +324,10 @@ def test_a_faster_device_is_never_slower(name):
         a = group_step_s(MODEL, [(slow, stage_members(MODEL, CLUSTER, WHOLE)[0][1])], None, step)
         b = group_step_s(MODEL, [(changed, stage_members(MODEL, CLUSTER, WHOLE)[0][1])], None, step)
         assert b <= a
+
+
+def test_a_step_adds_its_own_overhead_once():
+    step = Step(sequences=1, new_tokens=1, start_tokens=3, sampled_rows=1)
+    members = stage_members(MODEL, CLUSTER, WHOLE)
+    slower = [(replace(one, step_overhead_s=0.5), shard) for one, shard in members]
+    assert isclose(group_step_s(MODEL, slower, None, step), group_step_s(MODEL, members, None, step) + 0.5)

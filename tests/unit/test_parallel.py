@@ -8,7 +8,7 @@ import pytest
 import torch
 import zmq
 
-from apportion.parallel.group import TensorGroup
+from apportion.parallel.group import PeerLostError, TensorGroup
 from apportion.parallel.links import Inbox, Outbox, inbox_address
 from apportion.parallel.wire import Kind, pack_batch, pack_result, unpack_batch, unpack_result
 from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
@@ -16,10 +16,9 @@ from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepR
 
 def in_group(tmp_path: Path, size: int, body: Callable[[TensorGroup], object]) -> list[object]:
     results: list[object] = [None] * size
-    context = zmq.Context()
 
     def member(rank: int) -> None:
-        group = TensorGroup(context, tmp_path, "g", rank, size, lambda: None)
+        group = TensorGroup(tmp_path, "g", rank, size, lambda: None)
         results[rank] = (body(group), dict(group.sent_bytes))
         group.close()
 
@@ -28,27 +27,38 @@ def in_group(tmp_path: Path, size: int, body: Callable[[TensorGroup], object]) -
         thread.start()
     for thread in threads:
         thread.join(20)
-    context.destroy()
     return results
 
 
+@pytest.mark.parametrize("rows", [5, 30_000], ids=["small", "beyond the sockets' buffers"])
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_all_reduce_gives_all_members_the_same_bits(tmp_path: Path, size: int):
-    parts = [torch.randn(5, 7, generator=torch.Generator().manual_seed(r)) for r in range(size)]
+def test_all_reduce_gives_all_members_the_same_bits(tmp_path: Path, size: int, rows: int):
+    parts = [torch.randn(rows, 7, generator=torch.Generator().manual_seed(r)) for r in range(size)]
     results = in_group(tmp_path, size, lambda group: group.all_reduce(parts[group.rank]))
     for rank, (total, sent) in enumerate(results):
         assert torch.equal(total, results[0][0])
         torch.testing.assert_close(total, torch.stack(parts).sum(0))
-        assert sent == {peer: 5 * 7 * 4 for peer in range(size) if peer != rank}
+        assert sent == {peer: rows * 7 * 4 for peer in range(size) if peer != rank}
 
 
 def test_gather_puts_uneven_columns_in_rank_order(tmp_path: Path):
     whole = torch.randn(3, 9)
     parts = whole.split([2, 6, 1], dim=1)
-    results = in_group(tmp_path, 3, lambda group: group.gather_columns(parts[group.rank]))
+    results = in_group(tmp_path, 3, lambda group: group.gather_columns(parts[group.rank], [2, 6, 1]))
     assert torch.equal(results[0][0], whole)
     assert [result[0] for result in results[1:]] == [None, None]
     assert results[1][1] == {0: 3 * 6 * 4, 2: 0}
+
+
+def test_a_lost_member_is_noticed(tmp_path: Path):
+    def body(group: TensorGroup) -> bool:
+        if group.rank == 1:
+            return True
+        with pytest.raises(PeerLostError):
+            group.all_reduce(torch.zeros(3))
+        return True
+
+    assert [done for done, _ in in_group(tmp_path, 2, body)] == [True, True]
 
 
 def test_links_keep_order_and_count_payload(tmp_path: Path):

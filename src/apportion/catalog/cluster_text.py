@@ -19,8 +19,8 @@ from apportion.types.errors import ClusterError
 from apportion.types.units import FORMAT_BYTES, parse_bytes
 
 LOCAL_HOST = "local"
-INTRA_HOST_LATENCY_S = 60e-6
-"""One ZeroMQ message over ipc:// between two processes, measured."""
+INTRA_HOST_LATENCY_S = 3e-5
+"""An exchange between two processes over Unix sockets, as benchmarks/reductions.py prints it."""
 INTRA_HOST_BYTES_PER_S = 1.5e9
 _DEVICE = re.compile(
     r"(?P<id>[\w.+-]+)=(?P<torch>cpu|cuda:\d+)(?::(?P<memory>[^@:]+))?(?:@(?P<speed>[^@]+))?"
@@ -77,7 +77,8 @@ def emulate(device: Device, speed: float) -> Device:
         speed=device.speed * speed,
         mem_bytes_per_s=device.mem_bytes_per_s * speed,
         flops_per_s={name: rate * speed for name, rate in device.flops_per_s.items()},
-        overhead_s=device.overhead_s / speed,
+        layer_overhead_s=device.layer_overhead_s / speed,
+        step_overhead_s=device.step_overhead_s / speed,
     )
 
 
@@ -109,7 +110,7 @@ def _read_device(table: TomlTable, local: Callable[[], Sequence[Device]]) -> Dev
     torch_device = table.text("torch_device", "cpu" if kind == "cpu" else "cuda:0")
     if re.fullmatch(r"cpu" if kind == "cpu" else r"cuda:\d+", torch_device) is None:
         raise ClusterError(f"{table.place}: torch_device: '{torch_device}' is no {kind} device")
-    rates = ("mem_bytes_per_s", "flops_per_s", "overhead_s")
+    rates = ("mem_bytes_per_s", "flops_per_s", "layer_overhead_s", "step_overhead_s")
     given = all(table.has(rate) for rate in rates)
     like = None if given else _local_device(torch_device, local(), table.place)
     speed = _check_speed(table.number("speed", 1.0), table.place)
@@ -123,8 +124,10 @@ def _read_device(table: TomlTable, local: Callable[[], Sequence[Device]]) -> Dev
         reserved_bytes=table.size_bytes("reserved", 0, zero_allowed=True),
         mem_bytes_per_s=table.number("mem_bytes_per_s", like and like.mem_bytes_per_s),
         flops_per_s=_flops(table, like),
-        overhead_s=table.number("overhead_s", like and like.overhead_s, zero_allowed=True),
+        layer_overhead_s=table.number("layer_overhead_s", like and like.layer_overhead_s, zero_allowed=True),
+        step_overhead_s=table.number("step_overhead_s", like and like.step_overhead_s, zero_allowed=True),
         num_threads=table.count("num_threads", like.num_threads if like else 1),
+        host_cores=like and like.host_cores,
         speed=1.0,
         source="datasheet" if like is None else like.source,
     )
@@ -149,7 +152,7 @@ def _local_device(torch_device: str, local: Sequence[Device], place: str) -> Dev
         if device.torch_device == torch_device:
             return device
     raise ClusterError(
-        f"{place}: give mem_bytes_per_s, flops_per_s and overhead_s: this machine has no {torch_device} to measure"
+        f"{place}: give mem_bytes_per_s, flops_per_s, layer_overhead_s and step_overhead_s: this machine has no {torch_device} to measure"
     )
 
 

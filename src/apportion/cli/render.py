@@ -17,7 +17,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(f"[bold]{escape(plan.model.name)}[/] in {plan.stages[0].weight_format}: {_shape(plan)}")
     console.print(
         f"{workload.concurrency} × {workload.max_context_tokens} tokens of context, "
-        f"prefill chunks of {plan.chunk_tokens}, {plan.microbatches} microbatches"
+        f"prefill chunks of {plan.chunk_tokens}, {_counted(plan.microbatches, 'microbatch', 'es')}"
     )
     console.print(_share_table(plan))
     console.print(_memory_table(plan))
@@ -43,7 +43,11 @@ def print_plan(console: Console, plan: Plan) -> None:
 def _shape(plan: Plan) -> str:
     used, known = len(plan.device_ids), len(plan.cluster.devices)
     stages = len(plan.stages)
-    return f"{stages} stage{'s' if stages > 1 else ''} on {used} of {known} devices"
+    return f"{_counted(stages, 'stage', 's')} on {used} of {_counted(known, 'device', 's')}"
+
+
+def _counted(number: int, noun: str, plural: str) -> str:
+    return f"{number} {noun}{plural if number > 1 else ''}"
 
 
 def _members(plan: Plan) -> Iterator[tuple[int, Stage, int, Device]]:
@@ -82,7 +86,7 @@ def _share(shares: Sequence[int], rank: int) -> str:
 def _memory_table(plan: Plan) -> Table:
     table = Table(title="Memory", title_justify="left")
     table.add_column("device")
-    for column in ("weights", "KV", "workspace", "total", "of", "headroom"):
+    for column in ("weights", "KV", "workspace", "budget", "headroom"):
         table.add_column(column, justify="right")
     for _, _, _, device in _members(plan):
         memory = plan.memory[device.id]
@@ -90,7 +94,6 @@ def _memory_table(plan: Plan) -> Table:
             memory.weights_bytes,
             memory.kv_bytes,
             memory.workspace_bytes + memory.buffer_bytes,
-            memory.total_bytes,
             device.memory_bytes,
             device.memory_bytes - memory.total_bytes,
         )

@@ -29,7 +29,7 @@ Members = Sequence[tuple[Device, Shard]]
 
 def group_step_s(model: ModelSpec, members: Members, link: Link | None, step: Step) -> float:
     """Time of one step: members wait for each other after attention and after the FFN, so a layer takes
-    max(attention) + max(FFN) + max(overhead) + reductions."""
+    max(attention) + max(FFN) + max(overhead) + reductions; the step adds max(overhead) once."""
     attention = sum(
         count * group_attention_s(model, members, layer, step) for layer, count in members[0][1].layers
     )
@@ -50,7 +50,8 @@ def group_rest_s(model: ModelSpec, members: Members, link: Link | None, step: St
         count * max(_ffn_s(device, shard, layer, step) for device, shard in members)
         for layer, count in shards[0].layers
     )
-    overhead_s = shards[0].num_layers * max(device.overhead_s for device, _ in members)
+    overhead_s = shards[0].num_layers * max(device.layer_overhead_s for device, _ in members)
+    overhead_s += max(device.step_overhead_s for device, _ in members)
     head_s = max(_head_s(model, device, shard, step) for device, shard in members)
     return ffn_s + overhead_s + head_s + group_exchange_s(model, shards, link, step)
 
@@ -65,11 +66,12 @@ def unsynchronised_step_s(model: ModelSpec, members: Members, step: Step) -> flo
             * (
                 attention_s(device, model, layer, shard.kv_heads, step, shard.weight_format)
                 + _ffn_s(device, shard, layer, step)
-                + device.overhead_s
+                + device.layer_overhead_s
             )
             for layer, count in shard.layers
         )
         + _head_s(model, device, shard, step)
+        + device.step_overhead_s
         for device, shard in members
     )
 

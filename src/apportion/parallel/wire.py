@@ -85,9 +85,14 @@ def unpack_result(data: bytes) -> StepResult:
     return StepResult(step_id=step_id, token_ids=token_ids, logits=logits)
 
 
+def flat_bytes(x: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the host, as bytes."""
+    return x.view(-1).view(torch.uint8).numpy().data
+
+
 def tensor_bytes(x: Tensor) -> memoryview:
-    """The tensor's elements as a flat buffer on the host."""
-    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    """The tensor's elements as bytes, wherever it is."""
+    return flat_bytes(x.detach().cpu().contiguous())
 
 
 def tensor_from_bytes(data: bytes | memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

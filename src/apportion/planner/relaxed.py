@@ -186,7 +186,8 @@ class RelaxedGroup:
     def _fixed(self, kind: StageKind) -> FloatArray:
         """Overhead, reductions and the head, by step."""
         num_layers = sum(count for _, count in kind.layers)
-        overhead_s = num_layers * max(device.overhead_s for device in self.devices)
+        overhead_s = num_layers * max(device.layer_overhead_s for device in self.devices)
+        overhead_s += max(device.step_overhead_s for device in self.devices)
         seconds = np.full(len(self.steps), overhead_s)
         if len(self.devices) > 1:
             assert self.link is not None

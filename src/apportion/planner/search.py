@@ -70,13 +70,13 @@ def device_kinds(devices: Sequence[Device]) -> tuple[tuple[Device, ...], ...]:
     for device in devices:
         rates = tuple(sorted(device.flops_per_s.items()))
         key = (device.host, device.kind, device.memory_bytes, device.reserved_bytes)
-        key += (device.mem_bytes_per_s, rates, device.overhead_s)
+        key += (device.mem_bytes_per_s, rates, device.layer_overhead_s, device.step_overhead_s)
         kinds.setdefault(key, []).append(device)
     return tuple(tuple(members) for members in kinds.values())
 
 
 def possible_groups(problem: Problem) -> tuple[Group, ...]:
-    """Every multiset of device kinds on one host, of at most `kv_heads` members, joined by a link."""
+    """Every multiset of device kinds on one host, of at most `kv_heads` members, joined by a link, with cores for all."""
     kinds = device_kinds(problem.cluster.devices)
     return tuple(
         Group(counts=counts, devices=devices)
@@ -84,7 +84,15 @@ def possible_groups(problem: Problem) -> tuple[Group, ...]:
         for devices in [tuple(d for kind, count in zip(kinds, counts, strict=True) for d in kind[:count])]
         if len({device.host for device in devices}) == 1 and len(devices) <= problem.model.kv_heads
         if len(devices) == 1 or host_link(problem.cluster, devices[0].host, devices[0].host)
+        if _have_cores(devices)
     )
+
+
+def _have_cores(devices: Sequence[Device]) -> bool:
+    """Members of a group compute at the same time: without a core for each thread they would wait for each other."""
+    cpus = [device for device in devices if device.kind == "cpu"]
+    num_threads = sum(device.num_threads for device in cpus)
+    return len(cpus) <= 1 or cpus[0].host_cores is None or num_threads <= cpus[0].host_cores
 
 
 class StageKinds:

@@ -14,9 +14,10 @@ from apportion.types.cluster import Device
 LOCAL_HOST = "local"
 MEMORY_FRACTION = 0.8
 """Share of the memory now available that a device may use unless told otherwise."""
-CPU_OVERHEAD_S = 3e-4
-"""Per layer and step: Python and kernel launches."""
-GPU_OVERHEAD_S = 1.5e-4
+CPU_LAYER_OVERHEAD_S, CPU_STEP_OVERHEAD_S = 2.2e-4, 8e-4
+"""Python and kernel launches of a layer; message, batch and waking up for a step: fitted to benchmarks/prediction.py."""
+GPU_LAYER_OVERHEAD_S, GPU_STEP_OVERHEAD_S = 1.5e-4, 5e-4
+"""Assumed: not measured yet."""
 CPU_HALF_FRACTION = 0.1
 """bf16 and fp16 products on CPUs without units for them, relative to fp32: converted element by element."""
 
@@ -34,7 +35,8 @@ def all_local_devices(num_cpu_devices: int) -> tuple[Device, ...]:
 def measure_cpu(num_devices: int) -> Device:
     """One of `num_devices` that share the cores evenly: bytes per second that its threads read in a matrix-vector
     product, and FLOP/s of an fp32 product."""
-    num_threads = max(1, len(os.sched_getaffinity(0)) // num_devices)
+    cores = len(os.sched_getaffinity(0))
+    num_threads = max(1, cores // num_devices)
     read_bytes_per_s, flops_per_s = _measured_rates(num_threads)
     half = flops_per_s * CPU_HALF_FRACTION
     return Device(
@@ -46,8 +48,10 @@ def measure_cpu(num_devices: int) -> Device:
         reserved_bytes=0,
         mem_bytes_per_s=read_bytes_per_s,
         flops_per_s={"fp32": flops_per_s, "bf16": half, "fp16": half},
-        overhead_s=CPU_OVERHEAD_S,
+        layer_overhead_s=CPU_LAYER_OVERHEAD_S,
+        step_overhead_s=CPU_STEP_OVERHEAD_S,
         num_threads=num_threads,
+        host_cores=cores,
         speed=1.0,
         source="measured",
     )
@@ -99,8 +103,10 @@ def _cuda_device(nvml: Any, index: int) -> Device:
         mem_bytes_per_s=2 * memory_hz * nvml.nvmlDeviceGetMemoryBusWidth(handle) / 8,
         # Without tensor cores counted, 16-bit products are at least as fast as fp32.
         flops_per_s={"fp32": flops_per_s, "bf16": flops_per_s, "fp16": flops_per_s},
-        overhead_s=GPU_OVERHEAD_S,
+        layer_overhead_s=GPU_LAYER_OVERHEAD_S,
+        step_overhead_s=GPU_STEP_OVERHEAD_S,
         num_threads=1,
+        host_cores=None,
         speed=1.0,
         source="datasheet",
     )

@@ -22,7 +22,7 @@ from apportion.model.batch import FlatBatch
 from apportion.model.hf import build_hf_stage, import_family
 from apportion.model.sampling import sample
 from apportion.model.weights import FORMAT_DTYPES
-from apportion.parallel.group import TensorGroup
+from apportion.parallel.group import PeerLostError, TensorGroup
 from apportion.parallel.links import COORDINATOR, Inbox, Outbox, inbox_address
 from apportion.parallel.wire import (
     Kind,
@@ -70,6 +70,8 @@ def run_worker(place: WorkerPlace) -> None:
     try:
         with torch.inference_mode():
             _Worker(place, context, coordinator).serve()
+    except PeerLostError:
+        signal.pause()  # the lost peer tells the coordinator why, and the coordinator ends us
     except BaseException as error:
         coordinator.send(Kind.FAILED, pack((place.device.id, *_describe(error, place))))
         coordinator.close()
@@ -117,14 +119,9 @@ class _Worker:
             for device_id in receivers(plan, place.stage_index, place.rank)
         }
         self._pacer = Pacer(self._device.speed)
-        self._group = TensorGroup(
-            context,
-            place.run_dir,
-            f"group-{place.stage_index}",
-            place.rank,
-            self._stage.split.size,
-            self._pacer.settle,
-        )
+        size = self._stage.split.size
+        name = f"group-{place.stage_index}"
+        self._group = TensorGroup(place.run_dir, name, place.rank, size, self._pacer.settle)
         self._busy_s, self._num_steps = 0.0, 0
         self._meter = memory_meter(self._device)
         import_family(place.folder)
@@ -200,7 +197,8 @@ class _Worker:
     def _finish(self, batch: ScheduledBatch, logits_NV: Tensor) -> None:
         """Draws the tokens on rank 0 and tells the coordinator that the step is over."""
         drawn = [(chunk, chunk.sampling) for chunk in batch.chunks if chunk.sampling is not None]
-        whole_NV = self._group.gather_columns(logits_NV) if drawn else logits_NV
+        vocab_rows = list(self._stage.split.vocab_rows)
+        whole_NV = self._group.gather_columns(logits_NV, vocab_rows) if drawn else logits_NV
         if self._place.rank != 0 or whole_NV is None:
             return
         token_ids: dict[int, int] = {}

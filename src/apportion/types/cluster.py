@@ -12,7 +12,8 @@ class Device:
     """One device. Its rates are those the engine sees: an emulated device's are already scaled by `speed`.
 
     `memory_bytes` is what the engine may allocate beyond the imported runtime, of which `reserved_bytes` stay
-    unused. `flops_per_s` is keyed by weight format; `overhead_s` is spent once per layer and step.
+    unused. `flops_per_s` is keyed by weight format; `layer_overhead_s` is spent once per layer and step, `step_overhead_s`
+    once per step (message, batch, waking up).
     `torch_device` is where tensors live ("cpu", "cuda:0").
     """
 
@@ -24,9 +25,12 @@ class Device:
     reserved_bytes: int
     mem_bytes_per_s: float
     flops_per_s: dict[str, float]
-    overhead_s: float
+    layer_overhead_s: float
+    step_overhead_s: float
     num_threads: int
     """Of the worker process: a CPU's cores, shared evenly where several devices are CPUs of one host."""
+    host_cores: int | None
+    """Cores that the CPU devices of its host share, None where not known."""
     speed: float
     source: FigureSource
 
