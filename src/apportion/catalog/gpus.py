@@ -1,0 +1,191 @@
+"""GPUs by name: the datasheet facts of gpus.toml, found however people write them.
+
+A name is read as a core ("4070tisuper"), and qualifiers that may be left out where they decide nothing: a
+memory size ("12gb"), a form factor ("pcie", "sxm", "nvl"), a core count ("30-core"). Brand words in front and
+filler ("GPU", "Generation") are ignored. What several entries answer to is refused with all of them named, never
+guessed; but an alias of one entry decides ("a100-80gb" is the PCIe card, the slower of two).
+"""
+
+import difflib
+import re
+import tomllib
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from apportion.types.errors import ClusterError
+from apportion.types.units import parse_bytes
+
+GpuKind = Literal["cuda", "rocm", "metal", "xpu"]
+
+_PCIE_BYTES_PER_S_PER_LANE = {
+    1: 2.5e9 / 8 * 8 / 10,
+    2: 5e9 / 8 * 8 / 10,
+    3: 8e9 / 8 * 128 / 130,
+    4: 16e9 / 8 * 128 / 130,
+    5: 32e9 / 8 * 128 / 130,
+}
+"""Signalling rate times line code, before packet overhead (PCI Express base specification)."""
+
+_BRANDS = frozenset(
+    (
+        "nvidia",
+        "amd",
+        "intel",
+        "apple",
+        "geforce",
+        "radeon",
+        "instinct",
+        "tesla",
+        "jetson",
+        "rtx",
+        "gtx",
+        "rx",
+        "arc",
+    )
+)
+_FILLER = frozenset(("gpu", "graphics", "generation", "edition", "r", "tm"))
+_FORM = re.compile(r"(pcie|sxm|nvl)\d?|(\d+core)")
+_SIZE = re.compile(r"\d+gb")
+_SUGGESTIONS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One entry of gpus.toml, whose head says what each figure means."""
+
+    key: str
+    name: str
+    vendor: str
+    kind: GpuKind
+    architecture: str
+    memory_bytes: int
+    memory_options_bytes: tuple[int, ...]
+    """Every size sold, where one entry stands for several; empty otherwise."""
+    mem_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    """Dense peak by format ("fp32", "fp16", "bf16", "int8"); a format without a fast path is missing."""
+    pcie_generation: int | None
+    pcie_lanes: int | None
+    aliases: tuple[str, ...]
+    source: tuple[str, ...]
+
+    @property
+    def pcie_bytes_per_s(self) -> float | None:
+        """Peak of the card's own connector in one direction, None where the memory is the system's."""
+        if self.pcie_generation is None or self.pcie_lanes is None:
+            return None
+        return self.pcie_lanes * _PCIE_BYTES_PER_S_PER_LANE[self.pcie_generation]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Spelling:
+    core: str
+    size_gb: int | None
+    forms: frozenset[str]
+
+
+def gpus() -> dict[str, Gpu]:
+    """The whole catalogue, by key."""
+    return dict(_catalogue())
+
+
+def find_gpu(text: str) -> Gpu:
+    """The GPU that is written as `text`; "m2-max-64gb" picks one of `memory_options_bytes`.
+
+    Raises ClusterError where no GPU, or more than one, is called that.
+    """
+    wanted = _read(text)
+    exact = {gpu.key for spelling, gpu in _spellings() if spelling == wanted}
+    matches = exact or {gpu.key for spelling, gpu in _spellings() if _answers(gpu, spelling, wanted)}
+    if len(matches) > 1:
+        raise ClusterError(f"'{text}' can be {_one_of(sorted(matches))}; write which")
+    if not matches:
+        raise ClusterError(f"no GPU is called '{text}'{_suggest(wanted)}")
+    gpu = _catalogue()[matches.pop()]
+    if wanted.size_gb is None or not gpu.memory_options_bytes:
+        return gpu
+    return replace(gpu, memory_bytes=wanted.size_gb * 2**30)
+
+
+@cache
+def _catalogue() -> dict[str, Gpu]:
+    text = files("apportion.catalog").joinpath("gpus.toml").read_text(encoding="utf-8")
+    tables: dict[str, dict[str, Any]] = tomllib.loads(text)["gpu"]
+    return {key: _gpu(key, table) for key, table in tables.items()}
+
+
+def _gpu(key: str, table: dict[str, Any]) -> Gpu:
+    pcie: dict[str, int] = table.get("pcie", {})
+    return Gpu(
+        key=key,
+        name=table["name"],
+        vendor=table["vendor"],
+        kind=table["kind"],
+        architecture=table["architecture"],
+        memory_bytes=parse_bytes(table["memory_bytes"]),
+        memory_options_bytes=tuple(parse_bytes(size) for size in table.get("memory_options_bytes", ())),
+        mem_bytes_per_s=float(table["mem_bytes_per_s"]),
+        flops_per_s={name: float(rate) for name, rate in table["flops_per_s"].items()},
+        pcie_generation=pcie.get("generation"),
+        pcie_lanes=pcie.get("lanes"),
+        aliases=tuple(table.get("aliases", ())),
+        source=tuple(table["source"]),
+    )
+
+
+@cache
+def _spellings() -> list[tuple[_Spelling, Gpu]]:
+    return [(_read(text), gpu) for gpu in _catalogue().values() for text in (gpu.key, gpu.name, *gpu.aliases)]
+
+
+def _read(text: str) -> _Spelling:
+    """Splits a name into its core and its qualifiers: "GeForce RTX 3060 12 GB" -> ("3060", 12, {})."""
+    words = [word for word in re.split(r"[^a-z0-9]+", _spaced(text.lower())) if word and word not in _FILLER]
+    while len(words) > 1 and words[0] in _BRANDS:
+        words = words[1:]
+    sizes_gb = [int(word[:-2]) for word in words if _SIZE.fullmatch(word)]
+    forms = [match[1] or match[2] for word in words if (match := _FORM.fullmatch(word))]
+    core = [word for word in words if not _SIZE.fullmatch(word) and not _FORM.fullmatch(word)]
+    return _Spelling(
+        core="".join(core).replace("mobile", "laptop"),
+        size_gb=sizes_gb[0] if sizes_gb else None,
+        forms=frozenset(forms),
+    )
+
+
+def _spaced(text: str) -> str:
+    """Joins numbers to their units ("12 GB", "30-core") and parts brands from their numbers ("rtx4090")."""
+    text = re.sub(r"(\d+)[\s-]*gi?b\b", r" \1gb ", text)
+    text = re.sub(r"(\d+)[\s-]*core\b", r" \1core ", text)
+    return re.sub(r"\b(rtx|gtx|rx|arc)(?=[ab]?\d)", r"\1 ", text)
+
+
+def _answers(gpu: Gpu, spelling: _Spelling, wanted: _Spelling) -> bool:
+    """Whether what was left out of `wanted` is all that parts it from this spelling of `gpu`."""
+    sizes_gb = {size_bytes // 2**30 for size_bytes in gpu.memory_options_bytes or (gpu.memory_bytes,)}
+    sizes_gb |= {spelling.size_gb}
+    return (
+        spelling.core == wanted.core
+        and (wanted.size_gb is None or wanted.size_gb in sizes_gb)
+        and wanted.forms <= spelling.forms
+    )
+
+
+def _one_of(keys: list[str]) -> str:
+    return f"{', '.join(keys[:-1])} or {keys[-1]}"
+
+
+def _suggest(wanted: _Spelling) -> str:
+    """Near names: cores that begin with the wanted one, then those that contain it, then those spelt alike."""
+    by_core: dict[str, list[str]] = {}
+    for spelling, gpu in _spellings():
+        by_core.setdefault(spelling.core, []).append(gpu.key)
+    longer = [core for core in by_core if len(wanted.core) > 2 and wanted.core in core]
+    longer.sort(key=lambda core: (not core.startswith(wanted.core), len(core)))
+    alike = difflib.get_close_matches(wanted.core, by_core, n=_SUGGESTIONS, cutoff=0.6)
+    keys = list(dict.fromkeys(key for core in longer + alike for key in by_core[core]))[:_SUGGESTIONS]
+    if not keys:
+        return f"; the catalogue has {len(_catalogue())}, such as rtx-4090"
+    return f"; did you mean {_one_of(keys) if len(keys) > 1 else keys[0]}?"
