@@ -152,7 +152,8 @@ def _local_device(torch_device: str, local: Sequence[Device], place: str) -> Dev
         if device.torch_device == torch_device:
             return device
     raise ClusterError(
-        f"{place}: give mem_bytes_per_s, flops_per_s, layer_overhead_s and step_overhead_s: this machine has no {torch_device} to measure"
+        f"{place}: give mem_bytes_per_s, flops_per_s, layer_overhead_s and step_overhead_s:"
+        f" this machine has no {torch_device} to measure"
     )
 
 

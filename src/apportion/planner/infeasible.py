@@ -24,13 +24,15 @@ def infeasible_error(
     chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
     problem = make_problem(model, cluster, workload, weight_format, chunk_tokens)
     largest = max(cluster.devices, key=lambda device: device.usable_bytes)
+    num_devices = len(cluster.devices)
+    have = "devices have" if num_devices > 1 else "device has"
     available = sum(device.usable_bytes for device in cluster.devices)
     changes = ", or ".join(_changes(model, cluster, workload, weight_format, fits))
     return InfeasibleError(
         f"{model.name} needs {format_bytes(whole_bytes(problem))} undivided "
         f"({weight_format} weights, {workload.concurrency} × {workload.max_context_tokens} tokens of context), "
         f"its largest layer {format_bytes(largest_layer_bytes(problem))} by itself; "
-        f"{len(cluster.devices)} devices have {format_bytes(available)}, the largest "
+        f"{num_devices} {have} {format_bytes(available)}, the largest "
         f"({largest.id}) {format_bytes(largest.usable_bytes)}; "
         f"{'try ' + changes if changes else 'add devices'}"
     )

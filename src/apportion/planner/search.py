@@ -76,7 +76,7 @@ def device_kinds(devices: Sequence[Device]) -> tuple[tuple[Device, ...], ...]:
 
 
 def possible_groups(problem: Problem) -> tuple[Group, ...]:
-    """Every multiset of device kinds on one host, of at most `kv_heads` members, joined by a link, with cores for all."""
+    """Every multiset of device kinds on one host, of at most `kv_heads` members, with a link and cores for all."""
     kinds = device_kinds(problem.cluster.devices)
     return tuple(
         Group(counts=counts, devices=devices)

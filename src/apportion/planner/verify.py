@@ -232,7 +232,7 @@ def _pipeline(plan: Plan) -> Check:
     fresh = pipeline(times_s, len(plan.stages), plan.microbatches)
     return Check(
         name="pipeline",
-        statement=f"{plan.microbatches} microbatches through {len(plan.stages)} stages take Σs + (P−1)·s_max = "
+        statement=f"P = {plan.microbatches} microbatches through {len(plan.stages)} stages take Σs + (P−1)·s_max = "
         f"{format_seconds(fresh.makespan_s)}: {fresh.microbatches_per_s:.2f}/s; P·S/s_max = "
         f"{fresh.stage_executions_per_s:.2f}/s counts stage executions of P replicas, not results",
         ok=_equal(claimed.makespan_s, fresh.makespan_s)

@@ -15,7 +15,8 @@ LOCAL_HOST = "local"
 MEMORY_FRACTION = 0.8
 """Share of the memory now available that a device may use unless told otherwise."""
 CPU_LAYER_OVERHEAD_S, CPU_STEP_OVERHEAD_S = 2.2e-4, 8e-4
-"""Python and kernel launches of a layer; message, batch and waking up for a step: fitted to benchmarks/prediction.py."""
+"""Python and kernel launches of a layer; message, batch and waking up for a step. benchmarks/prediction.py shows
+how they fit."""
 GPU_LAYER_OVERHEAD_S, GPU_STEP_OVERHEAD_S = 1.5e-4, 5e-4
 """Assumed: not measured yet."""
 CPU_HALF_FRACTION = 0.1

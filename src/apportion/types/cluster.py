@@ -12,8 +12,8 @@ class Device:
     """One device. Its rates are those the engine sees: an emulated device's are already scaled by `speed`.
 
     `memory_bytes` is what the engine may allocate beyond the imported runtime, of which `reserved_bytes` stay
-    unused. `flops_per_s` is keyed by weight format; `layer_overhead_s` is spent once per layer and step, `step_overhead_s`
-    once per step (message, batch, waking up).
+    unused. `flops_per_s` is keyed by weight format; `layer_overhead_s` is spent once per layer and step,
+    `step_overhead_s` once per step (message, batch, waking up).
     `torch_device` is where tensors live ("cpu", "cuda:0").
     """
 
