@@ -1,6 +1,8 @@
 """`apportion run` as a person uses it: in this process, with real workers."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,27 @@ def test_bad_input_is_one_line(
 ):
     failed, error = fails(capsys, *arguments)
     assert (failed, message in error) == (code, True), error
+
+
+def test_a_plan_of_several_hosts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    cluster = tmp_path / "cluster.toml"
+    rates = (
+        "memory = '20MiB'\nmem_bytes_per_s = 2e10\nflops_per_s = { fp32 = 7e10 }\n"
+        "layer_overhead_s = 2e-4\nstep_overhead_s = 0\n"
+    )
+    devices = "".join(f"[[device]]\nid = '{name}'\nhost = '{name}'\n{rates}" for name in "ab")
+    cluster.write_text(devices + "[[link]]\nsrc = 'a'\ndst = 'b'\nlatency_s = 1e-4\nbandwidth = '1Gbit'\n")
+    code, error = fails(capsys, "run", "demo", "x", "--cluster", str(cluster), "--max-tokens", "8")
+    assert code == 2
+    assert "the plan spans hosts a, b" in error
+
+
+def test_without_the_engine_run_says_what_to_install():
+    code = "import sys; sys.modules['zmq'] = None; from apportion.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "run", "demo", "x"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("apportion: error: running needs zmq")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_plan_for_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

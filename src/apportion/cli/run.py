@@ -15,6 +15,8 @@ from apportion.types.request import Request, SamplingParams
 if TYPE_CHECKING:
     from apportion.types.plan import Plan
 
+RUNNABLE_KINDS = ("cpu", "cuda")
+
 
 def run(
     model: options.Model,
@@ -31,7 +33,7 @@ def run(
     weights: options.Weights = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate for each prompt.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw among this much probability.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1.0, help="Draw among this much probability.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws; the same seed gives the same text.")] = 0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to --max-tokens.")] = False,
     stats_json: Annotated[Path | None, typer.Option(help="Write outputs and figures to this file.")] = None,
@@ -62,15 +64,21 @@ def _run(
     stats_file: Path | None,
 ) -> None:
     from apportion.catalog.hub import resolve_model
-    from apportion.cli.generate import generate
-    from apportion.runtime.text import Text
 
+    try:
+        from apportion.cli.generate import generate
+        from apportion.runtime.text import Text
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"running needs {error.name}, which is not installed; pip install torch==2.13.0, then apportion[run]"
+        ) from None
     folder = resolve_model(model, weights=True)
     text = Text(folder)
     requests = [
         Request(id=i, prompt_ids=text.encode(prompt), sampling=sampling) for i, prompt in enumerate(prompts)
     ]
     plan = _plan(plan_file, folder, choices, requests)
+    _check_runnable(plan)
     stats = generate(plan, folder, text, prompts, requests)
     if stats_file is not None:
         stats_file.write_text(json.dumps(asdict(stats), indent=2) + "\n")
@@ -116,6 +124,21 @@ def _plan(
             output_tokens=choices.output_tokens or min(output_tokens, context - prompt_tokens),
         ),
     )
+
+
+def _check_runnable(plan: "Plan") -> None:
+    """Raises UsageError for devices that can be planned but not run yet."""
+    devices = [plan.cluster.device(device_id) for device_id in plan.device_ids]
+    hosts = sorted({device.host for device in devices})
+    if len(hosts) > 1:
+        raise UsageError(
+            f"the plan spans hosts {', '.join(hosts)}; run executes devices of one machine, plan with those of one host"
+        )
+    for device in devices:
+        if device.kind not in RUNNABLE_KINDS:
+            raise UsageError(
+                f"device {device.id} is of kind {device.kind}; run executes {' and '.join(RUNNABLE_KINDS)} devices"
+            )
 
 
 def _read_plan(file: Path, folder: Path, choices: options.PlanChoices) -> "Plan":
