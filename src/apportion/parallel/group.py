@@ -2,7 +2,7 @@
 
 A message per pair and reduction costs one latency where a ring costs `size − 1`, which is what counts for the few
 kilobytes of a decode step; members need not be equal. All members add the partials in rank order, so they hold the same
-bits. Over Unix sockets: 26 µs for a reduction between two processes, where ZeroMQ took 88 (benchmarks/reductions.py).
+bits. Over Unix sockets, without ZeroMQ's two I/O threads on the way: benchmarks/reductions.py times both.
 """
 
 import socket
