@@ -25,7 +25,7 @@ CONFIG = {
     "torch_dtype": "float32",
     "tie_word_embeddings": True,
 }
-DEVICES = "laptop=cpu:14MiB@0.5, desk=cpu:16MiB"
+DEVICES = "laptop=cpu:11MiB@0.5, desk=cpu:12MiB"
 RUN = "from apportion.cli.main import main\nmain()"
 
 

@@ -45,6 +45,9 @@ def test_devices_as_typed():
         ("a=cpu:1GiB@fast", "is not a number"),
         ("a=cuda:3", "has no cuda:3; it has cpu"),
         ("a=cpu:1GiB, a=cpu:2GiB", "'a' is given twice"),
+        ("a=cpu:" + "9" * 400 + "GiB", "--devices 'a=cpu:999"),
+        ("a=cpu:2000TiB", "more memory than"),
+        (", ".join(f"d{i}=cpu:1GiB" for i in range(257)), "257 devices are more than the 256"),
     ],
 )
 def test_devices_that_cannot_be_used(text, message):
@@ -126,7 +129,7 @@ def test_rates_that_are_not_given_are_measured(tmp_path):
         ("fp32 = 1e11", "fp32 = inf", "flops_per_s: fp32: inf is not"),
         ("speed = 0.5", "speed = 1.5", "speed 1.5 is not in"),
         ("speed = 0.5", "sped = 0.5", "unknown key 'sped'"),
-        ('kind = "cuda"', 'kind = "tpu"', "'tpu' is none of cpu, cuda"),
+        ('kind = "cuda"', 'kind = "tpu"', "'tpu' is none of cpu, cuda, rocm, metal, xpu"),
         ('torch_device = "cuda:1"', 'torch_device = "cpu"', "'cpu' is no cuda device"),
         ('dst = "h2"', 'dst = "h3"', "link 1: no device is on host 'h3'; hosts: h1, h2"),
         ('"1Gbit"', '"1 snail"', "bandwidth: '1 snail' is not like 1Gbit"),
@@ -134,6 +137,11 @@ def test_rates_that_are_not_given_are_measured(tmp_path):
         ("[[link]]", "[[links]]", "unknown key 'links'"),
         ("[[link]]", "[link]", r"write it as \[\[link\]\]"),
         ("[[link]]", "[[link", "is not TOML"),
+        ('id = "a"', 'id = "a\\nb"', "cannot be printed in one line"),
+        ("speed = 0.5", "count = 0", "count: 0 is not a whole number"),
+        ("speed = 0.5", "count = 1000000000", "1000000001 devices are more than the 256"),
+        ('torch_device = "cuda:1"', 'torch_device = "cuda:1"\ncount = 2', "2 devices cannot all be cuda:1"),
+        ('kind = "cuda"', 'kind = "metal"', "'cuda:1' is no metal device"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, old, new, message):

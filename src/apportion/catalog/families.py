@@ -1,7 +1,8 @@
 """The model families that can be divided, as data: what layers hold, and what a config.json may leave unsaid.
 
 Defaults are those of the configuration classes in transformers 5.23 (`models/*/configuration_*.py`), layouts
-those of `models/*/modeling_*.py`. A family is listed only if its parity test passes (tests/parity).
+those of `models/*/modeling_*.py`. A family is runnable only if its parity test passes (tests/parity); of the others
+the parameter counts are tested, which is what planning needs.
 """
 
 from dataclasses import dataclass, field
@@ -25,14 +26,21 @@ class Family:
     mlp_bias: Presence = "never"
     expert_bias: bool = False
     """Biases on the router and on each expert's projections."""
-    qk_norm: Literal["none", "head", "wide"] = "none"
-    """One norm weight per head dimension, shared by all heads, or one per dimension of every head."""
+    qk_norm: Literal["none", "head", "wide", "use_qk_norm"] = "none"
+    """One norm weight per head dimension, shared by all heads, or one per dimension of every head; or the first
+    where the config field of that name says so."""
     sinks: bool = False
     """One attention sink per query head."""
     norms: int = 2
     windows: Windows = "none"
     moe: bool = False
     expert_width_field: str = "intermediate_size"
+    dense_first: bool = False
+    """The first `first_k_dense_replace` layers are dense; the others have `n_shared_experts` for every token, and a
+    correction bias for each expert routed to."""
+    latent: bool = False
+    """Multi-head latent attention."""
+    runnable: bool = True
 
 
 _LLAMA_BIASES: dict[str, int | bool | None] = {"attention_bias": False, "mlp_bias": False}
@@ -50,6 +58,7 @@ _GEMMA: dict[str, int | bool | None] = {
     "sliding_window": 4096,
     "tie_word_embeddings": True,
 }
+_ONE_SHARED_EXPERT: dict[str, int | bool | None] = {"n_shared_experts": 1, "first_k_dense_replace": 1}
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
@@ -144,4 +153,57 @@ FAMILIES: dict[str, Family] = {
         windows="alternating",
         moe=True,
     ),
+    "glm4": Family(
+        defaults={
+            "num_key_value_heads": 2,
+            "head_dim": 128,
+            "attention_bias": True,
+            "max_position_embeddings": 131072,
+        },
+        qkv_bias="attention_bias",
+        norms=4,
+        runnable=False,
+    ),
+    "glm4_moe": Family(
+        defaults={
+            "num_key_value_heads": 8,
+            "attention_bias": False,
+            "use_qk_norm": False,
+            "max_position_embeddings": 131072,
+            "moe_intermediate_size": 1408,
+            "n_routed_experts": 128,
+            "num_experts_per_tok": 8,
+            **_ONE_SHARED_EXPERT,
+        },
+        qkv_bias="attention_bias",
+        qk_norm="use_qk_norm",
+        moe=True,
+        expert_width_field="moe_intermediate_size",
+        dense_first=True,
+        runnable=False,
+    ),
+    "deepseek_v3": Family(
+        defaults={
+            "attention_bias": False,
+            "max_position_embeddings": 4096,
+            "moe_intermediate_size": 2048,
+            "n_routed_experts": 256,
+            "num_experts_per_tok": 8,
+            "q_lora_rank": 1536,
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+            **_ONE_SHARED_EXPERT,
+            "first_k_dense_replace": 3,
+        },
+        output_bias="attention_bias",
+        moe=True,
+        expert_width_field="moe_intermediate_size",
+        dense_first=True,
+        latent=True,
+        runnable=False,
+    ),
 }
+RUNNABLE = frozenset(name for name, family in FAMILIES.items() if family.runnable)
+"""Families that the engine runs; the others can only be planned."""

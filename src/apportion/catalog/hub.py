@@ -1,8 +1,9 @@
-"""Where a model lies: the bundled one, a folder, a config.json alone, or a Hugging Face hub id."""
+"""Where a model lies: the bundled one, a folder, a config.json or GGUF file, the catalogue, or a hub id."""
 
 import re
 from pathlib import Path
 
+from apportion.catalog.known_models import find_known_model, known_config, known_models, near_models
 from apportion.types.errors import ModelError
 
 DEMO = "demo"
@@ -12,9 +13,10 @@ MODEL_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
 
 
 def resolve_model(name: str, *, weights: bool) -> Path:
-    """Folder (or config.json file) of a model; downloads what is missing of a hub id.
+    """Folder (or config.json or GGUF file) of a model; downloads what is missing of a hub id.
 
-    With `weights` the folder holds the whole checkpoint, else at least its config. Raises ModelError.
+    With `weights` the folder holds the whole checkpoint, else at least its config, and what the catalogue knows
+    needs no network. Raises ModelError.
     """
     if name == DEMO:
         return Path(__file__).parent.parent / "demo"
@@ -23,11 +25,23 @@ def resolve_model(name: str, *, weights: bool) -> Path:
         raise ModelError(f"'{name}' is a file; running needs a folder with config.json and *.safetensors")
     if path.exists():
         return path
+    known = find_known_model(name)
+    if known is not None and not weights:
+        return known_config(known)
     if HUB_ID.fullmatch(name) and not name.startswith("."):
         return _download(name, MODEL_FILES if weights else CONFIG_FILES)
+    if known is not None:
+        hub_ids = " or ".join(f"'{hub_id}'" for hub_id in known_models()[known]["hub_ids"][:2])
+        raise ModelError(f"'{name}' can be planned by that name; to run it, name its hub id {hub_ids}")
     raise ModelError(
-        f"'{name}' is no folder, config.json or hub id (like 'org/name'); 'demo' is the bundled model"
+        f"'{name}' is no folder, config.json or hub id (like 'org/name'){_suggest(name)};"
+        " 'demo' is the bundled model"
     )
+
+
+def _suggest(name: str) -> str:
+    near = near_models(name)
+    return f", nor in the catalogue; did you mean {' or '.join(near)}?" if near else ", nor in the catalogue"
 
 
 def _download(hub_id: str, patterns: list[str]) -> Path:

@@ -5,49 +5,61 @@ The layouts are declared in `families`; tests compare the counts with those of t
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from math import gcd
 from pathlib import Path
 
+from apportion.catalog.attention import Attention, present, read_attention
 from apportion.catalog.config_fields import ConfigFields
-from apportion.catalog.families import FAMILIES, Family, Presence
+from apportion.catalog.families import FAMILIES, Family
+from apportion.catalog.gguf_config import GGUF_SUFFIX, check_gguf, gguf_fields
+from apportion.catalog.gguf_file import read_gguf
+from apportion.catalog.known_models import CATALOGUE
 from apportion.types.errors import ModelError
 from apportion.types.model import LayerSpec, ModelSpec
 
 _FORMATS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+MAX_LAYERS, MAX_PARAMETERS = 1024, 10**14
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Attention:
-    hidden_size: int
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-
-
 def read_model_spec(path: Path) -> ModelSpec:
-    """The model in a folder with a config.json, or of a config.json itself. Raises ModelError."""
+    """The model in a folder with a config.json, of a config.json itself or of a GGUF file. Raises ModelError."""
+    if path.suffix == GGUF_SUFFIX and not path.is_dir():
+        gguf = read_gguf(path)
+        spec = model_spec(gguf_fields(gguf), path.stem)
+        check_gguf(gguf, spec)
+        return spec
     file = path if path.is_file() else path / "config.json"
-    fields = ConfigFields.read(file)
+    return model_spec(ConfigFields.read(file), _name(file))
+
+
+def _name(file: Path) -> str:
+    """A folder's name; the catalogue's configs are named after their models."""
+    return file.stem if file.parent == CATALOGUE else file.resolve().parent.name
+
+
+def model_spec(fields: ConfigFields, name: str) -> ModelSpec:
     family_name = _family_name(fields)
     family = FAMILIES[family_name]
     fields = fields.over(family.defaults)
-    attention = _read_attention(fields)
+    attention = read_attention(fields, family)
     num_layers = fields.positive("num_hidden_layers")
+    if num_layers > MAX_LAYERS:
+        raise fields.invalid("num_hidden_layers", f"at most {MAX_LAYERS}")
     is_moe = [_is_moe_layer(fields, family, layer) for layer in range(num_layers)]
     widths = [_ffn_width(fields, family, moe) for moe in is_moe]
     columns = gcd(*widths)
     windows = _layer_windows(fields, family, num_layers)
     spec = ModelSpec(
-        name=file.resolve().parent.name,
+        name=name,
         family=family_name,
         fingerprint="",
         layers=tuple(
             _layer(fields, family, attention, moe, width // columns, window)
             for moe, width, window in zip(is_moe, widths, windows, strict=True)
         ),
-        hidden_size=attention.hidden_size,
+        hidden_size=fields.positive("hidden_size"),
         q_heads=attention.q_heads,
         kv_heads=attention.kv_heads,
         head_dim=attention.head_dim,
@@ -56,7 +68,10 @@ def read_model_spec(path: Path) -> ModelSpec:
         tied_embeddings=fields.flag("tie_word_embeddings"),
         max_context_tokens=_max_context(fields),
         checkpoint_format=_checkpoint_format(fields),
+        kv_lora_rank=attention.kv_lora_rank,
     )
+    if spec.num_parameters > MAX_PARAMETERS:
+        raise ModelError(f"{fields.file} describes {spec.num_parameters} parameters; check its sizes")
     return replace(spec, fingerprint=_fingerprint(spec))
 
 
@@ -79,40 +94,29 @@ def _family_name(fields: ConfigFields) -> str:
     return str(name)
 
 
-def _read_attention(fields: ConfigFields) -> _Attention:
-    hidden_size, q_heads = fields.positive("hidden_size"), fields.positive("num_attention_heads")
-    kv_heads = fields.optional_positive("num_key_value_heads") or q_heads
-    head_dim = fields.optional_positive("head_dim")
-    if q_heads % kv_heads:
-        raise fields.invalid("num_key_value_heads", f"a divisor of num_attention_heads ({q_heads})")
-    if head_dim is None and hidden_size % q_heads:
-        raise fields.invalid(
-            "hidden_size", f"a multiple of num_attention_heads ({q_heads}), or head_dim given"
-        )
-    return _Attention(
-        hidden_size=hidden_size,
-        q_heads=q_heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim or hidden_size // q_heads,
-    )
-
-
 def _is_moe_layer(fields: ConfigFields, family: Family, layer: int) -> bool:
     if not family.moe:
         return False
     if family.expert_width_field == "intermediate_size":
         return True
+    if family.dense_first:
+        return layer >= fields.count("first_k_dense_replace")
     dense_layers = fields.items("mlp_only_layers") or []
     return (
-        _num_experts(fields) > 0
+        _routed_experts(fields) > 0
         and layer not in dense_layers
         and (layer + 1) % fields.positive("decoder_sparse_step") == 0
     )
 
 
-def _num_experts(fields: ConfigFields) -> int:
-    """transformers writes either name, whichever version saved the file."""
-    return fields.count("num_local_experts" if fields.get("num_experts") is None else "num_experts")
+def _routed_experts(fields: ConfigFields) -> int:
+    """transformers writes one name or another, by family and by the version that saved the file."""
+    names = ("num_experts", "n_routed_experts", "num_local_experts")
+    return fields.count(next((name for name in names if fields.get(name) is not None), names[-1]))
+
+
+def _shared_experts(fields: ConfigFields) -> int:
+    return 0 if fields.get("n_shared_experts") is None else fields.count("n_shared_experts")
 
 
 def _ffn_width(fields: ConfigFields, family: Family, moe: bool) -> int:
@@ -148,42 +152,27 @@ def _sliding_layers(fields: ConfigFields, family: Family, num_layers: int) -> li
 def _layer(
     fields: ConfigFields,
     family: Family,
-    attention: _Attention,
+    attention: Attention,
     moe: bool,
     width_per_column: int,
     window_tokens: int | None,
 ) -> LayerSpec:
-    hidden_size = attention.hidden_size
-    num_experts = _num_experts(fields) if moe else 0
-    ffn_bias = family.expert_bias if moe else _present(fields, family.mlp_bias)
-    ffn_copies = num_experts if moe else 1
-    router_params = num_experts * (hidden_size + family.expert_bias)
+    hidden_size = fields.positive("hidden_size")
+    routed, shared = (_routed_experts(fields), _shared_experts(fields)) if moe else (0, 0)
+    ffn_bias = family.expert_bias if moe else present(fields, family.mlp_bias)
+    ffn_copies = routed + shared if moe else 1
+    router_params = routed * (hidden_size + (family.expert_bias or family.dense_first))
     return LayerSpec(
-        attention_params_per_kv_head=_params_per_kv_head(fields, family, attention),
+        attention_params_per_kv_head=attention.params_per_kv_head,
         ffn_params_per_column=ffn_copies * (3 * hidden_size + 2 * ffn_bias) * width_per_column,
         replicated_params=family.norms * hidden_size
-        + _present(fields, family.output_bias) * hidden_size
-        + (2 * attention.head_dim if family.qk_norm == "head" else 0)
+        + attention.replicated_params
         + ffn_copies * ffn_bias * hidden_size
         + router_params,
         window_tokens=window_tokens,
-        num_experts=num_experts,
-        experts_per_token=fields.positive("num_experts_per_tok") if moe else 0,
+        num_experts=routed + shared,
+        experts_per_token=fields.positive("num_experts_per_tok") + shared if moe else 0,
     )
-
-
-def _params_per_kv_head(fields: ConfigFields, family: Family, attention: _Attention) -> int:
-    """Of one KV head: its keys' and values' projections, and its query heads' projections in and out."""
-    q_heads = attention.q_heads // attention.kv_heads
-    q_width, kv_width = q_heads * attention.head_dim, attention.head_dim
-    inputs = attention.hidden_size + _present(fields, family.qkv_bias)
-    wide_norms = q_width + kv_width if family.qk_norm == "wide" else 0
-    sinks = q_heads if family.sinks else 0
-    return (q_width + 2 * kv_width) * inputs + q_width * attention.hidden_size + wide_norms + sinks
-
-
-def _present(fields: ConfigFields, presence: Presence) -> bool:
-    return presence == "always" or (presence != "never" and fields.flag(presence))
 
 
 def _max_context(fields: ConfigFields) -> int:
@@ -207,5 +196,8 @@ def _checkpoint_format(fields: ConfigFields) -> str:
 
 
 def _fingerprint(spec: ModelSpec) -> str:
+    """Fields that a model does not use are left out, so that a new one changes no other model's fingerprint."""
     content = {key: value for key, value in asdict(spec).items() if key not in ("name", "fingerprint")}
+    if spec.kv_lora_rank is None:
+        del content["kv_lora_rank"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

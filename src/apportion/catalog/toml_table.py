@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import cast
 
+from apportion.catalog.quantities import parse_bandwidth
 from apportion.types.errors import ClusterError
 from apportion.types.units import parse_bytes
-
-BIT_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
 class TomlTable:
@@ -26,6 +25,8 @@ class TomlTable:
         value = self._left.pop(key, default)
         if not isinstance(value, str) or not value:
             raise ClusterError(f"{self.place}: {key}: a text is needed, not {_shown(value)}")
+        if not value.isprintable():
+            raise ClusterError(f"{self.place}: {key}: {value!r} cannot be printed in one line")
         return value
 
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
@@ -55,7 +56,7 @@ class TomlTable:
         if isinstance(value, str):
             try:
                 return parse_bytes(value)
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise ClusterError(f"{self.place}: {key}: {error}") from None
         least = 0 if zero_allowed else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -66,15 +67,10 @@ class TomlTable:
         """Bytes per second from `bytes_per_s`, or from `bandwidth` like "1Gbit"."""
         if "bandwidth" not in self._left:
             return self.number("bytes_per_s")
-        text = self.text("bandwidth")
-        number, unit = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ").strip(), text[-4:]
         try:
-            bits_per_s = float(number) * BIT_UNITS[unit.lower()]
-        except (KeyError, ValueError):
-            raise ClusterError(f"{self.place}: bandwidth: '{text}' is not like 1Gbit or 100Mbit") from None
-        if not isfinite(bits_per_s) or bits_per_s <= 0:
-            raise ClusterError(f"{self.place}: bandwidth: '{text}' is not > 0")
-        return bits_per_s / 8
+            return parse_bandwidth(self.text("bandwidth"))
+        except ValueError as error:
+            raise ClusterError(f"{self.place}: bandwidth: {error}") from None
 
     def numbers(self, key: str, default: Mapping[str, float] | None) -> dict[str, float]:
         """A table of numbers, like flops_per_s by weight format."""

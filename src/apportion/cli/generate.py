@@ -2,14 +2,19 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
+from apportion.calibrate.observation import PHASES, observe
+from apportion.calibrate.store import add_observations, calibration_file
 from apportion.cli.render import print_plan
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
+from apportion.probe.hardware import hardware_names
 from apportion.runtime.engine import Engine
+from apportion.runtime.report import WorkerReport
 from apportion.runtime.text import Text
 from apportion.runtime.timing import Timing
 from apportion.types.plan import Plan
@@ -35,7 +40,26 @@ def generate(
     prompt_tokens = [len(request.prompt_ids) for request in requests]
     stats = run_stats(plan, outputs, prompt_tokens, timing, engine.sent_bytes(), engine.reports)
     print_run(console, stats)
+    alone_tpot_s = timing.tpot_s if len(requests) == 1 else None
+    _keep_measurements(console, plan, engine.reports, alone_tpot_s)
     return stats
+
+
+def _keep_measurements(
+    console: Console, plan: Plan, reports: Mapping[str, WorkerReport], alone_tpot_s: float | None
+) -> None:
+    """For the next plan on this machine; what fails here is a warning, the text has been generated."""
+    work = {
+        device_id: {phase: report.phase(phase) for phase in PHASES} for device_id, report in reports.items()
+    }
+    seen = observe(
+        plan,
+        work,
+        hardware_names(plan.cluster),
+        run=datetime.now(UTC).isoformat(),
+        alone_tpot_s=alone_tpot_s or None,
+    )
+    add_observations(calibration_file(), seen, lambda text: console.print(f"apportion: warning: {text}"))
 
 
 class Terminal:

@@ -6,17 +6,23 @@ from typing import Annotated
 import typer
 
 import apportion
+from apportion.cli.export import export
 from apportion.cli.plan import plan
+from apportion.cli.probe import probe
 from apportion.cli.run import run
 from apportion.cli.verify import verify
+from apportion.cli.whatif import whatif
 from apportion.types.errors import ApportionError, UsageError
 
 INTERRUPTED_EXIT_CODE = 130
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(plan)
+app.command()(probe)
+app.command()(export)
 app.command()(run)
 app.command()(verify)
+app.command()(whatif)
 
 
 def _print_version(wanted: bool) -> None:

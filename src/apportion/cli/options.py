@@ -34,11 +34,17 @@ class WeightFormat(StrEnum):
 
 
 Model = Annotated[
-    str, typer.Argument(help="'demo', a model folder, a config.json, or a hub id like org/name.")
+    str,
+    typer.Argument(
+        help="'demo', a model folder, a config.json or .gguf file, a name like llama-3.1-8b, or a hub id."
+    ),
 ]
 Devices = Annotated[
     str | None,
-    typer.Option(help='Devices of this machine, like "laptop=cpu:600MiB@0.5, desk=cpu:900MiB, card=cuda:0".'),
+    typer.Option(
+        help='Devices of this machine, like "laptop=cpu:600MiB@0.5, card=cuda:0", or any, like '
+        '"tower: rtx-4090 + 2x rtx-3060-12gb; laptop: m2-max; link tower-laptop 1Gbit 0.3ms".'
+    ),
 ]
 ClusterFile = Annotated[
     Path | None, typer.Option("--cluster", help="TOML file of devices on several hosts and their links.")
@@ -53,6 +59,9 @@ PromptTokens = Annotated[
 ]
 OutputTokens = Annotated[
     int | None, typer.Option(min=1, help="Typical output [default: 128, at most a quarter of the context].")
+]
+NoCalibration = Annotated[
+    bool, typer.Option("--no-calibration", help="Ignore what earlier runs on this machine measured.")
 ]
 Weights = Annotated[
     WeightFormat | None,
@@ -72,17 +81,44 @@ class PlanChoices:
     prompt_tokens: int | None
     output_tokens: int | None
     weights: WeightFormat | None
+    no_calibration: bool | None = None
 
 
 def plan_from_options(model_path: Path, choices: PlanChoices) -> "Plan":
     """Raises UsageError for what was typed, InfeasibleError where the devices cannot hold it."""
+    from apportion.calibrate.apply import statement
+    from apportion.calibrate.here import calibrate_here
     from apportion.catalog.model_config import read_model_spec
     from apportion.planner.build import make_plan
 
     model = read_model_spec(model_path)
+    _note_quantised(model_path, model, choices)
     workload = workload_from_options(model, choices)
     cluster = cluster_from_options(choices)
-    return make_plan(model, cluster, workload, weight_format(model, cluster, choices))
+    chosen_format = weight_format(model, cluster, choices)
+    if choices.no_calibration:
+        return make_plan(model, cluster, workload, chosen_format)
+    # What earlier runs measured replaces what is assumed; both lines go to stderr, beside any --json.
+    calibrated = calibrate_here(cluster, chosen_format, lambda text: _tell(f"apportion: warning: {text}"))
+    plan = make_plan(model, calibrated.cluster, workload, chosen_format)
+    for line in statement(calibrated, plan):
+        _tell(line)
+    return plan
+
+
+def _note_quantised(model_path: Path, model: "ModelSpec", choices: PlanChoices) -> None:
+    """Says what a GGUF file is planned as, where nobody asked for a format."""
+    from apportion.catalog.gguf_config import GGUF_SUFFIX, quantisation_note
+    from apportion.catalog.gguf_file import read_gguf
+
+    if model_path.suffix == GGUF_SUFFIX and choices.weights is None:
+        note = quantisation_note(read_gguf(model_path), model)
+        if note is not None:
+            _tell(f"apportion: warning: {note}")
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def workload_from_options(model: "ModelSpec", choices: PlanChoices) -> "Workload":
@@ -124,5 +160,9 @@ def cluster_from_options(choices: PlanChoices) -> "Cluster":
 def weight_format(model: "ModelSpec", cluster: "Cluster", choices: PlanChoices) -> str:
     if choices.weights is not None:
         return choices.weights.value
-    on_cpu = any(device.kind == "cpu" for device in cluster.devices)
-    return "fp32" if on_cpu else model.checkpoint_format
+    if any(device.kind == "cpu" for device in cluster.devices):
+        return "fp32"
+    # Older GPUs have no bf16: the same weights then go in fp16, and only where that lacks a rate in fp32.
+    formats = dict.fromkeys((model.checkpoint_format, "fp16", "fp32"))
+    common = (name for name in formats if all(name in device.flops_per_s for device in cluster.devices))
+    return next(common, model.checkpoint_format)

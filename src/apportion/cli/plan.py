@@ -2,11 +2,35 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apportion.cli import options
+from apportion.types.errors import UsageError
+
+if TYPE_CHECKING:
+    from apportion.types.plan import Plan
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")]
+Out = Annotated[Path | None, typer.Option(help="Write the plan to this file.")]
+Compare = Annotated[bool, typer.Option("--compare", help="Show what the usual rules come to.")]
+WhyOption = Annotated[bool, typer.Option("--why", help="Show what would help, and what each device adds.")]
+
+
+def _checked_picture(path: Path | None) -> Path | None:
+    """Refused before the planning, which may take long."""
+    from apportion.plot.write import check_picture_path
+
+    if path is not None:
+        check_picture_path(path)
+    return path
+
+
+Plot = Annotated[
+    Path | None,
+    typer.Option(callback=_checked_picture, help="Draw the plan to this .svg or .png file."),
+]
 
 
 def plan(
@@ -19,32 +43,62 @@ def plan(
     prompt_tokens: options.PromptTokens = None,
     output_tokens: options.OutputTokens = None,
     weights: options.Weights = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the plan to this file.")] = None,
+    no_calibration: options.NoCalibration = False,
+    as_json: AsJson = False,
+    out: Out = None,
+    compare: Compare = False,
+    why: WhyOption = False,
+    plot: Plot = None,
 ) -> None:
     """Divide a model among devices, and prove how good the division is."""
-    from rich.console import Console
-
     from apportion.catalog.hub import resolve_model
-    from apportion.cli.render import print_plan
-    from apportion.planner.plan_file import plan_json, write_plan
 
-    made = options.plan_from_options(
-        resolve_model(model, weights=False),
-        options.PlanChoices(
-            devices=devices,
-            cluster_file=cluster,
-            objective=objective,
-            context=context,
-            concurrency=concurrency,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            weights=weights,
-        ),
+    if as_json and (compare or why):
+        raise UsageError("--json prints the plan alone; leave out --compare and --why")
+    choices = options.PlanChoices(
+        devices=devices,
+        cluster_file=cluster,
+        objective=objective,
+        context=context,
+        concurrency=concurrency,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        weights=weights,
+        no_calibration=no_calibration or None,
     )
+    made = options.plan_from_options(resolve_model(model, weights=False), choices)
+    _write(made, out, plot)
+    _show(made, as_json=as_json, compare=compare, why=why)
+
+
+def _write(made: "Plan", out: Path | None, plot: Path | None) -> None:
+    from apportion.planner.plan_file import write_plan
+    from apportion.plot.write import write_picture
+
     if out is not None:
         write_plan(made, out)
+    if plot is not None:
+        write_picture(made, plot)
+
+
+def _show(made: "Plan", *, as_json: bool, compare: bool, why: bool) -> None:
+    from rich.console import Console
+
+    from apportion.cli.render import print_plan
+    from apportion.planner.plan_file import plan_json
+
     if as_json:
         sys.stdout.write(plan_json(made))
-    else:
-        print_plan(Console(), made)
+        return
+    console = Console()
+    print_plan(console, made)
+    if compare:
+        from apportion.cli.render_compare import print_comparison
+        from apportion.planner.baselines import plan_baselines
+
+        print_comparison(console, made, plan_baselines(made))
+    if why:
+        from apportion.cli.render_why import print_why
+        from apportion.planner.why import explain
+
+        print_why(console, made, explain(made))

@@ -15,8 +15,6 @@ from apportion.types.request import Request, SamplingParams
 if TYPE_CHECKING:
     from apportion.types.plan import Plan
 
-RUNNABLE_KINDS = ("cpu", "cuda")
-
 
 def run(
     model: options.Model,
@@ -31,6 +29,7 @@ def run(
     prompt_tokens: options.PromptTokens = None,
     output_tokens: options.OutputTokens = None,
     weights: options.Weights = None,
+    no_calibration: options.NoCalibration = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate for each prompt.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.001, max=1.0, help="Draw among this much probability.")] = 1.0,
@@ -51,6 +50,7 @@ def run(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         weights=weights,
+        no_calibration=no_calibration or None,
     )
     _run(model, _prompt_texts(prompt, prompts), sampling, plan, choices, stats_json)
 
@@ -64,6 +64,7 @@ def _run(
     stats_file: Path | None,
 ) -> None:
     from apportion.catalog.hub import resolve_model
+    from apportion.catalog.runnable import check_runnable
 
     try:
         from apportion.cli.generate import generate
@@ -78,7 +79,8 @@ def _run(
         Request(id=i, prompt_ids=text.encode(prompt), sampling=sampling) for i, prompt in enumerate(prompts)
     ]
     plan = _plan(plan_file, folder, choices, requests)
-    _check_runnable(plan)
+    check_runnable(plan)
+    _check_one_host(plan)
     stats = generate(plan, folder, text, prompts, requests)
     if stats_file is not None:
         stats_file.write_text(json.dumps(asdict(stats), indent=2) + "\n")
@@ -126,19 +128,13 @@ def _plan(
     )
 
 
-def _check_runnable(plan: "Plan") -> None:
-    """Raises UsageError for devices that can be planned but not run yet."""
-    devices = [plan.cluster.device(device_id) for device_id in plan.device_ids]
-    hosts = sorted({device.host for device in devices})
+def _check_one_host(plan: "Plan") -> None:
+    """Raises UsageError for devices of several hosts: they can be planned but not run yet."""
+    hosts = sorted({plan.cluster.device(device_id).host for device_id in plan.device_ids})
     if len(hosts) > 1:
         raise UsageError(
             f"the plan spans hosts {', '.join(hosts)}; run executes devices of one machine, plan with those of one host"
         )
-    for device in devices:
-        if device.kind not in RUNNABLE_KINDS:
-            raise UsageError(
-                f"device {device.id} is of kind {device.kind}; run executes {' and '.join(RUNNABLE_KINDS)} devices"
-            )
 
 
 def _read_plan(file: Path, folder: Path, choices: options.PlanChoices) -> "Plan":

@@ -68,7 +68,7 @@ def shard_parameters(model: ModelSpec, shard: Shard) -> int:
 
 
 def kv_bytes_per_token(model: ModelSpec, shard: Shard) -> int:
-    return shard.num_layers * 2 * model.head_dim * shard.kv_heads * shard.element_bytes
+    return shard.num_layers * model.kv_elements(shard.kv_heads) * shard.element_bytes
 
 
 def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
@@ -86,7 +86,7 @@ def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
     activations = tokens * (
         HIDDEN_ACTIVATIONS * model.hidden_size + 2 * model.head_dim + projected + ffn_elements
     )
-    gathered_kv = 2 * context * shard.kv_heads * model.head_dim * element_bytes
+    gathered_kv = context * model.kv_elements(shard.kv_heads) * element_bytes
     mask = tile * context * (1 + element_bytes)
     scores = q_heads * tile * context * SCORE_BYTES if model.family in SCORED_FAMILIES else 0
     logits = 2 * capacity.concurrency * _logit_columns(model, shard) * FP32_BYTES

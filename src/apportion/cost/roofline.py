@@ -65,14 +65,20 @@ def phase_s(device: Device, weight_format: str, flops: float, moved_bytes: float
 def attention_s(
     device: Device, model: ModelSpec, layer: LayerSpec, kv_heads: int, step: Step, weight_format: str
 ) -> float:
-    """Projections and attention of `kv_heads` and their query heads, and the layer's replicated parameters."""
+    """Projections and attention of `kv_heads` and their query heads, and the layer's replicated parameters.
+
+    Latent attention is costed in its absorbed form (arXiv 2405.04434, section 2.1.2), which decoding uses: a head's
+    up-projections act on its queries and outputs, once per new token. Its replicated down-projections are products.
+    """
     attended = step.attended(layer.window_tokens)
     context = step.context_read(layer.window_tokens)
     flops = kv_heads * (
         2 * layer.attention_params_per_kv_head * step.tokens
-        + 4 * model.q_heads_per_kv_head * model.head_dim * attended
+        + 2 * model.q_heads_per_kv_head * (model.head_dim + model.value_dim) * attended
     )
-    elements = kv_heads * (layer.attention_params_per_kv_head + 2 * model.head_dim * context)
+    if model.kv_lora_rank is not None:
+        flops += 2 * layer.replicated_params * step.tokens
+    elements = kv_heads * layer.attention_params_per_kv_head + model.kv_elements(kv_heads) * context
     return phase_s(
         device, weight_format, flops, FORMAT_BYTES[weight_format] * (elements + layer.replicated_params)
     )

@@ -40,13 +40,7 @@ def pipeline(times_s: Sequence[float], num_stages: int, microbatches: int) -> Pi
 
 def model_parameters(model: ModelSpec) -> int:
     """Parameters of the undivided model: layers, vocabulary tables, final norm."""
-    layers = sum(
-        model.kv_heads * layer.attention_params_per_kv_head
-        + model.ffn_columns * layer.ffn_params_per_column
-        + layer.replicated_params
-        for layer in model.layers
-    )
-    return layers + (1 if model.tied_embeddings else 2) * model.embedding_params + model.hidden_size
+    return model.num_parameters
 
 
 def replicated_parameters(plan: Plan) -> int:
@@ -67,7 +61,7 @@ def whole_model_bytes(plan: Plan) -> int:
     element_bytes = FORMAT_BYTES[plan.stages[0].weight_format]
     model = plan.model
     kv_tokens = plan.num_kv_blocks * plan.block_tokens
-    kv_elements = kv_tokens * model.num_layers * 2 * model.head_dim * model.kv_heads
+    kv_elements = kv_tokens * model.num_layers * model.kv_elements(model.kv_heads)
     return (model_parameters(model) + kv_elements) * element_bytes
 
 

@@ -1,37 +1,59 @@
-"""A proven lower bound on the objective, by a method that shares nothing with the search but the cost model.
+"""A proven lower bound on the objective of every division with given prefill chunks, whatever its shares.
 
-Divisions are paths from layer 0 to layer L whose arcs are (group, layers [a, b), host before). Arcs cost at
-least their relaxed times (relaxed.py). Arcs that cannot lie on a path as good as the plan, even if devices
-could be used again and again, are dropped; over the rest HiGHS solves the integer program that uses each device
-at most once. Too large for that, its LP relaxation is solved: weaker, still sound.
+First whatever the pipeline's order (selection.py): groups of each host and their numbers of layers, with a
+group's stage in the place where it is cheapest, for every limit on how long a stage is occupied. Where that leaves
+a gap, HiGHS solves an integer program over paths (integer_program.py): from layer 0 to layer L by arcs
+(group, layers [a, b), host before), each device used at most once. Arcs that cannot lie on a path as good as the
+plan, even if devices could be used again and again, are dropped first.
+
+A group's stage costs what its best shares do where they can be numbered (options.py), else at least its relaxed
+times (relaxed.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.objective import Goal, Timing
-from apportion.cost.traffic import host_link
-from apportion.planner.integer_program import Arcs, Bound, Network, cheapest_path
-from apportion.planner.joins import Joins
+from apportion.planner.groups import Group, first_alike, group_link, possible_groups
+from apportion.planner.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
+from apportion.planner.options import Options, numbered_options, optimistic_options, possible_kinds
 from apportion.planner.problem import Problem, microbatch_candidates
 from apportion.planner.relaxed import RelaxedGroup
-from apportion.planner.search import Group, StageKinds, device_kinds, possible_groups
+from apportion.planner.selection import cheapest_selection, num_states
+from apportion.planner.share_costs import ShareCosts
+from apportion.planner.stage_kinds import StageKinds
+from apportion.planner.stage_tables import StageTables
+from apportion.planner.threshold import minimise_over
 from apportion.types.plan import Certificate
 
-SLACK = 1e-9
-"""Relative: what rounding may add to a path's cost."""
+SLACK = 2e-10
+"""Relative: what rounding may add to a cost, and the gap that is not looked into."""
+MAX_WAYS = 20_000
+"""Of adding a group to a state of its host."""
+MANY_GROUPS = 40
+"""Different ones, for which a bound with every member's memory takes seconds."""
+GOOD_GAP = 1.2e-2
+"""With so many, not looked into."""
+ROUGH = 1e-3
+"""With so many, how far below the least the bound may be."""
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
-def certify(problem: Problem, value: float) -> Certificate:
-    """The certificate of a plan whose objective is `value`: a bound on every plan with the same prefill chunk."""
+def certify(problems: Sequence[Problem], value: float) -> Certificate:
+    """The certificate of a plan whose objective is `value`: a bound on every plan for any of `problems`, which differ
+    in their prefill chunk alone."""
+    problem = problems[0]
+    groups = possible_groups(problem)
+    kinds = StageKinds(problem.model)
     bounds = [
-        _bound(problem, microbatches, value)
+        _Bounds(one, microbatches, groups, kinds, value).best()
+        for one in problems
         for microbatches in microbatch_candidates(problem.workload, len(problem.cluster.devices))
     ]
     least = min(bounds, key=lambda bound: bound.seconds)
@@ -45,48 +67,132 @@ def certify(problem: Problem, value: float) -> Certificate:
     )
 
 
-def _bound(problem: Problem, microbatches: int, value: float) -> Bound:
-    goal = problem.goal(microbatches)
-    groups = possible_groups(problem)
-    arcs = _drop_hopeless(problem, goal, _arcs(problem, goal, microbatches, groups), value)
-    if len(arcs) == 0:
-        return Bound(value, "no other path can be as good, even reusing devices")
-    counts = np.array([group.counts for group in groups])[arcs.group]
-    available = np.array([len(kind) for kind in device_kinds(problem.cluster.devices)])
-    network = Network(problem.model.num_layers, len(_hosts(problem)), counts, available)
-    return cheapest_path(network, goal, arcs, value)
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A cheapest selection within a limit; nothing is known of its maximum but that."""
+
+    total: float
+    maximum: float
 
 
-def _hosts(problem: Problem) -> list[str]:
-    return list(dict.fromkeys(device.host for device in problem.cluster.devices))
+class _Bounds:
+    """Bounds for one number of microbatches."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        microbatches: int,
+        groups: Sequence[Group],
+        kinds: StageKinds,
+        value: float,
+    ) -> None:
+        self.problem = problem
+        self.goal: Goal = problem.goal(microbatches)
+        self.groups = groups
+        self.kinds = kinds
+        self.value = value
+        self.microbatches = microbatches
+        self.alike = first_alike(problem, groups)
+        self.costs = {number: self._costs(groups[number]) for number in dict.fromkeys(self.alike)}
+
+    def _costs(self, group: Group) -> ShareCosts:
+        link, steps = group_link(self.problem, group), self.problem.steps(self.microbatches)
+        return ShareCosts(self.problem, group.devices, link, steps, self.kinds)
+
+    def best(self) -> Bound:
+        """The quick bound where it is good enough; else with every member's memory, then by integer program."""
+        quick = self._of_selections(self._tables(self._optimistic))
+        if self._good(quick, GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK):
+            return quick
+        tables = self._tables(self._exact)
+        bound = max(quick, self._of_selections(tables), key=lambda bound: bound.seconds)
+        return (
+            bound
+            if self._good(bound, 3 * SLACK)
+            else max(bound, self._of_paths(tables), key=lambda b: b.seconds)
+        )
+
+    def _good(self, bound: Bound, gap: float) -> bool:
+        return bound.seconds >= self.value * (1 - gap)
+
+    def _tables(self, options: Callable[[ShareCosts], Options]) -> StageTables:
+        found = {number: options(costs) for number, costs in self.costs.items()}
+        by_group = [found[number] for number in self.alike]
+        return StageTables(self.problem, self.microbatches, self.groups, self.kinds, by_group)
+
+    def _optimistic(self, costs: ShareCosts) -> Options:
+        options = optimistic_options(costs, self.goal)
+        if options is not None:
+            return options
+        return self._single(costs, self._relaxed(costs).apart(self.kinds, self.goal))
+
+    def _exact(self, costs: ShareCosts) -> Options:
+        options = numbered_options(costs, self.goal)
+        if options is not None:
+            return options
+        relaxed = self._relaxed(costs)
+        least = np.array([relaxed.least(kind, self.goal) for kind in self.kinds.kinds])
+        return self._single(costs, np.maximum(least, relaxed.apart(self.kinds, self.goal)))
+
+    def _single(self, costs: ShareCosts, least: FloatArray) -> Options:
+        """One option a kind, of these (path, occupied) seconds."""
+        path_s = np.full((len(least), 1), inf)
+        possible = possible_kinds(costs)
+        path_s[possible, 0] = least[possible, 0]
+        none = np.empty((0, len(costs.devices)), dtype=np.int64)
+        return Options(path_s, least[:, 1:], np.full((len(least), 1), -1), none, none)
+
+    def _relaxed(self, costs: ShareCosts) -> RelaxedGroup:
+        steps = self.problem.steps(self.microbatches)
+        return RelaxedGroup(self.problem, costs.devices, costs.link, steps)
+
+    def _of_paths(self, tables: StageTables) -> Bound:
+        arcs = _drop_hopeless(tables, self.goal, _arcs(tables, self.goal), self.value)
+        if len(arcs) == 0:
+            return Bound(self.value, "no other path can be as good, even reusing devices")
+        if len(arcs) > MAX_ARCS:
+            return Bound(0.0, "too many arcs")
+        counts = np.array([group.counts for group in self.groups])[arcs.group]
+        available = np.array([len(kind) for kind in tables.device_kinds])
+        network = Network(self.problem.model.num_layers, len(tables.hosts), counts, available)
+        return cheapest_path(network, self.goal, arcs, self.value)
+
+    def _of_selections(self, tables: StageTables) -> Bound:
+        layers = self.problem.model.num_layers
+        hosts = tables.host_choices(inf)
+        if sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) > MAX_WAYS:
+            return Bound(0.0, "too many groups on one host")
+
+        def solve(limit: float) -> Selected | None:
+            found = cheapest_selection(tables.host_choices(limit), layers)
+            return None if found is None else Selected(found[0], limit)
+
+        cutoff = self.value * (1 - SLACK)
+        tolerance = ROUGH if len(self.costs) > MANY_GROUPS else SLACK
+        found = minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance)
+        seconds = cutoff if found is None else self.goal.combine(found.total, found.maximum)
+        seconds *= 1 - tolerance
+        return Bound(seconds, "cheapest groups and numbers of layers, in any order")
 
 
-def _arcs(problem: Problem, goal: Goal, microbatches: int, groups: Sequence[Group]) -> Arcs:
-    steps = problem.steps(microbatches)
-    joins = Joins(problem, steps)
-    kinds = StageKinds(problem.model)
-    hosts = _hosts(problem)
+def _arcs(tables: StageTables, goal: Goal) -> Arcs:
     parts: list[Arcs] = []
-    for number, group in enumerate(groups):
-        link = host_link(problem.cluster, group.host, group.host)
-        relaxed = RelaxedGroup(problem, group.devices, link, steps)
-        path_s, occupied_s = _matrices(kinds, [relaxed.least(kind, goal) for kind in kinds.kinds])
+    joins, hosts = tables.joins, tables.hosts
+    num_layers = len(tables.kinds.index) - 1
+    for number, (group, options) in enumerate(zip(tables.groups, tables.options, strict=True)):
+        least = np.where(np.isfinite(options.path_s), options.occupied_s, inf).min(axis=1)
+        path_s = np.append(options.path_s.min(axis=1), inf)[tables.kinds.index]
+        occupied_s = np.append(least, inf)[tables.kinds.index]
         for src, host in enumerate(hosts):
             before = [joins.entry(group.host, group.size) if host == joins.home else None]
-            before += [joins.hop(host, group.host, group.size)] * (problem.model.num_layers - 1)
-            after = [Timing(prefill_s=0.0, decode_s=0.0)] * problem.model.num_layers
+            before += [joins.hop(host, group.host, group.size)] * (num_layers - 1)
+            after = [Timing(prefill_s=0.0, decode_s=0.0)] * num_layers
             after[-1] = joins.exit(group.host) or Timing(prefill_s=inf, decode_s=inf)
             parts.append(
                 _group_arcs(goal, number, src, hosts.index(group.host), path_s, occupied_s, before, after)
             )
     fields = ("group", "src_host", "dst_host", "start", "stop", "path_s", "occupied_s")
     return Arcs(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
-
-
-def _matrices(kinds: StageKinds, least: Sequence[tuple[float, float]]) -> tuple[FloatArray, FloatArray]:
-    """Path and occupied seconds of the stage [start, stop), infinite where it does not fit."""
-    by_kind = np.array([*least, (inf, inf)])
-    return by_kind[kinds.index, 0], by_kind[kinds.index, 1]
 
 
 def _group_arcs(
@@ -118,9 +224,9 @@ def _group_arcs(
     )
 
 
-def _drop_hopeless(problem: Problem, goal: Goal, arcs: Arcs, value: float) -> Arcs:
+def _drop_hopeless(tables: StageTables, goal: Goal, arcs: Arcs, value: float) -> Arcs:
     """Keeps the arcs that may lie on a path of at most `value`, by shortest paths that may reuse devices."""
-    layers, hosts = problem.model.num_layers, len(_hosts(problem))
+    layers, hosts = len(tables.kinds.index) - 1, len(tables.hosts)
     forth = np.full((layers + 1, hosts), inf)
     forth[0] = 0.0
     for stop in range(1, layers + 1):

@@ -8,7 +8,14 @@ from apportion.cost.memory import stages_memory
 from apportion.planner.balance import balance
 from apportion.planner.bound import certify
 from apportion.planner.infeasible import infeasible_error, least_bytes
-from apportion.planner.problem import Problem, chunk_candidates, make_problem, microbatch_candidates
+from apportion.planner.problem import (
+    Problem,
+    alternatives,
+    chunk_candidates,
+    chunk_choices,
+    make_problem,
+    microbatch_candidates,
+)
 from apportion.planner.search import (
     Division,
     PlacedStage,
@@ -29,23 +36,25 @@ class Found:
     problem: Problem
     stages: tuple[Stage, ...]
     microbatches: int
+    value: float
+    """Of the objective."""
 
 
 def find_division(model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str) -> Found | None:
-    """The best division with the largest prefill chunk for which there is one; None where nothing fits."""
-    largest, *others = chunk_candidates(workload.max_context_tokens)
-    found = search(make_problem(model, cluster, workload, weight_format, largest))
-    if found is not None or not others:
-        return found
+    """The best division over the prefill chunks to choose among; None where nothing fits."""
+
+    def with_chunk(chunk_tokens: int) -> Found | None:
+        return search(make_problem(model, cluster, workload, weight_format, chunk_tokens))
+
+    choices = chunk_choices(workload, len(cluster.devices))
+    found = [one for chunk_tokens in choices if (one := with_chunk(chunk_tokens))]
+    if found:
+        return min(found, key=lambda one: one.value)
+    others = [chunk for chunk in chunk_candidates(workload.max_context_tokens) if chunk not in choices]
     # Memory falls with the chunk: what the smallest does not allow, none does.
-    smallest = search(make_problem(model, cluster, workload, weight_format, others[-1]))
-    if smallest is None:
+    if not others or with_chunk(others[-1]) is None:
         return None
-    for chunk_tokens in others[:-1]:
-        found = search(make_problem(model, cluster, workload, weight_format, chunk_tokens))
-        if found is not None:
-            return found
-    return smallest
+    return next(one for chunk_tokens in others if (one := with_chunk(chunk_tokens)))
 
 
 def fits(model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str) -> bool:
@@ -73,7 +82,16 @@ def search(problem: Problem) -> Found | None:
     if best is None:
         return None
     stages = name_devices(problem, best[2].stages)
-    return Found(problem=problem, stages=stages, microbatches=_microbatches(problem, stages, best[1]))
+    microbatches = _microbatches(problem, stages, best[1])
+    value = objective_value(
+        problem.model,
+        problem.cluster,
+        problem.workload,
+        stages,
+        chunk_tokens=problem.capacity.chunk_tokens,
+        microbatches=microbatches,
+    )
+    return Found(problem=problem, stages=stages, microbatches=microbatches, value=value)
 
 
 def _microbatches(problem: Problem, stages: Sequence[Stage], searched: int) -> int:
@@ -135,9 +153,6 @@ def make_plan(model: ModelSpec, cluster: Cluster, workload: Workload, weight_for
         raise infeasible_error(model, cluster, workload, weight_format, fits)
     problem, stages = found.problem, found.stages
     chunk_tokens = problem.capacity.chunk_tokens
-    value = objective_value(
-        model, cluster, workload, stages, chunk_tokens=chunk_tokens, microbatches=found.microbatches
-    )
     predicted = estimate(
         model, cluster, workload, stages, chunk_tokens=chunk_tokens, microbatches=found.microbatches
     )
@@ -153,6 +168,6 @@ def make_plan(model: ModelSpec, cluster: Cluster, workload: Workload, weight_for
         microbatches=found.microbatches,
         chunk_tokens=chunk_tokens,
         estimate=predicted,
-        certificate=certify(problem, value),
+        certificate=certify(alternatives(problem), found.value),
         balance=balance(problem, stages, found.microbatches),
     )

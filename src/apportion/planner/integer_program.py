@@ -19,6 +19,7 @@ from scipy.sparse import coo_array, vstack
 from apportion.cost.objective import Goal
 
 MAX_INTEGER_ARCS = 6000
+MAX_ARCS = 60_000
 TIME_LIMIT_S = 5.0
 SOLVER_TOLERANCE = 1e-6
 OPTIMAL, INFEASIBLE = 0, 2

@@ -1,6 +1,6 @@
 """What is searched: one model, cluster and workload, with everything that the search holds fixed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apportion.cost.estimate import Steps, objective_steps
 from apportion.cost.memory import Capacity, kv_blocks, messages_in_flight, plan_capacity
@@ -13,7 +13,9 @@ from apportion.types.workload import Workload
 
 BLOCK_TOKENS = 16
 CHUNK_TOKENS = (256, 128, 64, 32, 16)
-"""Prefill chunks that are tried, largest first: the first that fits is taken."""
+"""Prefill chunks, largest first."""
+MAX_DEVICES_OF_ALL_CHUNKS = 6
+"""With more devices only the largest chunk that fits is searched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,27 @@ def make_problem(
 
 def chunk_candidates(max_context_tokens: int) -> tuple[int, ...]:
     return tuple(chunk for chunk in CHUNK_TOKENS if chunk <= max_context_tokens) or CHUNK_TOKENS[-1:]
+
+
+def chunk_choices(workload: Workload, num_devices: int) -> tuple[int, ...]:
+    """Chunks among which the best is chosen: with room for a token of every sequence, and of those that hold the
+    whole prompt the smallest, as the others take as long and more memory."""
+    largest, *others = chunk_candidates(workload.max_context_tokens)
+    if num_devices > MAX_DEVICES_OF_ALL_CHUNKS:
+        return (largest,)
+    roomy = [chunk for chunk in (largest, *others) if chunk >= min(workload.concurrency, largest)]
+    holding = [chunk for chunk in roomy if chunk >= workload.prompt_tokens]
+    return tuple(chunk for chunk in roomy if chunk not in holding[:-1])
+
+
+def alternatives(problem: Problem) -> tuple[Problem, ...]:
+    """The problem with every chunk among which its own was chosen."""
+    choices = chunk_choices(problem.workload, len(problem.cluster.devices))
+    if problem.capacity.chunk_tokens not in choices:
+        return (problem,)
+    return tuple(
+        replace(problem, capacity=replace(problem.capacity, chunk_tokens=chunk)) for chunk in choices
+    )
 
 
 def microbatch_candidates(workload: Workload, num_devices: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ each composition of heads is bounded too, with the columns it leaves room for, a
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -19,6 +20,8 @@ from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
 from apportion.planner.axes import Room, StageKind, ffn_granule, head_compositions, make_shard, member_room
 from apportion.planner.problem import Problem
+from apportion.planner.shared_level import shared_level
+from apportion.planner.stage_kinds import StageKinds
 from apportion.types.cluster import Device, Link
 from apportion.types.model import LayerSpec
 
@@ -59,6 +62,44 @@ class RelaxedGroup:
             together = goal.occupied_prefill * prefill_s + goal.occupied_decode * decode_s
             occupied_s = max(occupied_s, float(together.min()))
         return path_s, occupied_s
+
+    def apart(self, kinds: StageKinds, goal: Goal) -> FloatArray:
+        """[kind, (path, occupied)]: as `least`, and quicker, with memory counted in sum only."""
+        most = self.problem.model.kv_heads - len(self.devices) + 1
+        caps = (
+            (most,) * len(self.devices),
+            (self.num_granules - len(self.devices) + 1,) * len(self.devices),
+        )
+        layers = [self._attention_s(layer, caps[0]) + self._ffn_s(layer, caps[1]) for layer in kinds.layers]
+        bare = StageKind(layers=((kinds.layers[0], 1),), has_embedding=False, has_head=False)
+        fixed = self._fixed(bare)
+        deeper = self._fixed(replace(bare, layers=((kinds.layers[0], 2),))) - fixed
+        first = self._fixed(replace(bare, has_embedding=True)) - fixed
+        last = self._fixed(replace(bare, has_head=True)) - fixed
+        seconds = kinds.counts @ (np.array(layers) + deeper) + (fixed - deeper)
+        seconds = seconds + np.outer(kinds.has_embedding, first) + np.outer(kinds.has_head, last)
+        apart = np.stack([seconds[:, :-1].sum(axis=1), seconds[:, -1]], axis=1)
+        weights = np.array(
+            [[goal.path_prefill, goal.path_decode], [goal.occupied_prefill, goal.occupied_decode]]
+        )
+        gained = [[self._gain(layer, caps, *pair) for pair in weights] for layer in kinds.layers]
+        return apart @ weights.T + kinds.counts @ np.array(gained)
+
+    def _gain(self, layer: LayerSpec, caps: tuple[Caps, Caps], prefill: float, decode: float) -> float:
+        """What a layer costs more, weighted, where one choice of shares has to do for prefill and for decode."""
+        by_step = np.array([prefill] * (len(self.steps) - 1) + [decode])
+        attention = float((self._composed_attention(layer) @ by_step).min())
+        weights: dict[int, float] = {}
+        for step, weight in zip(self.steps, by_step, strict=True):
+            weights[step.tokens] = weights.get(step.tokens, 0.0) + float(weight)
+        ffn = shared_level(
+            np.array([self._granule_rates(layer, tokens) for tokens in weights]),
+            np.array(list(weights.values())),
+            self.num_granules,
+        )
+        apart_attention = float(self._attention_s(layer, caps[0]) @ by_step)
+        apart_ffn = float(self._ffn_s(layer, caps[1]) @ by_step)
+        return max(0.0, attention - apart_attention) + max(0.0, ffn - apart_ffn)
 
     def _apart(self, kind: StageKind, caps: tuple[Caps, Caps], fixed: FloatArray) -> Timing:
         """Each axis limited by memory on its own."""

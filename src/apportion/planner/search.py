@@ -1,51 +1,43 @@
-"""The exact search: which devices, grouped how, in which order, with which layers.
+"""The search: which devices, grouped how, in which order, with which layers and shares.
 
-Dynamic programming over (devices used, host of the last group, layer): the least path cost of reaching a state
-with no stage or link occupied beyond a limit, and threshold.py over that limit. Identical devices of a host are
-interchangeable, so only how many of each kind are used is kept.
+Exact by dynamic programming (pipeline.py) for every limit on how long a stage or link is occupied, and
+threshold.py over the limit. Where there are too many ways to use the devices for that, the groups and their
+numbers of layers are chosen first (selection.py) and put in order afterwards.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, product
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from apportion.cost.objective import Goal, Timing
-from apportion.cost.shard import layer_counts
-from apportion.cost.traffic import host_link
-from apportion.planner.axes import StageKind
-from apportion.planner.joins import Joins
+from apportion.cost.objective import Goal
+from apportion.planner.groups import Group, device_kinds, first_alike, group_link, possible_groups
+from apportion.planner.options import Options, numbered_options, pooled_options, share_pool
+from apportion.planner.pipeline import Pipelines, Placed
 from apportion.planner.problem import Problem
+from apportion.planner.selection import FIRST, LAST, MIDDLE, ONLY, Taken, cheapest_selection, num_states
+from apportion.planner.share_costs import ShareCosts
 from apportion.planner.shares import GroupMemory, GroupShares, StageChoice
-from apportion.planner.threshold import minimise
-from apportion.types.cluster import Device
-from apportion.types.model import ModelSpec
+from apportion.planner.stage_kinds import StageKinds, stage_kind
+from apportion.planner.stage_tables import StageTables
+from apportion.planner.threshold import minimise_over
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-Used = tuple[int, ...]
-"""How many devices of each kind."""
+__all__ = [
+    "Division",
+    "Group",
+    "PlacedStage",
+    "Search",
+    "StageKinds",
+    "device_kinds",
+    "possible_groups",
+    "stage_kind",
+]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """A tensor-parallel group as kinds of devices; a single device is a group of one."""
-
-    counts: Used
-    devices: tuple[Device, ...]
-    """Representatives in rank order, which is the cluster's order of kinds."""
-
-    @property
-    def host(self) -> str:
-        return self.devices[0].host
-
-    @property
-    def size(self) -> int:
-        return len(self.devices)
+MAX_WAYS = 20_000
+"""Of adding a group to a state: beyond, a limit takes longer than about half a second."""
+CLOSE = 2e-3
+"""Relative difference in the objective that a search which is not exact does not follow up."""
 
 
 class PlacedStage(NamedTuple):
@@ -64,88 +56,6 @@ class Division:
     maximum: float
 
 
-def device_kinds(devices: Sequence[Device]) -> tuple[tuple[Device, ...], ...]:
-    """Devices alike in all but name, in order of first appearance."""
-    kinds: dict[object, list[Device]] = {}
-    for device in devices:
-        rates = tuple(sorted(device.flops_per_s.items()))
-        key = (device.host, device.kind, device.memory_bytes, device.reserved_bytes)
-        key += (device.mem_bytes_per_s, rates, device.layer_overhead_s, device.step_overhead_s)
-        kinds.setdefault(key, []).append(device)
-    return tuple(tuple(members) for members in kinds.values())
-
-
-def possible_groups(problem: Problem) -> tuple[Group, ...]:
-    """Every multiset of device kinds on one host, of at most `kv_heads` members, with a link and cores for all."""
-    kinds = device_kinds(problem.cluster.devices)
-    return tuple(
-        Group(counts=counts, devices=devices)
-        for counts in product(*(range(len(kind) + 1) for kind in kinds))
-        for devices in [tuple(d for kind, count in zip(kinds, counts, strict=True) for d in kind[:count])]
-        if len({device.host for device in devices}) == 1 and len(devices) <= problem.model.kv_heads
-        if len(devices) == 1 or host_link(problem.cluster, devices[0].host, devices[0].host)
-        if _have_cores(devices)
-    )
-
-
-def _have_cores(devices: Sequence[Device]) -> bool:
-    """Members of a group compute at the same time: without a core for each thread they would wait for each other."""
-    cpus = [device for device in devices if device.kind == "cpu"]
-    num_threads = sum(device.num_threads for device in cpus)
-    return len(cpus) <= 1 or cpus[0].host_cores is None or num_threads <= cpus[0].host_cores
-
-
-class StageKinds:
-    """Numbers the kinds of stages of a model: `index[a, b]` is the kind of layers [a, b), −1 where b ≤ a."""
-
-    def __init__(self, model: ModelSpec) -> None:
-        size = model.num_layers + 1
-        self.index: IntArray = np.full((size, size), -1, dtype=np.int64)
-        self.kinds: list[StageKind] = []
-        numbers: dict[tuple[object, ...], int] = {}
-        names = list(dict.fromkeys(model.layers))
-        seen = [[model.layers[:stop].count(name) for name in names] for stop in range(size)]
-        for start in range(size - 1):
-            for stop in range(start + 1, size):
-                counts = (b - a for a, b in zip(seen[start], seen[stop], strict=True))
-                key = (*counts, start == 0, stop == size - 1)
-                if key not in numbers:
-                    numbers[key] = len(self.kinds)
-                    self.kinds.append(stage_kind(model, start, stop))
-                self.index[start, stop] = numbers[key]
-
-
-def stage_kind(model: ModelSpec, start: int, stop: int) -> StageKind:
-    return StageKind(
-        layers=layer_counts(model.layers[start:stop]),
-        has_embedding=start == 0,
-        has_head=stop == model.num_layers,
-    )
-
-
-@dataclass(slots=True)
-class Frontier:
-    """Least path cost of ending layer b with given devices used, and the stage [start, b) it ends with."""
-
-    cost: FloatArray
-    start: IntArray
-    group: IntArray
-    previous: list["Frontier | None"]
-
-    @classmethod
-    def empty(cls, size: int) -> "Frontier":
-        minus_one = np.full(size, -1, dtype=np.int64)
-        return cls(np.full(size, inf), minus_one, minus_one.copy(), [None] * size)
-
-    def improve(self, cost: FloatArray, start: IntArray, group: int, previous: "Frontier | None") -> None:
-        better = np.flatnonzero(cost < self.cost)
-        self.cost[better] = cost[better]
-        self.start[better] = start[better]
-        self.group[better] = group
-        for stop in better:
-            self.previous[stop] = previous
-
-
 class Search:
     """All divisions of a problem for one number of microbatches."""
 
@@ -160,102 +70,159 @@ class Search:
         self.problem = problem
         self.goal: Goal = problem.goal(microbatches)
         self.steps = problem.steps(microbatches)
-        self.joins = Joins(problem, self.steps)
         self.groups = groups
+        self.memories = memories
         self.stage_kinds = stage_kinds
-        self.kind_counts = tuple(len(kind) for kind in device_kinds(problem.cluster.devices))
-        self.choices = [self._choices(group, memory) for group, memory in zip(groups, memories, strict=True)]
-        self.path = [self._matrix(choices, self.goal.path_s) for choices in self.choices]
-        self.occupied = [self._matrix(choices, self.goal.occupied_s) for choices in self.choices]
+        self.pooled: set[int] = set()
+        """Groups whose shares are too many to be numbered."""
+        self.costs: dict[int, ShareCosts] = {}
+        found: dict[int, Options] = {}
+        self.alike = first_alike(problem, groups)
+        for number in dict.fromkeys(self.alike):
+            self.costs[number] = ShareCosts(
+                problem,
+                groups[number].devices,
+                group_link(problem, groups[number]),
+                self.steps,
+                stage_kinds,
+            )
+            found[number] = self._options(number)
+        self.tables = StageTables(
+            problem, microbatches, groups, stage_kinds, [found[number] for number in self.alike]
+        )
 
-    def _choices(self, group: Group, memory: GroupMemory) -> list[StageChoice | None]:
-        link = host_link(self.problem.cluster, group.host, group.host) if group.size > 1 else None
-        shares = GroupShares(memory, link, self.goal, self.steps)
-        return [shares.choose(kind) for kind in self.stage_kinds.kinds]
+    def _options(self, number: int) -> Options:
+        costs, memory = self.costs[number], self.memories[number]
+        options = numbered_options(costs, self.goal)
+        if options is None:
+            self.pooled.add(number)
+            if not memory.pool:
+                shares = GroupShares(memory, costs.link, self.goal, self.steps)
+                memory.pool = share_pool(shares, self.stage_kinds)
+            options = pooled_options(costs, self.goal, memory.pool)
+        return options
 
-    def _matrix(self, choices: Sequence[StageChoice | None], cost: Callable[[Timing], float]) -> FloatArray:
-        values = [inf if choice is None else cost(choice.timing) for choice in choices]
-        return np.array([*values, inf])[self.stage_kinds.index]
+    @property
+    def exact(self) -> bool:
+        """Whether all divisions are searched, but for shares that are not among the options."""
+        counts = [len(kind) for kind in self.tables.device_kinds]
+        return num_states(counts) * len(self.groups) <= MAX_WAYS
 
     def best(self) -> Division | None:
-        return minimise(self.solve, self.goal.combine)
+        found = self._best_in_order() if self.exact else self._best_selected()
+        return found and self._with_best_shares(found)
 
-    def solve(self, limit: float) -> Division | None:
-        """The least path cost with every stage and link occupied for at most `limit`."""
-        size = self.problem.model.num_layers + 1
-        path = [
-            np.where(occupied <= limit, cost, inf)
-            for cost, occupied in zip(self.path, self.occupied, strict=True)
-        ]
-        frontiers: dict[tuple[Used, str], Frontier] = {}
-        for number, group in enumerate(self.groups):
-            entry = self._path_s(self.joins.entry(group.host, group.size), limit)
-            if entry is not None:
-                frontier = frontiers.setdefault((group.counts, group.host), Frontier.empty(size))
-                frontier.improve(path[number][0] + entry, np.zeros(size, dtype=np.int64), number, None)
-        for used in product(*(range(count + 1) for count in self.kind_counts)):
-            for host in {group.host for group in self.groups}:
-                if (used, host) in frontiers:
-                    self._extend(frontiers, used, host, path, limit)
-        return self._cheapest(frontiers, limit)
+    def _best_in_order(self) -> Division | None:
+        counts = [len(kind) for kind in self.tables.device_kinds]
+        pipelines = Pipelines(self.groups, self.tables.hosts, counts, self.problem.model.num_layers)
 
-    def _path_s(self, timing: Timing | None, limit: float) -> float | None:
-        """A link's path cost; None where there is no link or it is occupied beyond the limit."""
-        if timing is None or self.goal.occupied_s(timing) > limit:
-            return None
-        return self.goal.path_s(timing)
+        def solve(limit: float) -> Division | None:
+            placed = pipelines.solve(self.tables.by_stop(limit), self.tables.joined(limit))
+            return None if placed is None else self._division(placed, limit)
 
-    def _extend(
-        self,
-        frontiers: dict[tuple[Used, str], Frontier],
-        used: Used,
-        host: str,
-        path: Sequence[FloatArray],
-        limit: float,
-    ) -> None:
-        before = frontiers[used, host]
-        for number, group in enumerate(self.groups):
-            after = tuple(a + b for a, b in zip(used, group.counts, strict=True))
-            hop = self._path_s(self.joins.hop(host, group.host, group.size), limit)
-            if hop is None or any(a > most for a, most in zip(after, self.kind_counts, strict=True)):
+        return minimise_over(solve, self.goal.combine, self.tables.maxima())
+
+    def _best_selected(self) -> Division | None:
+        """The best of those divisions that are met while the limit is searched."""
+        met: list[Division] = []
+
+        def solve(limit: float) -> Division | None:
+            found = cheapest_selection(self.tables.host_choices(limit), self.problem.model.num_layers)
+            if found is None:
+                return None
+            division = self._division(self._in_order(found[1]), limit)
+            if division is not None:
+                met.append(division)
+            return division
+
+        minimise_over(solve, self.goal.combine, self.tables.maxima(), tolerance=CLOSE)
+        return min(met, key=self._value, default=None)
+
+    def _value(self, division: Division) -> float:
+        return self.goal.combine(division.total, division.maximum)
+
+    def _with_best_shares(self, division: Division) -> Division:
+        """Gives stages whose shares came from a pool those with the least cost of that stage."""
+        numbers = {group.counts: number for number, group in enumerate(self.groups)}
+        for place, stage in enumerate(division.stages):
+            first = self.alike[numbers[stage.group.counts]]
+            if first not in self.pooled:
                 continue
-            costs = before.cost[:, None] + path[number]
-            start = costs.argmin(axis=0)
-            least = costs[start, np.arange(len(start))] + hop
-            frontier = frontiers.setdefault((after, group.host), Frontier.empty(len(least)))
-            frontier.improve(least, start, number, before)
+            kind = stage_kind(self.problem.model, stage.layer_start, stage.layer_stop)
+            for goal in (self.goal, path_only(self.goal)):
+                shares = GroupShares(self.memories[first], self.costs[first].link, goal, self.steps)
+                choice = shares.choose(kind)
+                if choice is not None:
+                    stages = list(division.stages)
+                    stages[place] = stage._replace(choice=choice)
+                    division = min(division, self._joined(stages) or division, key=self._value)
+        return division
 
-    def _cheapest(self, frontiers: dict[tuple[Used, str], Frontier], limit: float) -> Division | None:
-        ends = [
-            (frontier.cost[-1] + leaving, frontier)
-            for (_, host), frontier in frontiers.items()
-            if (leaving := self._path_s(self.joins.exit(host), limit)) is not None and frontier.cost[-1] < inf
-        ]
-        if not ends:
-            return None
-        _, last = min(ends, key=lambda end: end[0])
-        return self._division(list(self._trace(last))[::-1])
+    def _division(self, placed: Sequence[Placed], limit: float) -> Division | None:
+        """None where a stage in its place, or a link, does not keep within the limit."""
+        options, index = self.tables.options, self.stage_kinds.index
+        stages: list[PlacedStage] = []
+        for number, start, stop in placed:
+            kind = int(index[start, stop])
+            if options[number].path_within(limit)[kind] == inf:
+                return None
+            costs = self.costs[self.alike[number]]
+            choice = options[number].chosen(costs, kind, limit)
+            stages.append(PlacedStage(self.groups[number], start, stop, choice))
+        return self._joined(stages)
 
-    def _trace(self, last: Frontier) -> Iterator[PlacedStage]:
-        frontier: Frontier | None = last
-        stop = self.problem.model.num_layers
-        while frontier is not None:
-            start, number = int(frontier.start[stop]), int(frontier.group[stop])
-            choice = self.choices[number][int(self.stage_kinds.index[start, stop])]
-            assert choice is not None
-            yield PlacedStage(self.groups[number], start, stop, choice)
-            frontier, stop = frontier.previous[stop], start
-
-    def _division(self, stages: Sequence[PlacedStage]) -> Division:
-        groups = [stage.group for stage in stages]
+    def _joined(self, stages: Sequence[PlacedStage]) -> Division | None:
+        """None where two stages' hosts have no link."""
+        groups, joins = [stage.group for stage in stages], self.tables.joins
         links = [
-            self.joins.entry(groups[0].host, groups[0].size),
-            *(self.joins.hop(src.host, dst.host, dst.size) for src, dst in pairwise(groups)),
-            self.joins.exit(groups[-1].host),
+            joins.entry(groups[0].host, groups[0].size),
+            *(joins.hop(src.host, dst.host, dst.size) for src, dst in pairwise(groups)),
+            joins.exit(groups[-1].host),
         ]
         timings = [stage.choice.timing for stage in stages] + [link for link in links if link is not None]
+        if len(timings) < len(stages) + len(links):
+            return None
         return Division(
             tuple(stages),
             sum(self.goal.path_s(timing) for timing in timings),
             max(self.goal.occupied_s(timing) for timing in timings),
         )
+
+    def _in_order(self, taken: Sequence[Taken]) -> list[Placed]:
+        """The first and the last stage in their places, the others host by host, each next to the nearest."""
+        by_position = {step.position: step for step in taken if step.position != MIDDLE}
+        if ONLY in by_position:
+            return [Placed(by_position[ONLY].group, 0, by_position[ONLY].num_layers)]
+        first, last = by_position[FIRST], by_position[LAST]
+        middle = [step for step in taken if step.position == MIDDLE]
+        hosts = self._host_order([self.groups[step.group].host for step in middle], first, last)
+        ordered = sorted(middle, key=lambda step: hosts.index(self.groups[step.group].host))
+        return list(_placed([first, *ordered, last]))
+
+    def _host_order(self, hosts: Sequence[str], first: Taken, last: Taken) -> list[str]:
+        ordered = [self.groups[first.group].host]
+        left = set(hosts) - set(ordered)
+        final = self.groups[last.group].host
+        while left:
+            nearest = min(left, key=lambda host: (host == final, self._hop_s(ordered[-1], host), host))
+            ordered.append(nearest)
+            left.remove(nearest)
+        return ordered
+
+    def _hop_s(self, src: str, dst: str) -> float:
+        hop = self.tables.joins.hop(src, dst, 1)
+        return inf if hop is None else self.goal.path_s(hop)
+
+
+def path_only(goal: Goal) -> Goal:
+    """With the shares of stages weighed by what they add to the sum alone."""
+    if goal.objective == "latency":
+        return replace(goal, occupied_prefill=0.0, occupied_decode=0.0)
+    return replace(goal, occupied_prefill=goal.path_prefill, occupied_decode=goal.path_decode)
+
+
+def _placed(taken: Sequence[Taken]) -> Iterator[Placed]:
+    start = 0
+    for step in taken:
+        yield Placed(step.group, start, start + step.num_layers)
+        start += step.num_layers

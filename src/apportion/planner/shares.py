@@ -27,12 +27,15 @@ from apportion.planner.axes import (
     member_room,
     vocabulary_rows,
 )
-from apportion.planner.fill import Filling, Rates, fill, merge_parallel
+from apportion.planner.fill import Filling, Rates, fill, merge_parallel, water_fill
 from apportion.planner.problem import Problem
 from apportion.types.cluster import Device, Link
 from apportion.types.model import LayerSpec
 
 FloatArray = NDArray[np.float64]
+
+POOL_HEADS = 3
+"""Ways to share the heads, the fastest that fit, that a pool tries for one kind of stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,10 @@ class StageChoice:
     timing: Timing
 
 
+Shares = tuple[tuple[int, ...], tuple[int, ...]]
+"""KV heads and FFN granules by member."""
+
+
 class GroupMemory:
     """The room each member of a group has, by kind of stage; the same for every objective."""
 
@@ -50,6 +57,8 @@ class GroupMemory:
         self.problem = problem
         self.devices = tuple(devices)
         self._rooms: dict[StageKind, tuple[Room, ...]] = {}
+        self.pool: list[Shares] = []
+        """Shares worth a look in any stage; those of one number of microbatches do for the others."""
 
     def rooms(self, kind: StageKind) -> tuple[Room, ...]:
         if kind not in self._rooms:
@@ -75,6 +84,29 @@ class GroupShares:
         self._attention: dict[LayerSpec, tuple[FloatArray, FloatArray]] = {}
         self._classes = Counter((step.tokens, step.sampled_rows) for step in steps.prefill)
         self._class_steps = {(step.tokens, step.sampled_rows): step for step in steps.prefill}
+
+    def holds(self, kind: StageKind) -> bool:
+        """Whether the group's memory can hold such a stage."""
+        num_granules = self.problem.model.ffn_columns // ffn_granule(self.problem.model)
+        caps = self._caps(kind)
+        return bool(((caps.min(axis=1) >= 1) & (caps.sum(axis=1) >= num_granules)).any())
+
+    def near(self, kind: StageKind) -> set[Shares]:
+        """Shares that are quick to find and near the best: balanced for the whole, for prefill, for decode."""
+        num_granules = self.problem.model.ffn_columns // ffn_granule(self.problem.model)
+        caps = self._caps(kind)
+        holding = np.flatnonzero((caps.min(axis=1) >= 1) & (caps.sum(axis=1) >= num_granules))
+        order = holding[np.argsort(self._attention_cost(kind)[holding], kind="stable")]
+        rates = self._rates(kind)
+        directions = [tuple(map(sum, zip(*rates, strict=True))), *merge_parallel(rates)]
+        return {
+            (
+                tuple(int(held) for held in self.compositions[index]),
+                water_fill(direction, [int(cap) for cap in caps[index]], num_granules),
+            )
+            for index in order[:POOL_HEADS]
+            for direction in directions
+        }
 
     def choose(self, kind: StageKind) -> StageChoice | None:
         """None where the group's memory cannot hold such a stage."""

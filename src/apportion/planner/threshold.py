@@ -5,7 +5,8 @@ falls the sum can only rise, so between a limit and a solved maximum nothing is 
 combined with the limit: intervals that cannot hold a better value are dropped, the others halved.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Protocol, TypeVar
 
@@ -45,6 +46,47 @@ def minimise(
         if found is None:
             continue
         intervals.append((low, found))
+        value = combine(found.total, found.maximum)
+        if value < best_value:
+            best, best_value = found, value
+    return best
+
+
+def minimise_over(
+    solve: Callable[[float], S | None],
+    combine: Callable[[float, float], float],
+    maxima: Sequence[float],
+    cutoff: float = inf,
+    tolerance: float = TOLERANCE,
+) -> S | None:
+    """As `minimise`, to a relative `tolerance`, where every solution's maximum is one of `maxima` (ascending).
+
+    None where no solution is better than `cutoff`.
+    """
+
+    def hopeful(total: float, end: int) -> int:
+        """How many of the first `end` maxima could be those of a better solution of at least this total."""
+        aim = best_value * (1 - tolerance)
+        return bisect_left(maxima, aim, 0, end, key=lambda maximum: combine(total, maximum))
+
+    best: S | None = None
+    best_value = cutoff
+    # Solutions with a maximum in maxima[low:high] have at least this total; first the highest limit is tried.
+    intervals = [(0, len(maxima), 0.0)]
+    first = True
+    while intervals:
+        low, high, total = intervals.pop()
+        high = hopeful(total, high)
+        if low >= high:
+            continue
+        middle = high - 1 if first else (low + high) // 2
+        first = False
+        found = solve(maxima[middle])
+        intervals.append((middle + 1, high, total))
+        if found is None:
+            continue
+        # With a larger maximum than its own, and a total that is no less, nothing is better than it.
+        intervals.append((low, bisect_left(maxima, found.maximum * (1 - TOLERANCE)), found.total))
         value = combine(found.total, found.maximum)
         if value < best_value:
             best, best_value = found, value

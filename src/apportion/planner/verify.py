@@ -20,7 +20,7 @@ from apportion.cost.statements import (
 from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.balance import balance
 from apportion.planner.bound import certify
-from apportion.planner.problem import plan_problem
+from apportion.planner.problem import alternatives, plan_problem
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
 from apportion.types.units import FORMAT_BYTES, format_bytes, format_seconds
@@ -182,7 +182,7 @@ def _objective(plan: Plan) -> Check:
 
 def _lower_bound(plan: Plan) -> Check:
     claimed = plan.certificate
-    proven = certify(plan_problem(plan), plan_objective_value(plan))
+    proven = certify(alternatives(plan_problem(plan)), plan_objective_value(plan))
     sound = claimed.lower_bound <= min(proven.lower_bound, claimed.value) * (1 + BOUND_TOLERANCE)
     consistent = claimed.lower_bound > 0 and isclose(
         claimed.value / claimed.lower_bound - 1, claimed.gap, abs_tol=BOUND_TOLERANCE

@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from apportion.types.cluster import Device
+
+Figure = TypeVar("Figure")
 
 LOCAL_HOST = "local"
 MEMORY_FRACTION = 0.8
@@ -74,6 +77,17 @@ def _measured_rates(num_threads: int) -> tuple[float, float]:
 
 def cuda_devices() -> tuple[Device, ...]:
     """Rates are peaks computed from clocks, bus width and cores as the driver states them; () without a driver."""
+    return _each_card(_cuda_device)
+
+
+def cuda_names() -> dict[str, str]:
+    """The driver's names of the CUDA GPUs, by torch device; {} without a driver."""
+    cards = _each_card(lambda nvml, index: nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(index)))
+    return {f"cuda:{index}": name for index, name in enumerate(cards)}
+
+
+def _each_card(read: Callable[[Any, int], Figure]) -> tuple[Figure, ...]:
+    """What `read` finds out of every card, through NVML; () without a driver."""
     import pynvml
 
     try:
@@ -81,7 +95,7 @@ def cuda_devices() -> tuple[Device, ...]:
     except pynvml.NVMLError:
         return ()
     try:
-        return tuple(_cuda_device(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+        return tuple(read(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
     except pynvml.NVMLError:
         return ()
     finally:
@@ -109,5 +123,6 @@ def _cuda_device(nvml: Any, index: int) -> Device:
         num_threads=1,
         host_cores=None,
         speed=1.0,
-        source="datasheet",
+        # Figures of this very card: a run here may replace them, as it may not replace a catalogued card's.
+        source="measured",
     )

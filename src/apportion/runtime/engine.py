@@ -23,6 +23,8 @@ from apportion.types.request import Request, TokenEvent
 
 _POLL_S = 0.1
 """How often a silent engine looks whether its workers live."""
+_LAST_WORDS_S = 0.5
+"""How long a dead worker's last message may still be on its way."""
 _STOP_S = 5.0
 """How long workers get to report and leave before they are killed."""
 
@@ -39,7 +41,7 @@ class Engine:
         self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids)
         self.reports: dict[str, WorkerReport] = {}
         self._folder = folder
-        self._stopped = False
+        self._left: set[str] = set()
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> "Engine":
@@ -89,7 +91,6 @@ class Engine:
         for outbox in self._outboxes.values():
             outbox.send(Kind.STOP)
         self._await_all(Kind.STOPPED)
-        self._stopped = True
         return self.reports
 
     def sent_bytes(self) -> dict[tuple[str, str], int]:
@@ -106,33 +107,36 @@ class Engine:
             report = WorkerReport(**unpack(self._receive(kind)))
             self.reports[report.device_id] = report
             missing.discard(report.device_id)
+            if kind is Kind.STOPPED:
+                self._left.add(report.device_id)
 
     def _receive(self, wanted: Kind) -> bytes:
         """The header of the next message of that kind; results still on their way while stopping are dropped."""
         while True:
             message = self._inbox.receive(_POLL_S)
             if message is None:
-                self._check_workers(wanted)
-                continue
+                dead = self._dead_worker()
+                if dead is None:
+                    continue
+                message = self._inbox.receive(_LAST_WORDS_S)
+                if message is None:
+                    raise EngineError(
+                        f"the worker of device {dead} died (exit code {self._processes[dead].exitcode});"
+                        " run again, or plan without it"
+                    )
             kind, header, _ = message
             if kind is Kind.FAILED:
                 raise _worker_error(*unpack(header))
             if kind is wanted:
                 return header
 
-    def _check_workers(self, wanted: Kind) -> None:
-        for device_id, process in self._processes.items():
-            if process.is_alive() or (wanted is Kind.STOPPED and process.exitcode == 0):
-                continue
-            late = self._inbox.receive(_POLL_S)  # its last words may have come since
-            if late is not None and late[0] is Kind.FAILED:
-                raise _worker_error(*unpack(late[1]))
-            raise EngineError(
-                f"the worker of device {device_id} died (exit code {process.exitcode}); run again, or plan without it"
-            )
+    def _dead_worker(self) -> str | None:
+        """A worker that is gone without having said so."""
+        gone = (device_id for device_id, process in self._processes.items() if not process.is_alive())
+        return next((device_id for device_id in gone if device_id not in self._left), None)
 
     def _kill(self) -> None:
-        deadline_s = time.monotonic() + (_STOP_S if self._stopped else 0)
+        deadline_s = time.monotonic() + (_STOP_S if len(self._left) == len(self._processes) else 0)
         while alive := [p for p in self._processes.values() if p.is_alive()]:
             if time.monotonic() >= deadline_s:
                 break

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
@@ -23,7 +24,7 @@ from apportion.model.hf import build_hf_stage, import_family
 from apportion.model.sampling import sample
 from apportion.model.weights import FORMAT_DTYPES
 from apportion.parallel.group import PeerLostError, TensorGroup
-from apportion.parallel.links import COORDINATOR, Inbox, Outbox, inbox_address
+from apportion.parallel.links import COORDINATOR, LINGER_MS, Inbox, Outbox, inbox_address
 from apportion.parallel.wire import (
     Kind,
     pack,
@@ -34,7 +35,7 @@ from apportion.parallel.wire import (
 )
 from apportion.runtime.memory import memory_meter
 from apportion.runtime.pacing import Pacer
-from apportion.runtime.report import WorkerReport
+from apportion.runtime.report import WorkerReport, WorkMeter
 from apportion.types.cluster import Device
 from apportion.types.errors import ApportionError, InfeasibleError
 from apportion.types.plan import Plan
@@ -70,6 +71,8 @@ def run_worker(place: WorkerPlace) -> None:
     try:
         with torch.inference_mode():
             _Worker(place, context, coordinator).serve()
+        coordinator.close()
+        context.destroy(linger=LINGER_MS)  # the last report is handed over before the process ends
     except PeerLostError:
         signal.pause()  # the lost peer tells the coordinator why, and the coordinator ends us
     except BaseException as error:
@@ -123,6 +126,7 @@ class _Worker:
         name = f"group-{place.stage_index}"
         self._group = TensorGroup(place.run_dir, name, place.rank, size, self._pacer.settle)
         self._busy_s, self._num_steps = 0.0, 0
+        self._work = WorkMeter()
         self._meter = memory_meter(self._device)
         import_family(place.folder)
         self._meter.start()
@@ -133,7 +137,7 @@ class _Worker:
             place.rank,
             num_kv_blocks=plan.num_kv_blocks,
             block_tokens=plan.block_tokens,
-            all_reduce=self._group.all_reduce,
+            all_reduce=_timed_all_reduce(self._group, self._pacer, self._work),
             torch_device=self._device.torch_device,
             observe_memory=self._meter.observe,
         )
@@ -147,8 +151,12 @@ class _Worker:
             if kind is Kind.STOP:
                 break
             begun_s = time.perf_counter()
-            self._step(header, payload)
-            self._busy_s += time.perf_counter() - begun_s
+            self._pacer.start()
+            batch = unpack_batch(header)
+            self._step(batch, header, payload)
+            busy_s = time.perf_counter() - begun_s
+            self._work.end_step(batch, busy_s)
+            self._busy_s += busy_s
             self._num_steps += 1
         self._coordinator.send(Kind.STOPPED, pack(asdict(self._report())))
         self._group.close()
@@ -170,15 +178,14 @@ class _Worker:
             )
             self._model.forward(flat.token_ids_T if self._stage.has_embedding else hidden_TD, flat)
         self._group.reset_counts()
+        self._work.clear()
 
     def _flat(self, batch: ScheduledBatch) -> FlatBatch:
         return FlatBatch.build(
             batch, block_tokens=self._plan.block_tokens, torch_device=self._device.torch_device
         )
 
-    def _step(self, header: bytes, payload: bytes) -> None:
-        self._pacer.start()
-        batch = unpack_batch(header)
+    def _step(self, batch: ScheduledBatch, header: bytes, payload: bytes) -> None:
         flat = self._flat(batch)
         inputs = flat.token_ids_T if self._stage.has_embedding else self._hidden(payload)
         outputs = self._model.forward(inputs, flat)
@@ -198,7 +205,8 @@ class _Worker:
         """Draws the tokens on rank 0 and tells the coordinator that the step is over."""
         drawn = [(chunk, chunk.sampling) for chunk in batch.chunks if chunk.sampling is not None]
         vocab_rows = list(self._stage.split.vocab_rows)
-        whole_NV = self._group.gather_columns(logits_NV, vocab_rows) if drawn else logits_NV
+        with self._work.exchange():
+            whole_NV = self._group.gather_columns(logits_NV, vocab_rows) if drawn else logits_NV
         if self._place.rank != 0 or whole_NV is None:
             return
         token_ids: dict[int, int] = {}
@@ -223,7 +231,20 @@ class _Worker:
             busy_s=self._busy_s,
             num_steps=self._num_steps,
             sent_bytes=sent_bytes,
+            work=self._work.report(),
         )
+
+
+def _timed_all_reduce(group: TensorGroup, pacer: Pacer, work: WorkMeter) -> Callable[[Tensor], Tensor]:
+    """Not a method of the worker: it would keep the worker in a reference cycle, and so the sockets open whose closing
+    sends the last report."""
+
+    def all_reduce(partial: Tensor) -> Tensor:
+        pacer.settle()  # what an emulated device sleeps is computing, not exchanging
+        with work.exchange():
+            return group.all_reduce(partial)
+
+    return all_reduce
 
 
 def receivers(plan: Plan, stage_index: int, rank: int) -> list[str]:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-DeviceKind = Literal["cpu", "cuda"]
+DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "xpu"]
+"""All can be planned for; the engine runs those of catalog.runnable."""
 FigureSource = Literal["measured", "datasheet"]
 
 

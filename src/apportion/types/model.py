@@ -20,7 +20,7 @@ class LayerSpec:
     window_tokens: int | None
     """Sliding attention window, None for full attention."""
     num_experts: int
-    """0 for a dense layer."""
+    """0 for a dense layer. Shared experts count as experts that every token is routed to."""
     experts_per_token: int
 
 
@@ -37,6 +37,7 @@ class ModelSpec:
     q_heads: int
     kv_heads: int
     head_dim: int
+    """Of keys; under latent attention the whole cached latent: kv_lora_rank + qk_rope_head_dim."""
     ffn_columns: int
     """Units of the FFN axis: the FFN width (an expert's width in an MoE); where layers have several widths,
     their greatest common divisor, a layer's column then being `width / ffn_columns` wide."""
@@ -45,6 +46,10 @@ class ModelSpec:
     max_context_tokens: int
     checkpoint_format: str
     """Weight format of the files ("bf16", "fp16", "fp32")."""
+    kv_lora_rank: int | None = None
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): every head reads one latent of `head_dim` elements
+    per token as its key, and the first `kv_lora_rank` of them as its value; each member of a group holds it whole.
+    None where each KV head has keys and values of its own."""
 
     @property
     def num_layers(self) -> int:
@@ -55,6 +60,26 @@ class ModelSpec:
         return self.q_heads // self.kv_heads
 
     @property
+    def value_dim(self) -> int:
+        return self.kv_lora_rank or self.head_dim
+
+    def kv_elements(self, kv_heads: int) -> int:
+        """Elements of one token's keys and values in one layer, where so many KV heads are held."""
+        return 2 * self.head_dim * kv_heads if self.kv_lora_rank is None else self.head_dim
+
+    @property
     def embedding_params(self) -> int:
         """Parameters of one vocabulary table; an untied model has two (embedding and head)."""
         return self.vocab_rows * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model: layers, vocabulary tables, final norm."""
+        layers = sum(
+            self.kv_heads * layer.attention_params_per_kv_head
+            + self.ffn_columns * layer.ffn_params_per_column
+            + layer.replicated_params
+            for layer in self.layers
+        )
+        tables = 1 if self.tied_embeddings else 2
+        return layers + tables * self.embedding_params + self.hidden_size

@@ -1,0 +1,105 @@
+"""A cluster whose constants come from what was measured in runs, with how far to trust them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from apportion.calibrate.fit import UNCALIBRATED_SPREAD, Constants, Fit, fit_device, fit_latency_s
+from apportion.calibrate.observation import Observation, link_hardware
+from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.plan import Plan
+from apportion.types.units import format_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """`fits` are by device id; a device without one keeps its assumed constants."""
+
+    cluster: Cluster
+    hardware: Mapping[str, str]
+    fits: Mapping[str, Fit]
+
+    def spreads(self, device_ids: Sequence[str]) -> tuple[float, float]:
+        """(decode, prefill) relative errors to expect of a plan on these devices: those of the worst of them."""
+        fits = [self.fits.get(device_id) for device_id in device_ids]
+        return (
+            max(fit.decode_spread if fit else UNCALIBRATED_SPREAD for fit in fits),
+            max(fit.prefill_spread if fit else UNCALIBRATED_SPREAD for fit in fits),
+        )
+
+
+def apply(
+    cluster: Cluster, seen: Sequence[Observation], weight_format: str, hardware: Mapping[str, str]
+) -> Calibrated:
+    """`hardware` names devices by id; those left out, and those never seen in this format, are kept as they are."""
+    fits: dict[str, Fit] = {}
+    for device in cluster.devices:
+        own = [
+            one
+            for one in seen
+            if one.hardware == hardware.get(device.id) and one.weight_format == weight_format
+        ]
+        if own and weight_format in device.flops_per_s:
+            fits[device.id] = fit_device(_constants(device, weight_format), own)
+    devices = tuple(_fitted(device, fits.get(device.id), weight_format) for device in cluster.devices)
+    links = tuple(_fitted_link(link, cluster, seen, hardware) for link in cluster.links)
+    return Calibrated(cluster=Cluster(devices=devices, links=links), hardware=hardware, fits=fits)
+
+
+def _constants(device: Device, weight_format: str) -> Constants:
+    return Constants(
+        mem_bytes_per_s=device.mem_bytes_per_s,
+        flops_per_s=device.flops_per_s[weight_format],
+        layer_overhead_s=device.layer_overhead_s,
+        step_overhead_s=device.step_overhead_s,
+    )
+
+
+def _fitted(device: Device, fit: Fit | None, weight_format: str) -> Device:
+    if fit is None:
+        return device
+    return replace(
+        device,
+        mem_bytes_per_s=fit.constants.mem_bytes_per_s,
+        flops_per_s=device.flops_per_s | {weight_format: fit.constants.flops_per_s},
+        layer_overhead_s=fit.constants.layer_overhead_s,
+        step_overhead_s=fit.constants.step_overhead_s,
+        source="measured",
+    )
+
+
+def _fitted_link(
+    link: Link, cluster: Cluster, seen: Sequence[Observation], hardware: Mapping[str, str]
+) -> Link:
+    """Runs show the link inside a host alone: between groups' members."""
+    if link.src != link.dst:
+        return link
+    names = {
+        link_hardware(hardware[d.id]) for d in cluster.devices if d.host == link.src and d.id in hardware
+    }
+    own = [one for one in seen if one.phase == "link" and one.hardware in names]
+    return replace(link, latency_s=fit_latency_s(link.latency_s, link.bytes_per_s, own))
+
+
+def statement(calibrated: Calibrated, plan: Plan) -> list[str]:
+    """What a plan's output says of its calibration, and how uncertain the estimate therefore is."""
+    by_hardware = {
+        calibrated.hardware[device_id]: fit
+        for device_id in plan.device_ids
+        if (fit := calibrated.fits.get(device_id)) is not None
+    }
+    lines = [
+        f"calibrated from {fit.num_runs} run{'s' if fit.num_runs > 1 else ''} on {name}:"
+        f" decode ±{fit.decode_spread:.0%}, prefill ±{fit.prefill_spread:.0%}"
+        for name, fit in by_hardware.items()
+    ]
+    unknown = [device_id for device_id in plan.device_ids if device_id not in calibrated.fits]
+    if unknown:
+        lines.append(
+            f"not calibrated: {', '.join(unknown)}; expect ±{UNCALIBRATED_SPREAD:.0%} until a run there"
+        )
+    decode, prefill = calibrated.spreads(plan.device_ids)
+    lines.append(
+        f"estimate: TTFT {format_seconds(plan.estimate.ttft_s)} ±{prefill:.0%}, "
+        f"TPOT {format_seconds(plan.estimate.tpot_s)} ±{decode:.0%}"
+    )
+    return lines

@@ -1,0 +1,136 @@
+"""Constants of a device from observations: the likeliest, given what was assumed before and how far that is trusted.
+
+In logarithms: residuals log(predicted / measured) in units of their noise, and each constant's distance from the
+assumed one in units of its trust. What the data do not tell apart (bytes and layers grow together in one model) stays
+in the assumed proportion. Decode gives bytes/s and the overheads, prefill gives flop/s; `soft_l1` bounds the pull of a
+run that was disturbed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import copysign, exp, hypot, log, sqrt
+from statistics import median
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from apportion.calibrate.observation import Observation
+
+RATE_TRUST, OVERHEAD_TRUST, FLOPS_TRUST = 0.25, 0.7, 0.4
+"""Standard deviations of the assumed constants, as logarithms: rates are measured or stated, overheads are guessed."""
+DECODE_NOISE, PREFILL_NOISE = 0.04, 0.12
+"""Of one run's mean step. A prefill is a single step, the first with its shape, so it scatters more."""
+BOUND = 2.0
+"""Residuals beyond so many standard deviations count linearly."""
+UNCALIBRATED_SPREAD = 0.3
+"""Relative error of a prediction from assumed constants: benchmarks/calibration.py shows what it was here."""
+ASSUMED_WAITING_S = 3e-4
+"""Messages and waking up per step and stage, until a run of one sequence alone shows them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    mem_bytes_per_s: float
+    flops_per_s: float
+    layer_overhead_s: float
+    step_overhead_s: float
+
+    def seconds(self, seen: Observation) -> float:
+        """The cost model's time of that step."""
+        return (
+            sum(max(flops / self.flops_per_s, size / self.mem_bytes_per_s) for flops, size in seen.work)
+            + seen.num_layers * self.layer_overhead_s
+            + self.step_overhead_s
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """`*_spread` is the relative standard deviation to expect of a prediction; one run alone says little of it."""
+
+    constants: Constants
+    num_runs: int
+    decode_spread: float
+    prefill_spread: float
+
+
+def fit_device(assumed: Constants, seen: Sequence[Observation]) -> Fit:
+    """`seen` are one device's observations in one weight format."""
+    decode = [one for one in seen if one.phase == "decode"]
+    prefill = [one for one in seen if one.phase == "prefill"]
+    waiting_s = _median_or([one.waiting_s for one in decode if one.waiting_s is not None], ASSUMED_WAITING_S)
+    decode = [
+        replace(one, measured_s=one.measured_s + (waiting_s if one.waiting_s is None else one.waiting_s))
+        for one in decode
+    ]
+    prefill = [replace(one, measured_s=one.measured_s + waiting_s) for one in prefill]
+    constants = _fit_decode(assumed, decode)
+    constants = _fit_prefill(constants, prefill)
+    return Fit(
+        constants=constants,
+        num_runs=len({one.run for one in seen}),
+        decode_spread=_spread(constants, decode),
+        prefill_spread=_spread(constants, prefill),
+    )
+
+
+def fit_latency_s(assumed_s: float, bytes_per_s: float, seen: Sequence[Observation]) -> float:
+    """Of a link: the median of what reductions take beyond their bytes. Never below zero."""
+    beyond_s = [one.measured_s - sum(size for _, size in one.work) / bytes_per_s for one in seen]
+    return max(0.0, _median_or(beyond_s, assumed_s))
+
+
+def _fit_decode(assumed: Constants, seen: Sequence[Observation]) -> Constants:
+    names = ("mem_bytes_per_s", "layer_overhead_s", "step_overhead_s")
+    trust = (RATE_TRUST, OVERHEAD_TRUST, OVERHEAD_TRUST)
+    return _likeliest(assumed, names, trust, seen, DECODE_NOISE)
+
+
+def _fit_prefill(assumed: Constants, seen: Sequence[Observation]) -> Constants:
+    return _likeliest(assumed, ("flops_per_s",), (FLOPS_TRUST,), seen, PREFILL_NOISE)
+
+
+def _likeliest(
+    assumed: Constants,
+    names: Sequence[str],
+    trust: Sequence[float],
+    seen: Sequence[Observation],
+    noise: float,
+) -> Constants:
+    fitted = [(name, sigma) for name, sigma in zip(names, trust, strict=True) if getattr(assumed, name) > 0]
+    if not seen or not fitted:
+        return assumed
+
+    def scaled(logs: Any) -> Constants:
+        factors = {name: getattr(assumed, name) * exp(x) for (name, _), x in zip(fitted, logs, strict=True)}
+        return replace(assumed, **factors)
+
+    return scaled(_minimum(lambda logs: _residuals(scaled(logs), seen, noise), [s for _, s in fitted]))
+
+
+def _minimum(residuals: Callable[[Any], list[float]], trust: Sequence[float]) -> Any:
+    def terms(logs: Any) -> Any:
+        distances = [x / sigma for x, sigma in zip(logs, trust, strict=True)]
+        return np.array([*map(_bounded, residuals(logs)), *distances])
+
+    return least_squares(terms, np.zeros(len(trust)), bounds=(-4, 4)).x
+
+
+def _bounded(residual: float) -> float:
+    """Its square is the soft_l1 loss: r² near zero, linear in r beyond `BOUND`."""
+    return copysign(BOUND * sqrt(2 * (hypot(1, residual / BOUND) - 1)), residual)
+
+
+def _residuals(constants: Constants, seen: Sequence[Observation], noise: float) -> list[float]:
+    return [log(constants.seconds(one) / one.measured_s) / noise for one in seen]
+
+
+def _spread(constants: Constants, seen: Sequence[Observation]) -> float:
+    """Residuals, with the spread of uncalibrated predictions as one more observation."""
+    squares = [log(constants.seconds(one) / one.measured_s) ** 2 for one in seen]
+    return sqrt((UNCALIBRATED_SPREAD**2 + sum(squares)) / (1 + len(squares)))
+
+
+def _median_or(values: Sequence[float], otherwise: float) -> float:
+    return median(values) if values else otherwise

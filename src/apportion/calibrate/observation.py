@@ -1,0 +1,188 @@
+"""What a run tells of each device and of the links inside groups: counts of work beside measured seconds.
+
+Counts, not ratios, are kept: a later fit then needs to know nothing of the constants that were assumed in that run.
+All figures are per step.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Literal, Protocol
+
+from apportion.cost.estimate import Members, group_exchange_s, stage_members
+from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
+from apportion.cost.shard import Shard
+from apportion.cost.traffic import group_link, layer_reductions
+from apportion.types.cluster import Device
+from apportion.types.model import ModelSpec
+from apportion.types.plan import Plan, Stage
+
+Phase = Literal["prefill", "decode", "link"]
+PHASES: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
+
+
+class PhaseWork(Protocol):
+    """A worker's steps of one phase, added up (runtime/report.py)."""
+
+    num_steps: int
+    num_sequences: int
+    num_tokens: int
+    start_tokens: int
+    sampled_rows: int
+    busy_s: float
+    exchange_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A mean step of one device in one run; under "link", one reduction of a group.
+
+    `work` are (flops, bytes) of attention, FFN and head, each of which takes the longer of the two; of a link, bytes
+    alone. `predicted_s` is what the run's plan said.
+    """
+
+    run: str
+    hardware: str
+    weight_format: str
+    phase: Phase
+    num_layers: int
+    work: tuple[tuple[float, float], ...]
+    measured_s: float
+    waiting_s: float | None
+    """Beyond `measured_s`: messages, waking up and the coordinator, per step and stage, where the run shows it."""
+    predicted_s: float
+
+
+Work = Mapping[str, Mapping[str, PhaseWork]]
+"""By device id, then by phase."""
+
+
+def observe(
+    plan: Plan, work: Work, hardware: Mapping[str, str], *, run: str, alone_tpot_s: float | None
+) -> tuple[Observation, ...]:
+    """`hardware` names those devices that are really what they are called; others are left out.
+
+    `alone_tpot_s` is the time per token of a run with one sequence, where nothing overlaps and so all that is not
+    busy time is waiting; None for other runs.
+    """
+    waiting_s = _waiting_s(plan, work, alone_tpot_s)
+    seen: list[Observation] = []
+    for stage in plan.stages:
+        members = stage_members(plan.model, plan.cluster, stage)
+        for device, shard in members:
+            if device.id not in hardware:
+                continue
+            for phase in PHASES:
+                done = work[device.id][phase]
+                if done.num_steps:
+                    one = _device_observation(
+                        plan.model, device, shard, done, phase, run, hardware[device.id]
+                    )
+                    seen.append(replace(one, waiting_s=waiting_s if phase == "decode" else None))
+        seen += _link_observation(plan, stage, members, work, hardware, run)
+    return tuple(seen)
+
+
+def _waiting_s(plan: Plan, work: Work, alone_tpot_s: float | None) -> float | None:
+    if alone_tpot_s is None:
+        return None
+    stages = [[work[device_id]["decode"] for device_id in stage.split.device_ids] for stage in plan.stages]
+    if any(not done.num_steps for stage in stages for done in stage):
+        return None
+    busy_s = sum(max(done.busy_s / done.num_steps for done in stage) for stage in stages)
+    return max(0.0, alone_tpot_s - busy_s) / len(stages)
+
+
+def _device_observation(
+    model: ModelSpec,
+    device: Device,
+    shard: Shard,
+    done: PhaseWork,
+    phase: Literal["prefill", "decode"],
+    run: str,
+    hardware: str,
+) -> Observation:
+    work = step_work(model, device, shard, mean_step(done))
+    flops_per_s = device.flops_per_s[shard.weight_format]
+    predicted_s = sum(max(flops / flops_per_s, size / device.mem_bytes_per_s) for flops, size in work)
+    predicted_s += shard.num_layers * device.layer_overhead_s + device.step_overhead_s
+    return Observation(
+        run=run,
+        hardware=hardware,
+        weight_format=shard.weight_format,
+        phase=phase,
+        num_layers=shard.num_layers,
+        work=work,
+        measured_s=(done.busy_s - done.exchange_s) / done.num_steps,
+        waiting_s=None,
+        predicted_s=predicted_s,
+    )
+
+
+def mean_step(done: PhaseWork) -> Step:
+    return Step(
+        sequences=max(1, round(done.num_sequences / done.num_steps)),
+        new_tokens=max(1, round(done.num_tokens / done.num_sequences)),
+        start_tokens=round(done.start_tokens / done.num_sequences),
+        sampled_rows=round(done.sampled_rows / done.num_steps),
+    )
+
+
+def step_work(model: ModelSpec, device: Device, shard: Shard, step: Step) -> tuple[tuple[float, float], ...]:
+    """(flops, bytes) of attention, FFN and head. A device that does one flop a second, and reads without limit, takes
+    as many seconds as there are flops; so the cost model itself counts."""
+    name = shard.weight_format
+    counting_flops = replace(device, mem_bytes_per_s=inf, flops_per_s={name: 1.0})
+    counting_bytes = replace(device, mem_bytes_per_s=1.0, flops_per_s={name: inf})
+    flops = _parts(model, counting_flops, shard, step)
+    return tuple(zip(flops, _parts(model, counting_bytes, shard, step), strict=True))
+
+
+def _parts(model: ModelSpec, device: Device, shard: Shard, step: Step) -> tuple[float, float, float]:
+    name = shard.weight_format
+    attention = sum(
+        count * attention_s(device, model, layer, shard.kv_heads, step, name) for layer, count in shard.layers
+    )
+    ffn = sum(
+        count * shard.ffn_columns * ffn_column_s(device, layer, step.tokens, name)
+        for layer, count in shard.layers
+    )
+    rows = shard.vocab_rows if shard.has_head else 0
+    return attention, ffn, rows * head_row_s(device, model, step.sampled_rows, name)
+
+
+def _link_observation(
+    plan: Plan, stage: Stage, members: Members, work: Work, hardware: Mapping[str, str], run: str
+) -> Sequence[Observation]:
+    """One reduction of a group's decode: what its step takes beyond the computing of its slowest member."""
+    ids = stage.split.device_ids
+    done = [work[device_id]["decode"] for device_id in ids]
+    link = group_link(plan.cluster, ids)
+    known = all(device_id in hardware for device_id in ids)
+    if len(ids) == 1 or link is None or not known or not all(one.num_steps for one in done):
+        return ()
+    shards = [shard for _, shard in members]
+    step = mean_step(done[0])
+    messages = layer_reductions(plan.model, shards[0].element_bytes)
+    sizes = list(messages) * shards[0].num_layers + [messages[0]] * stage.has_embedding + [0] * stage.has_head
+    busy_s = max(one.busy_s / one.num_steps for one in done)
+    computing_s = max((one.busy_s - one.exchange_s) / one.num_steps for one in done)
+    carried = (len(ids) - 1) * step.tokens * sum(sizes) / len(sizes)
+    return [
+        Observation(
+            run=run,
+            hardware=link_hardware(hardware[ids[0]]),
+            weight_format=stage.weight_format,
+            phase="link",
+            num_layers=shards[0].num_layers,
+            work=((0.0, carried),),
+            measured_s=(busy_s - computing_s) / len(sizes),
+            waiting_s=None,
+            predicted_s=group_exchange_s(plan.model, shards, link, step) / len(sizes),
+        )
+    ]
+
+
+def link_hardware(hardware: str) -> str:
+    """The link inside the host that has this device: named after its processor or card alone."""
+    return f"link inside the host of {hardware.split(',')[0]}"

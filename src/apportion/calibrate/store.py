@@ -1,0 +1,76 @@
+"""The user's file of observations: `calibration.json` in `$XDG_CACHE_HOME/apportion`, by default `~/.cache/apportion`.
+
+Losing it costs accuracy and nothing else: a file that cannot be read is replaced, with one line to say so; of two runs
+that end at the same instant one may be forgotten.
+"""
+
+import json
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from apportion.calibrate.observation import Observation
+
+VERSION = 1
+KEPT = 40
+"""Observations of one hardware, phase and format; the newest are kept, so that a machine may change."""
+
+_OBSERVATIONS: TypeAdapter[tuple[Observation, ...]] = TypeAdapter(tuple[Observation, ...])
+
+Warn = Callable[[str], object]
+
+
+def calibration_file() -> Path:
+    # The XDG specification: a relative path is to be ignored.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "apportion" / "calibration.json"
+
+
+def read_observations(file: Path, warn: Warn) -> tuple[Observation, ...]:
+    """() where there is no file, and, after a warning, where it cannot be used."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
+        if document["version"] != VERSION:
+            warn(f"calibration {file} has version {document['version']}, not {VERSION}: it is ignored")
+            return ()
+        seen = _OBSERVATIONS.validate_python(document["observations"])
+        if any(one.measured_s <= 0 or one.num_layers < 1 for one in seen):
+            raise ValueError("a measured time is not positive")
+        return seen
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warn(f"calibration {file} cannot be read ({reason}): it is ignored")
+        return ()
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no figure")
+
+
+def add_observations(file: Path, new: Sequence[Observation], warn: Warn) -> None:
+    """Adds to the file in one rename. What cannot be written is a warning."""
+    usable = [one for one in new if one.measured_s > 0]
+    kept = _newest([*read_observations(file, warn), *usable])
+    document = {"version": VERSION, "observations": _OBSERVATIONS.dump_python(tuple(kept), mode="json")}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=file.parent, prefix=file.name, delete=False, encoding="utf-8"
+        ) as part:
+            json.dump(document, part, indent=1)
+        os.replace(part.name, file)
+    except OSError as error:
+        warn(f"calibration {file} cannot be written: {error.strerror}")
+
+
+def _newest(seen: Sequence[Observation]) -> list[Observation]:
+    groups: dict[tuple[str, str, str], list[Observation]] = defaultdict(list)
+    for one in seen:
+        groups[one.hardware, one.phase, one.weight_format].append(one)
+    return [one for group in groups.values() for one in group[-KEPT:]]

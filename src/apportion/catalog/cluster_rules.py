@@ -1,0 +1,107 @@
+"""What holds of every cluster, however it was written."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
+
+from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.errors import ClusterError
+from apportion.types.units import format_bytes, parse_bytes
+
+LOCAL_HOST = "local"
+INTRA_HOST_LATENCY_S = 3e-5
+"""An exchange between two processes over Unix sockets, as benchmarks/reductions.py prints it."""
+INTRA_HOST_BYTES_PER_S = 1.5e9
+MAX_DEVICES = 256
+MAX_MEMORY_BYTES = 2**50
+
+Local = Callable[[int], Sequence[Device]]
+"""This machine's devices, where so many CPU devices share its cores."""
+
+
+def make_cluster(
+    devices: Sequence[Device], links: Sequence[Link], inside_bytes_per_s: Mapping[str, float] | None = None
+) -> Cluster:
+    """Checks names and adds the link inside each host where none is given, of `inside_bytes_per_s` by host.
+
+    Hosts without a link between them cannot hold neighbouring stages. Raises ClusterError.
+    """
+    if not devices:
+        raise ClusterError("no devices; name at least one, like laptop=cpu:600MiB")
+    check_count(len(devices))
+    _refuse_repeated("device id", (device.id for device in devices))
+    _refuse_repeated("link", (" – ".join(sorted((link.src, link.dst))) for link in links))
+    for device in devices:
+        if device.memory_bytes > MAX_MEMORY_BYTES:
+            most = format_bytes(MAX_MEMORY_BYTES)
+            raise ClusterError(f"device {device.id} has more memory than {most}; write it like 6GiB")
+    joined = {link.src for link in links if link.src == link.dst}
+    known = inside_bytes_per_s or {}
+    inside = [
+        Link(
+            src=host,
+            dst=host,
+            latency_s=INTRA_HOST_LATENCY_S,
+            bytes_per_s=known.get(host, INTRA_HOST_BYTES_PER_S),
+        )
+        for host in dict.fromkeys(device.host for device in devices)
+        if host not in joined
+    ]
+    return Cluster(devices=tuple(devices), links=(*inside, *links))
+
+
+def check_count(num_devices: int) -> None:
+    """Raises ClusterError beyond `MAX_DEVICES`."""
+    if num_devices > MAX_DEVICES:
+        raise ClusterError(f"{num_devices} devices are more than the {MAX_DEVICES} that can be planned for")
+
+
+def _refuse_repeated(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ClusterError(f"{what} '{name}' is given twice")
+        seen.add(name)
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names that occur more than once get a number: ["a", "b", "a"] -> ["a-1", "b", "a-2"]."""
+    total, seen = Counter(names), Counter[str]()
+    made: list[str] = []
+    for name in names:
+        seen[name] += 1
+        made.append(f"{name}-{seen[name]}" if total[name] > 1 else name)
+    return made
+
+
+def emulate(device: Device, speed: float) -> Device:
+    """The device at a share of its speed."""
+    return replace(
+        device,
+        speed=device.speed * speed,
+        mem_bytes_per_s=device.mem_bytes_per_s * speed,
+        flops_per_s={name: rate * speed for name, rate in device.flops_per_s.items()},
+        layer_overhead_s=device.layer_overhead_s / speed,
+        step_overhead_s=device.step_overhead_s / speed,
+    )
+
+
+def parse_speed(text: str | None, place: str) -> float:
+    try:
+        return check_speed(float(text or 1), place)
+    except ValueError:
+        raise ClusterError(f"{place}: speed '{text}' is not a number in (0, 1]") from None
+
+
+def check_speed(speed: float, place: str) -> float:
+    if not (isfinite(speed) and 0 < speed <= 1):
+        raise ClusterError(f"{place}: speed {speed} is not in (0, 1]")
+    return speed
+
+
+def parse_memory(text: str, place: str) -> int:
+    try:
+        return parse_bytes(text)
+    except (ValueError, OverflowError) as error:
+        raise ClusterError(f"{place}: {error}") from None

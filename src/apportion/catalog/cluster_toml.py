@@ -1,0 +1,217 @@
+"""A cluster in a TOML file: docs/cluster-file.md lists its keys."""
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+from apportion.catalog.cluster_rules import (
+    LOCAL_HOST,
+    Local,
+    check_count,
+    check_speed,
+    emulate,
+    make_cluster,
+    numbered,
+)
+from apportion.catalog.datasheet import check_override, gpu_device, inside_bytes_per_s, torch_device
+from apportion.catalog.gpus import Gpu, find_gpu
+from apportion.catalog.toml_table import TomlTable
+from apportion.types.cluster import Cluster, Device, DeviceKind, Link
+from apportion.types.errors import ClusterError
+from apportion.types.units import FORMAT_BYTES
+
+_TORCH_DEVICES: dict[DeviceKind, str] = {
+    "cpu": r"cpu",
+    "cuda": r"cuda:\d+",
+    "rocm": r"cuda:\d+",
+    "metal": r"mps",
+    "xpu": r"xpu:\d+",
+}
+_RATES = ("mem_bytes_per_s", "flops_per_s", "layer_overhead_s", "step_overhead_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """One [[device]]; `named` and `placed` say that its id and its torch device were given."""
+
+    device: Device
+    count: int
+    gpu: Gpu | None
+    named: bool
+    placed: bool
+
+
+def read_cluster_toml(path: Path, local: Local) -> Cluster:
+    """Devices of several hosts and the links between them. `local` is called only where a rate is not given.
+
+    Raises ClusterError naming the place.
+    """
+    table = TomlTable(str(path), _read(path))
+    tables = table.tables("device", "device")
+    check_count(len(tables))
+    found = cache(lambda: local(len(tables)))
+    entries = [_read_entry(one, found) for one in tables]
+    check_count(sum(entry.count for entry in entries))
+    hosts = {entry.device.host for entry in entries}
+    links = [_read_link(one, hosts) for one in table.tables("link", "link")]
+    table.finish()
+    in_hosts = [(entry.device.host, entry.gpu) for entry in entries if entry.gpu is not None]
+    return make_cluster(_expanded(entries), links, inside_bytes_per_s(in_hosts))
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterError(f"cannot read cluster {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ClusterError(f"{path} is not TOML: {error}") from None
+    except RecursionError:
+        raise ClusterError(f"{path} is no cluster: it is nested too deeply") from None
+
+
+def _expanded(entries: Sequence[_Entry]) -> list[Device]:
+    """A device for each of its count; GPUs of the catalogue take their host's devices in order."""
+    used: Counter[tuple[str, str]] = Counter()
+    devices: list[Device] = []
+    every = [entry for entry in entries for _ in range(entry.count)]
+    for entry, device_id in zip(every, _ids(entries), strict=True):
+        device = replace(entry.device, id=device_id)
+        if entry.gpu is not None:
+            place = (device.host, entry.gpu.kind)
+            if not entry.placed:
+                device = replace(device, torch_device=torch_device(entry.gpu.kind, used[place]))
+            used[place] += 1
+        devices.append(device)
+    return devices
+
+
+def _ids(entries: Sequence[_Entry]) -> list[str]:
+    """Numbered within an entry that has a name, and throughout the file where the GPU's stands for it."""
+    of_gpus = iter(
+        numbered([entry.device.id for entry in entries if not entry.named for _ in range(entry.count)])
+    )
+    return [
+        device_id
+        for entry in entries
+        for device_id in (
+            numbered([entry.device.id] * entry.count) if entry.named else islice(of_gpus, entry.count)
+        )
+    ]
+
+
+def _read_entry(table: TomlTable, local: Callable[[], Sequence[Device]]) -> _Entry:
+    gpu = _read_gpu(table)
+    named = table.has("id")
+    device_id = table.text("id", gpu and gpu.key)
+    table.place += f" ({device_id})"
+    host = table.text("host", LOCAL_HOST)
+    kinds = tuple(_TORCH_DEVICES)
+    kind = cast(DeviceKind, table.choice("kind", kinds, gpu.kind if gpu else "cpu"))
+    if gpu is not None and kind != gpu.kind:
+        raise ClusterError(f"{table.place}: kind: {gpu.key} is a {gpu.kind} device, not {kind}")
+    placed = table.has("torch_device")
+    first = "cpu" if kind == "cpu" else torch_device(kind, 0)
+    torch_name = table.text("torch_device", first)
+    if re.fullmatch(_TORCH_DEVICES[kind], torch_name) is None:
+        raise ClusterError(f"{table.place}: torch_device: '{torch_name}' is no {kind} device")
+    count = table.count("count", 1)
+    if count > 1 and placed:
+        raise ClusterError(f"{table.place}: torch_device: {count} devices cannot all be {torch_name}")
+    like = _like(table, gpu, device_id, host, torch_name, local)
+    device = _read_device(table, like, gpu)
+    device = replace(device, id=device_id, host=host, kind=kind, torch_device=torch_name)
+    return _Entry(device=device, count=count, gpu=gpu, named=named, placed=placed)
+
+
+def _read_gpu(table: TomlTable) -> Gpu | None:
+    if not table.has("gpu"):
+        return None
+    try:
+        return find_gpu(table.text("gpu"))
+    except ClusterError as error:
+        raise ClusterError(f"{table.place}: gpu: {error}") from None
+
+
+def _like(
+    table: TomlTable,
+    gpu: Gpu | None,
+    device_id: str,
+    host: str,
+    torch_name: str,
+    local: Callable[[], Sequence[Device]],
+) -> Device | None:
+    """Whose rates a device takes where they are not given."""
+    if gpu is not None:
+        return gpu_device(gpu, device_id, host)
+    if all(table.has(rate) for rate in _RATES):
+        return None
+    for device in local():
+        if device.torch_device == torch_name:
+            return device
+    raise ClusterError(
+        f"{table.place}: give gpu, or {', '.join(_RATES[:-1])} and {_RATES[-1]}:"
+        f" this machine has no {torch_name} to measure"
+    )
+
+
+def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None) -> Device:
+    """Memory that is given for a GPU is what the engine may use of it: nothing of that is reserved for the driver."""
+    speed = check_speed(table.number("speed", 1.0), table.place)
+    reserved_bytes = like.reserved_bytes if like and not table.has("memory") else 0
+    memory_bytes = table.size_bytes("memory", like and like.memory_bytes)
+    if gpu is not None:
+        check_override(gpu, memory_bytes, f"{table.place}: memory")
+    device = Device(
+        id="",
+        host="",
+        kind="cpu",
+        torch_device="",
+        memory_bytes=memory_bytes,
+        reserved_bytes=table.size_bytes("reserved", reserved_bytes, zero_allowed=True),
+        mem_bytes_per_s=table.number("mem_bytes_per_s", like and like.mem_bytes_per_s),
+        flops_per_s=_flops(table, like),
+        layer_overhead_s=table.number("layer_overhead_s", like and like.layer_overhead_s, zero_allowed=True),
+        step_overhead_s=table.number("step_overhead_s", like and like.step_overhead_s, zero_allowed=True),
+        num_threads=table.count("num_threads", like.num_threads if like else 1),
+        host_cores=like and like.host_cores,
+        speed=1.0,
+        source="datasheet" if like is None else like.source,
+    )
+    if device.usable_bytes <= 0:
+        raise ClusterError(f"{table.place}: reserved: nothing is left of {memory_bytes} bytes of memory")
+    table.finish()
+    return emulate(device, speed)
+
+
+def _flops(table: TomlTable, like: Device | None) -> dict[str, float]:
+    flops_per_s = table.numbers("flops_per_s", like and like.flops_per_s)
+    unknown = flops_per_s.keys() - FORMAT_BYTES.keys()
+    if unknown or not flops_per_s:
+        raise ClusterError(
+            f"{table.place}: flops_per_s: the keys are {', '.join(FORMAT_BYTES)}, not {sorted(unknown)}"
+        )
+    return flops_per_s
+
+
+def _read_link(table: TomlTable, hosts: set[str]) -> Link:
+    ends = [table.text("src"), table.text("dst")]
+    for host in ends:
+        if host not in hosts:
+            raise ClusterError(
+                f"{table.place}: no device is on host '{host}'; hosts: {', '.join(sorted(hosts))}"
+            )
+    link = Link(
+        src=ends[0],
+        dst=ends[1],
+        latency_s=table.number("latency_s", zero_allowed=True),
+        bytes_per_s=table.bandwidth(),
+    )
+    table.finish()
+    return link

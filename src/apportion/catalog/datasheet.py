@@ -1,0 +1,128 @@
+"""A GPU of the catalogue as a device to plan for: datasheet peaks times what programs reach of them.
+
+Sources of the shares, by what was published: `memory_share` and `layer_overhead_s` fit the 16-bit decode speeds of
+benchmarks/published/decode_speeds.toml as time = bytes / (share × bandwidth) + layers × overhead; there is no term
+per step, so `step_overhead_s` is 0. `COMPUTE_SHARE` is no fit: prefill of 7B and 8B models in F16
+(github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference README at 00dd2bd) reaches 0.57 to 0.94 of the catalogue's
+rate on GeForce RTX 3090 and 4090, 0.35 to 0.7 on Apple, but 0.13 to 0.35 on A100, H100 and workstation cards.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from apportion.catalog.gpus import Gpu, GpuKind
+from apportion.types.cluster import Device
+from apportion.types.errors import ClusterError
+from apportion.types.units import FORMAT_BYTES, format_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    memory_share: float
+    layer_overhead_s: float
+
+
+REACHED: dict[GpuKind, Reached] = {
+    "cuda": Reached(memory_share=0.87, layer_overhead_s=45e-6),
+    "metal": Reached(memory_share=0.85, layer_overhead_s=160e-6),
+    "rocm": Reached(memory_share=0.85, layer_overhead_s=120e-6),
+    "xpu": Reached(memory_share=0.80, layer_overhead_s=75e-6),
+}
+COMPUTE_SHARE = 0.6
+
+DRIVER_SHARE, DRIVER_BYTES = 0.03, 512 * 2**20
+"""Reserved on a card of its own memory: what the driver does not show (see gpus.toml), and its context. The second is
+assumed."""
+SYSTEM_SHARE = 1 / 4
+"""Reserved where the memory is the system's, and more of it where there is little: gpus.toml says what macOS keeps."""
+SMALL_SYSTEM_BYTES, SMALL_SYSTEM_SHARE = 36 * 2**30, 1 / 3
+
+STAGED = 0.5
+"""Of a card's connector: staged in host memory, every byte crosses PCIe twice (few cards reach each other)."""
+
+CPU_CORES = 8
+CPU_READ_BYTES_PER_S = 0.7 * 2 * 64 / 8 * 3.2e9
+"""A CPU of which only the memory is known is taken for a desktop's: two channels of DDR4-3200, 0.7 of them read,"""
+CPU_FLOPS_PER_S = 0.6 * CPU_CORES * 2 * 2 * 8 * 3.5e9
+"""and 8 cores at 3.5 GHz with two 8-wide fused multiply-adds a cycle (AVX2), of which 0.6 are reached."""
+CPU_HALF_SHARE = 0.1
+"""Of fp32 products: 16-bit ones are converted element by element without units for them (probe/local.py)."""
+CPU_LAYER_OVERHEAD_S, CPU_STEP_OVERHEAD_S = 2.2e-4, 8e-4
+"""As probe/local.py has them."""
+
+
+def gpu_device(gpu: Gpu, device_id: str, host: str) -> Device:
+    """All of its memory, of which the reserve is for driver and system."""
+    reached = REACHED[gpu.kind]
+    return Device(
+        id=device_id,
+        host=host,
+        kind=gpu.kind,
+        torch_device=torch_device(gpu.kind, 0),
+        memory_bytes=gpu.memory_bytes,
+        reserved_bytes=reserve_bytes(gpu),
+        mem_bytes_per_s=gpu.mem_bytes_per_s * reached.memory_share,
+        flops_per_s={
+            name: rate * COMPUTE_SHARE for name, rate in gpu.flops_per_s.items() if name in FORMAT_BYTES
+        },
+        layer_overhead_s=reached.layer_overhead_s,
+        step_overhead_s=0.0,
+        num_threads=1,
+        host_cores=None,
+        speed=1.0,
+        source="datasheet",
+    )
+
+
+def reserve_bytes(gpu: Gpu) -> int:
+    if gpu.pcie_bytes_per_s is not None:
+        return round(gpu.memory_bytes * DRIVER_SHARE) + DRIVER_BYTES
+    small = gpu.memory_bytes <= SMALL_SYSTEM_BYTES
+    return round(gpu.memory_bytes * (SMALL_SYSTEM_SHARE if small else SYSTEM_SHARE))
+
+
+def check_override(gpu: Gpu, memory_bytes: int, place: str) -> int:
+    """Memory that was written for a GPU: what the engine may use of it. Raises ClusterError beyond what it has."""
+    most = max((gpu.memory_bytes, *gpu.memory_options_bytes))
+    if memory_bytes > most:
+        raise ClusterError(
+            f"{place}: {format_bytes(memory_bytes)} is more than the {format_bytes(most)} of {gpu.key}"
+        )
+    return memory_bytes
+
+
+def torch_device(kind: GpuKind, index: int) -> str:
+    """PyTorch calls ROCm's devices cuda, and Apple's single one mps."""
+    return "mps" if kind == "metal" else f"{'xpu' if kind == 'xpu' else 'cuda'}:{index}"
+
+
+def desktop_cpu(device_id: str, host: str, memory_bytes: int, num_devices: int) -> Device:
+    """One of `num_devices` that share the assumed desktop's cores and memory channels evenly."""
+    num_threads = max(1, CPU_CORES // num_devices)
+    flops_per_s = CPU_FLOPS_PER_S * num_threads / CPU_CORES
+    half = flops_per_s * CPU_HALF_SHARE
+    return Device(
+        id=device_id,
+        host=host,
+        kind="cpu",
+        torch_device="cpu",
+        memory_bytes=memory_bytes,
+        reserved_bytes=0,
+        mem_bytes_per_s=CPU_READ_BYTES_PER_S / num_devices,
+        flops_per_s={"fp32": flops_per_s, "bf16": half, "fp16": half},
+        layer_overhead_s=CPU_LAYER_OVERHEAD_S,
+        step_overhead_s=CPU_STEP_OVERHEAD_S,
+        num_threads=num_threads,
+        host_cores=CPU_CORES,
+        speed=1.0,
+        source="datasheet",
+    )
+
+
+def inside_bytes_per_s(gpus_by_host: Iterable[tuple[str, Gpu]]) -> dict[str, float]:
+    """By host: half the peak of the slowest card's connector. Left out where no GPU has one."""
+    slowest: dict[str, float] = {}
+    for host, gpu in gpus_by_host:
+        if gpu.pcie_bytes_per_s is not None:
+            slowest[host] = min(slowest.get(host, gpu.pcie_bytes_per_s), gpu.pcie_bytes_per_s)
+    return {host: bytes_per_s * STAGED for host, bytes_per_s in slowest.items()}

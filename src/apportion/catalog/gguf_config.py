@@ -1,0 +1,131 @@
+"""A GGUF header read as the fields of a config.json, so that one derivation serves both.
+
+Source: docs/gguf.md of ggml (keys of an architecture), gguf-py's constants (names of tensors).
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from apportion.catalog.config_fields import ConfigFields
+from apportion.catalog.gguf_file import Gguf, Value
+from apportion.types.errors import ModelError
+from apportion.types.model import ModelSpec
+from apportion.types.units import FORMAT_BYTES, format_bytes
+
+GGUF_SUFFIX = ".gguf"
+_FAMILIES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "phi3": "phi3",
+    "olmo2": "olmo2",
+    "granite": "granite",
+    "gpt-oss": "gpt_oss",
+    "glm4": "glm4",
+}
+"""By architecture; "llama" with experts is mixtral."""
+_FIELDS = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
+}
+_ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Computed from the config elsewhere, so no parameters."""
+_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_EXPERT_WIDTH_ALONE = ("gpt_oss",)
+"""Families whose config calls the experts' width `intermediate_size`."""
+
+
+def gguf_fields(gguf: Gguf) -> ConfigFields:
+    """Raises ModelError."""
+    architecture = gguf.metadata.get("general.architecture")
+    family = _FAMILIES.get(str(architecture))
+    if family is None:
+        raise ModelError(
+            f"{gguf.path}: architecture {str(architecture)!r} is not supported; choose one of {', '.join(_FAMILIES)}"
+        )
+    values = {name: _scalar(gguf, f"{architecture}.{key}") for name, key in _FIELDS.items()}
+    if family == "llama" and values["num_experts"]:
+        family = "mixtral"
+    if family in _EXPERT_WIDTH_ALONE:
+        values["intermediate_size"] = values["moe_intermediate_size"] or values["intermediate_size"]
+    return ConfigFields(
+        gguf.path,
+        {
+            **{name: value for name, value in values.items() if value is not None},
+            **_from_tensors(gguf),
+            "model_type": family,
+            "sliding_window": _scalar(gguf, f"{architecture}.attention.sliding_window") or None,
+            "torch_dtype": _TYPES.get(_main_type(gguf), "float16"),
+        },
+        {},
+    )
+
+
+def _scalar(gguf: Gguf, key: str) -> Value:
+    """A value that some files give by layer; it must then be the same for all."""
+    value = gguf.metadata.get(key)
+    if not isinstance(value, list):
+        return value
+    if len(set(value)) != 1:
+        raise ModelError(f"{gguf.path}: '{key}' differs between layers, which is not supported")
+    return value[0]
+
+
+def _from_tensors(gguf: Gguf) -> Mapping[str, object]:
+    """What a GGUF's metadata leaves to be seen from its tensors."""
+    table = gguf.tensors.get("token_embd.weight")
+    if table is None or len(table.shape) != 2:
+        raise ModelError(f"{gguf.path} has no token_embd.weight; it is not a language model's file")
+    longrope = "rope_factors_long.weight" in gguf.tensors
+    return {
+        "vocab_size": table.shape[1],
+        "tie_word_embeddings": "output.weight" not in gguf.tensors,
+        "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in gguf.tensors,
+        **({"rope_scaling": {"type": "longrope"}} if longrope else {}),
+    }
+
+
+def _main_type(gguf: Gguf) -> str:
+    """The type that holds most of the parameters."""
+    elements: Counter[str] = Counter()
+    for tensor in gguf.tensors.values():
+        elements[tensor.type_name] += tensor.num_elements
+    return elements.most_common(1)[0][0] if elements else "f32"
+
+
+def check_gguf(gguf: Gguf, spec: ModelSpec) -> None:
+    """Raises ModelError where the tensors are not the parameters that the header describes."""
+    held = sum(tensor.num_elements for name, tensor in gguf.tensors.items() if name not in _ROPE_TENSORS)
+    described = spec.num_parameters
+    if held != described:
+        raise ModelError(
+            f"{gguf.path}: its tensors hold {held} parameters, but its header describes {described};"
+            " the file is of a variant that is not supported, or not whole"
+        )
+
+
+def quantisation_note(gguf: Gguf, spec: ModelSpec) -> str | None:
+    """One line where the weights are smaller than what is planned; None where they are planned as they are."""
+    main_type = _main_type(gguf)
+    if main_type in _TYPES:
+        return None
+    parameters = sum(tensor.num_elements for tensor in gguf.tensors.values())
+    planned = parameters * FORMAT_BYTES[spec.checkpoint_format]
+    return (
+        f"{gguf.path.name} holds {format_bytes(gguf.tensor_bytes)} of weights, most of them {main_type};"
+        f" quantised weights cannot be planned yet, so this plans {format_bytes(planned)} of"
+        f" {spec.checkpoint_format}"
+    )

@@ -1,0 +1,57 @@
+"""Well-known models by name, planned without a network: the fields of their config.json, as facts in models/*.json.
+
+A file is named as people name the model; under "catalogue" it also holds the hub ids that share the config, further
+names, the published parameter count that a test compares, and where the figures were read.
+"""
+
+import difflib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+CATALOGUE = Path(__file__).parent / "models"
+_SUGGESTIONS = 3
+
+
+def known_models() -> dict[str, dict[str, Any]]:
+    """The "catalogue" table of every model, by name."""
+    return dict(_tables())
+
+
+def find_known_model(name: str) -> str | None:
+    """The catalogue's name of what is called `name` in any spelling, or of a hub id; None where there is none."""
+    return _names().get(_spelt(name))
+
+
+def known_config(known: str) -> Path:
+    return CATALOGUE / f"{known}.json"
+
+
+def near_models(name: str) -> list[str]:
+    """The catalogue's names that are spelt like `name`, nearest first."""
+    near = difflib.get_close_matches(_spelt(name).rsplit("/", 1)[-1], _names(), n=9, cutoff=0.6)
+    return list(dict.fromkeys(_names()[spelling] for spelling in near))[:_SUGGESTIONS]
+
+
+@cache
+def _tables() -> dict[str, dict[str, Any]]:
+    return {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))["catalogue"]
+        for file in sorted(CATALOGUE.glob("*.json"))
+    }
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Every spelling: names, further names, hub ids, and hub ids without their organisation."""
+    return {
+        _spelt(spelling): known
+        for known, table in _tables().items()
+        for hub_id in table["hub_ids"]
+        for spelling in (known, *table["aliases"], hub_id, hub_id.rsplit("/", 1)[-1])
+    }
+
+
+def _spelt(name: str) -> str:
+    return name.strip().lower().replace("_", "-").replace(" ", "-").replace(":", "-")

@@ -1,0 +1,51 @@
+"""`apportion export`: a plan in the terms of another engine."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from apportion.export.launch import Export
+
+
+class Engine(StrEnum):
+    """The keys of export.engines.ENGINES."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    LLAMA_CPP = "llama.cpp"
+    ACCELERATE = "accelerate"
+    EXLLAMAV3 = "exllamav3"
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="A plan, as `plan --out` wrote it.")],
+    to: Annotated[Engine, typer.Option("--to", help="The engine.")],
+) -> None:
+    """Print a plan as another engine's commands or device map, and what that engine cannot express."""
+    from apportion.export.engines import export as export_plan
+    from apportion.planner.plan_file import read_plan
+
+    plan = read_plan(file)
+    exported = export_plan(plan, to.value)
+    notes = [f"# {note}\n" for note in exported.notes]
+    if exported.device_map is not None:
+        # JSON has no comments, and must be loadable as it is.
+        sys.stderr.write("".join(notes))
+        sys.stdout.write(json.dumps(exported.device_map, indent=2) + "\n")
+    else:
+        sys.stdout.write(f"# MODEL: where {plan.model.name} is\n" + _script(exported) + "".join(notes))
+
+
+def _script(exported: "Export") -> str:
+    hosts = {launch.host for launch in exported.launches}
+    lines: list[str] = []
+    for launch in exported.launches:
+        if len(hosts) > 1:
+            lines.append(f"# on {launch.host}")
+        lines.append(launch.shell())
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,87 @@
+"""Groups of devices that a stage may be given to, and which of them are alike."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from apportion.cost.traffic import host_link
+from apportion.planner.problem import Problem
+from apportion.types.cluster import Device, Link
+
+Used = tuple[int, ...]
+"""How many devices of each kind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A tensor-parallel group as kinds of devices; a single device is a group of one."""
+
+    counts: Used
+    devices: tuple[Device, ...]
+    """Representatives in rank order, which is the cluster's order of kinds."""
+
+    @property
+    def host(self) -> str:
+        return self.devices[0].host
+
+    @property
+    def size(self) -> int:
+        return len(self.devices)
+
+
+def device_figures(device: Device) -> tuple[object, ...]:
+    """All that a device's part in a plan depends on, but for its host."""
+    rates = tuple(sorted(device.flops_per_s.items()))
+    memory = (device.memory_bytes, device.reserved_bytes)
+    overheads = (device.layer_overhead_s, device.step_overhead_s)
+    return (device.kind, *memory, device.mem_bytes_per_s, rates, *overheads)
+
+
+def device_kinds(devices: Sequence[Device]) -> tuple[tuple[Device, ...], ...]:
+    """Devices alike in all but name, in order of first appearance."""
+    kinds: dict[object, list[Device]] = {}
+    for device in devices:
+        kinds.setdefault((device.host, device_figures(device)), []).append(device)
+    return tuple(tuple(members) for members in kinds.values())
+
+
+def possible_groups(problem: Problem) -> tuple[Group, ...]:
+    """Every multiset of device kinds on one host, of at most `kv_heads` members, with a link and cores for all."""
+    hosts = dict.fromkeys(device.host for device in problem.cluster.devices)
+    return tuple(group for host in hosts for group in _host_groups(problem, host))
+
+
+def _host_groups(problem: Problem, host: str) -> Iterator[Group]:
+    kinds = device_kinds(problem.cluster.devices)
+    most = min(problem.model.kv_heads, problem.model.ffn_columns)
+    joined = host_link(problem.cluster, host, host) is not None
+    ranges = [range(len(kind) + 1 if kind[0].host == host else 1) for kind in kinds]
+    for counts in product(*ranges):
+        size = sum(counts)
+        if size == 1 or (joined and 1 < size <= most):
+            devices = tuple(d for kind, count in zip(kinds, counts, strict=True) for d in kind[:count])
+            if _have_cores(devices):
+                yield Group(counts=counts, devices=devices)
+
+
+def _have_cores(devices: Sequence[Device]) -> bool:
+    """Members of a group compute at the same time: without a core for each thread they would wait for each other."""
+    cpus = [device for device in devices if device.kind == "cpu"]
+    num_threads = sum(device.num_threads for device in cpus)
+    return len(cpus) <= 1 or cpus[0].host_cores is None or num_threads <= cpus[0].host_cores
+
+
+def group_link(problem: Problem, group: Group) -> Link | None:
+    return host_link(problem.cluster, group.host, group.host) if group.size > 1 else None
+
+
+def first_alike(problem: Problem, groups: Sequence[Group]) -> list[int]:
+    """By group the number of the first that is the same but for its host: they cost the same."""
+    first: dict[object, int] = {}
+    alike: list[int] = []
+    for number, group in enumerate(groups):
+        link = group_link(problem, group)
+        figures = tuple(device_figures(device) for device in group.devices)
+        key = (figures, (link.latency_s, link.bytes_per_s) if link else None)
+        alike.append(first.setdefault(key, number))
+    return alike

@@ -1,0 +1,227 @@
+"""The shares worth considering for one group: for every kind of stage, those that no others beat in both costs.
+
+Where a group's shares can be numbered, all are looked at, and the options are exactly the undominated ones. A
+larger group's come from a pool: the best shares (shares.py) of some kinds of stages, offered to all kinds.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb, inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apportion.cost.objective import Goal, Timing
+from apportion.planner.axes import head_compositions, vocabulary_rows
+from apportion.planner.share_costs import CostedShares, ShareCosts
+from apportion.planner.shares import GroupShares, Shares, StageChoice
+from apportion.planner.stage_kinds import StageKinds
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+MAX_SHARES = 20_000
+"""Ways to share that are numbered; the pairs of a common model have 4000 to 16,000."""
+SAMPLED_PARTS = (0.0, 0.5, 0.8, 1.0)
+"""Of the number of layers that a group can hold."""
+FEW_SHARES = 32
+"""Options that are kept without asking whether others beat them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """[kind, option], infinite where there is none; `share` is the row of `heads` and `granules`."""
+
+    path_s: FloatArray
+    occupied_s: FloatArray
+    share: IntArray
+    heads: IntArray
+    granules: IntArray
+
+    def path_within(self, limit: float) -> FloatArray:
+        """By kind the least path cost that is occupied for at most `limit`."""
+        return np.where(self.occupied_s <= limit, self.path_s, inf).min(axis=1)
+
+    def chosen(self, costs: ShareCosts, kind: int, limit: float) -> StageChoice:
+        """The option of `path_within`; of several the least occupied."""
+        allowed = np.where(self.occupied_s[kind] <= limit, self.path_s[kind], inf)
+        option = int(np.lexsort((self.occupied_s[kind], allowed))[0])
+        row = int(self.share[kind, option])
+        heads, granules = self.heads[row : row + 1], self.granules[row : row + 1]
+        prefill_s, decode_s = costs.timings(costs.costed(heads, granules), np.array([kind]))[0, 0]
+        units = tuple(int(count) for count in granules[0])
+        return StageChoice(
+            kv_heads=tuple(int(count) for count in heads[0]),
+            ffn_columns=tuple(costs.granule * count for count in units),
+            vocab_rows=vocabulary_rows(costs.problem.model.vocab_rows, units),
+            timing=Timing(prefill_s=float(prefill_s), decode_s=float(decode_s)),
+        )
+
+
+def num_shares(kv_heads: int, num_granules: int, size: int) -> int:
+    return comb(kv_heads - 1, size - 1) * comb(num_granules - 1, size - 1)
+
+
+def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
+    """The options among all shares; None where they are too many."""
+    few = _unlimited(costs)
+    if few is None:
+        return None
+    size = len(costs.devices)
+    heads = head_compositions(costs.problem.model.kv_heads, size)
+    granules = _compositions(costs.num_granules, size)
+    everything = (np.repeat(heads, len(granules), axis=0), np.tile(granules, (len(heads), 1)))
+    numbers = np.arange(len(costs.kinds.kinds))
+    free = costs.fits(*few, numbers).all(axis=1)
+    pool = (np.concatenate([few[0], everything[0]]), np.concatenate([few[1], everything[1]]))
+    rows = [*_best_rows(costs, goal, few, numbers[free], 0)]
+    rows += _best_rows(
+        costs, goal, everything, np.setdiff1d(possible_kinds(costs), numbers[free]), len(few[0])
+    )
+    return _padded(rows, len(numbers), pool)
+
+
+def share_pool(shares: GroupShares, kinds: StageKinds) -> list[Shares]:
+    """Shares for stages of any kind: those near the best for some, from few layers to the most that fit."""
+    found: set[Shares] = set()
+    for position in range(4):
+        of_position = [n for n in range(len(kinds.kinds)) if kinds.position[n] == position]
+        longer = [kinds.kinds[n] for n in sorted(of_position, key=lambda n: kinds.num_layers[n])]
+        num_fitting = bisect_left(longer, True, key=lambda kind: not shares.holds(kind))
+        for sample in {round(part * (num_fitting - 1)) for part in SAMPLED_PARTS if num_fitting}:
+            found |= shares.near(longer[sample])
+    return sorted(found)
+
+
+def pooled_options(costs: ShareCosts, goal: Goal, pool: Sequence[Shares]) -> Options:
+    """The options among given shares."""
+    size = len(costs.devices)
+    heads = np.array([heads for heads, _ in pool], dtype=np.int64).reshape(-1, size)
+    granules = np.array([granules for _, granules in pool], dtype=np.int64).reshape(-1, size)
+    possible = possible_kinds(costs)
+    num_kinds = len(costs.kinds.kinds)
+    if len(pool) == 0 or len(possible) == 0:
+        return _padded([], num_kinds, (heads, granules))
+    path, occupied = _costs(costs, goal, costs.costed(heads, granules), possible)
+    # Those that are the best for one kind by some measure are enough.
+    kept = np.unique([measure.argmin(axis=1) for measure in (path, occupied, path + occupied)])
+    path_s, occupied_s = (np.full((num_kinds, len(kept)), inf) for _ in range(2))
+    path_s[possible], occupied_s[possible] = path[:, kept], occupied[:, kept]
+    return Options(path_s, occupied_s, np.tile(kept, (num_kinds, 1)), heads, granules)
+
+
+def optimistic_options(costs: ShareCosts, goal: Goal) -> Options | None:
+    """At least as good as `numbered_options`, and quicker: members' memory counts in sum only."""
+    numbered = _unlimited(costs)
+    if numbered is None:
+        return None
+    possible = possible_kinds(costs)
+    rows = _best_rows(costs, goal, numbered, possible, 0, limited=False)
+    return _padded(list(rows), len(costs.kinds.kinds), numbered)
+
+
+def _unlimited(costs: ShareCosts) -> tuple[IntArray, IntArray] | None:
+    """Memory apart, every stage is best with one of these shares; None where they are too many to be numbered."""
+    model, size, layers = costs.problem.model, len(costs.devices), costs.kinds.layers
+    if num_shares(model.kv_heads, costs.num_granules, size) > MAX_SHARES:
+        return None
+    heads = head_compositions(model.kv_heads, size)
+    granules = _compositions(costs.num_granules, size)
+    quick = _undominated(np.concatenate([costs.attention_s(layer, heads) for layer in layers], axis=1))
+    ffn = [costs.ffn_s(layer, granules) for layer in layers]
+    narrow = _undominated(np.concatenate([*ffn, costs.head_s(granules)], axis=1))
+    return np.repeat(heads[quick], len(narrow), axis=0), np.tile(granules[narrow], (len(quick), 1))
+
+
+Row = tuple[int, FloatArray, FloatArray, IntArray]
+"""Kind, path and occupied seconds of its options, their shares."""
+
+
+def _best_rows(
+    costs: ShareCosts,
+    goal: Goal,
+    shares: tuple[IntArray, IntArray],
+    numbers: IntArray,
+    first: int,
+    *,
+    limited: bool = True,
+) -> Iterator[Row]:
+    """`first` is the number of the first of these shares. In slices of kinds, for the sake of memory."""
+    costed = costs.costed(*shares)
+    step = max(1, 400_000 // max(1, len(shares[0])))
+    for begin in range(0, len(numbers), step):
+        part = numbers[begin : begin + step]
+        path_s, occupied_s = _costs(costs, goal, costed, part, limited=limited)
+        for kind, path, occupied in zip(part, path_s, occupied_s, strict=True):
+            chosen = _pareto(path, occupied)
+            yield int(kind), path[chosen], occupied[chosen], chosen + first
+
+
+def _costs(
+    costs: ShareCosts, goal: Goal, shares: CostedShares, numbers: IntArray, *, limited: bool = True
+) -> tuple[FloatArray, FloatArray]:
+    """Path and occupied seconds by [kind, share], infinite where it does not fit and memory is `limited`."""
+    seconds = costs.timings(shares, numbers)
+    path_s = goal.path_prefill * seconds[..., 0] + goal.path_decode * seconds[..., 1]
+    occupied_s = goal.occupied_prefill * seconds[..., 0] + goal.occupied_decode * seconds[..., 1]
+    if not limited:
+        return path_s, occupied_s
+    fits = costs.fits(shares.heads, shares.granules, numbers)
+    return np.where(fits, path_s, inf), np.where(fits, occupied_s, inf)
+
+
+def _pareto(path: FloatArray, occupied: FloatArray) -> IntArray:
+    """Those with a finite path that no other beats in both."""
+    if len(path) <= FEW_SHARES:
+        return np.flatnonzero(np.isfinite(path))
+    if not np.isfinite(occupied.min()):
+        return np.empty(0, dtype=np.int64)
+    least_path = path == path.min()
+    least_occupied = occupied == occupied.min()
+    between = (occupied <= occupied[least_path].min()) & (path <= path[least_occupied].min())
+    rows = np.flatnonzero(between)
+    rows = rows[np.lexsort((occupied[rows], path[rows]))]
+    falling = np.minimum.accumulate(occupied[rows])
+    return rows[np.append(True, falling[1:] < falling[:-1])]
+
+
+def _padded(rows: Sequence[Row], num_kinds: int, pool: tuple[IntArray, IntArray]) -> Options:
+    width = max((len(row[1]) for row in rows), default=1)
+    path_s, occupied_s = np.full((num_kinds, max(1, width)), inf), np.full((num_kinds, max(1, width)), inf)
+    share = np.full(path_s.shape, -1, dtype=np.int64)
+    for kind, path, occupied, chosen in rows:
+        path_s[kind, : len(path)] = path
+        occupied_s[kind, : len(path)] = occupied
+        share[kind, : len(path)] = chosen
+    return Options(path_s, occupied_s, share, *pool)
+
+
+def possible_kinds(costs: ShareCosts) -> IntArray:
+    """The kinds for which there is enough memory in sum."""
+    problem, model = costs.problem, costs.problem.model
+    root, other = (
+        costs.kinds.bytes(problem.capacity, problem.weight_format, root=rank) for rank in (True, False)
+    )
+    units = np.array([model.kv_heads, costs.num_granules, model.vocab_rows])
+    needed = root[:, 0] + (len(costs.devices) - 1) * other[:, 0] + np.minimum(root, other)[:, 1:] @ units
+    return np.flatnonzero(needed <= sum(device.usable_bytes for device in costs.devices))
+
+
+def _compositions(total: int, parts: int) -> IntArray:
+    """Every way to write `total` as a sum of `parts` positive numbers."""
+    cuts = np.array(list(combinations(range(1, total), parts - 1)), dtype=np.int64)
+    cuts = cuts.reshape(comb(total - 1, parts - 1), parts - 1)
+    return np.diff(cuts, axis=1, prepend=0, append=total)
+
+
+def _undominated(points: FloatArray) -> IntArray:
+    """Rows that no other row is as good as everywhere; one of each that are equal."""
+    order = np.lexsort(points.T[::-1])
+    kept: list[int] = []
+    while len(order):
+        # The first in lexical order is beaten by none that are left.
+        kept.append(int(order[0]))
+        order = order[(points[order] < points[order[0]]).any(axis=1)]
+    return np.array(kept, dtype=np.int64)

@@ -1,0 +1,232 @@
+"""The least path cost of choosing groups and how many layers each gets, whatever the order of the pipeline.
+
+Hosts are taken one by one and added up: in each, how many devices of each kind are used, whether a stage was
+entered from another host, whether the first and the last stage are among them. Every host in use is entered at
+least once over its cheapest link from another, but for the host of the first stage (it too, where it has the last
+stage and is not the only host); all other hops cost at least the cheapest there is. So no division costs less, and
+where links between hosts are alike, one costs the same.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+MIDDLE, FIRST, LAST, ONLY = range(4)
+"""Positions, as sets of {first, last}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One group of a host: which of its devices, and what it costs."""
+
+    group: int
+    counts: tuple[int, ...]
+    """Of the host's kinds of devices."""
+    path_s: FloatArray
+    """[position, layers], links to the coordinator included."""
+    hop_s: float
+    """The cheapest from anywhere."""
+    cross_s: float
+    """The cheapest from another host."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostChoices:
+    kind_counts: tuple[int, ...]
+    choices: tuple[Choice, ...]
+
+    @property
+    def key(self) -> object:
+        """Equal where two hosts have the same table."""
+        costs = tuple((c.counts, c.path_s.tobytes(), c.hop_s, c.cross_s) for c in self.choices)
+        return (self.kind_counts, costs)
+
+
+class Taken(NamedTuple):
+    group: int
+    position: int
+    num_layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostTable:
+    """`cost[used, entered, position, layers]`; `best` is the least beside other hosts, of state `used, entered`."""
+
+    host: HostChoices
+    strides: tuple[int, ...]
+    cost: FloatArray
+    best: FloatArray
+    state: NDArray[np.int64]
+
+
+def num_states(kind_counts: Sequence[int]) -> int:
+    return int(np.prod([count + 1 for count in kind_counts]))
+
+
+def cheapest_selection(hosts: Sequence[HostChoices], num_layers: int) -> tuple[float, list[Taken]] | None:
+    tables: dict[object, HostTable] = {}
+    by_host: list[HostTable] = []
+    for host in hosts:
+        key = host.key
+        table = tables[key] if key in tables else tables.setdefault(key, _host_table(host, num_layers))
+        by_host.append(HostTable(host, table.strides, table.cost, table.best, table.state))
+    sums = [np.full((4, num_layers + 1), inf)]
+    sums[0][MIDDLE, 0] = 0.0
+    for table in by_host:
+        sums.append(_add(sums[-1], table.best))
+    ways: list[tuple[float, Callable[[], list[Taken]]]] = [
+        (float(sums[-1][ONLY, num_layers]), partial(_trace, by_host, sums, num_layers))
+    ]
+    for table in by_host:
+        states = table.cost[:, :, ONLY, num_layers].reshape(-1)
+        state = int(states.argmin())
+        ways.append((float(states[state]), partial(_trace_host, table, state, ONLY, num_layers)))
+        for choice in table.host.choices:
+            single = Taken(choice.group, ONLY, num_layers)
+            ways.append((float(choice.path_s[ONLY, num_layers]), partial(list[Taken], [single])))
+    cost, taken = min(ways, key=lambda way: way[0])
+    return None if cost == inf else (cost, taken())
+
+
+def _shifted(cost: FloatArray, most: int) -> FloatArray:
+    """`[j, …, layers]` = cost[…, layers − (most − j)], infinite where that is negative.
+
+    The axis that is minimised over comes first: numpy is several times as fast that way.
+    """
+    padded = np.concatenate([np.full((*cost.shape[:-1], most), inf), cost], axis=-1)
+    return np.moveaxis(sliding_window_view(padded, cost.shape[-1], axis=-1)[..., :most, :], -2, 0)
+
+
+def _add(total: FloatArray, host: FloatArray) -> FloatArray:
+    """The least sums over [position, layers] of two, which do not both hold the first or the last stage."""
+    most = total.shape[1] - 1
+    summed = np.full(total.shape, inf)
+    shifted = _shifted(total, most)
+    for position in range(4):
+        for other in range(4):
+            if position & other or not np.isfinite(host[other]).any():
+                continue
+            added = (shifted[:, position] + host[other, :0:-1, None]).min(axis=0)
+            added = np.minimum(added, total[position] + host[other, 0])
+            np.minimum(summed[position | other], added, out=summed[position | other])
+    return summed
+
+
+def _host_table(host: HostChoices, num_layers: int) -> HostTable:
+    strides = np.cumprod([1, *(count + 1 for count in host.kind_counts)])
+    states_in_all = num_states(host.kind_counts)
+    used = np.arange(states_in_all)[:, None] // strides[:-1] % (np.array(host.kind_counts) + 1)
+    cost = np.full((states_in_all, 2, 4, num_layers + 1), inf)
+    cost[0, 0, MIDDLE, 0] = 0.0
+    for choice in host.choices:
+        most = _most_layers(choice)
+        if most == 0:
+            continue
+        counts = np.array(choice.counts)
+        room = (used + counts <= np.array(host.kind_counts)).all(axis=1)
+        added = int(np.dot(strides[:-1], counts))
+        # Sets of groups, not sequences; the same group again builds on what its first addition improved.
+        repeats = np.min(used[:, counts > 0] // counts[counts > 0], axis=1)
+        for repeat in range(int(repeats.max()) + 1):
+            states = np.flatnonzero(room & (repeats == repeat))
+            states = states[np.isfinite(cost[states]).any(axis=(1, 2, 3))]
+            if len(states):
+                cost[states + added] = _with_group(cost[states], cost[states + added], choice, most)
+    # A host is entered from another, unless it has the first stage and not the last.
+    allowed = cost.copy()
+    allowed[:, 0, [MIDDLE, LAST, ONLY]] = inf
+    allowed = allowed.reshape(2 * states_in_all, 4, num_layers + 1)
+    best, state = allowed.min(axis=0), allowed.argmin(axis=0)
+    best[MIDDLE, 0], state[MIDDLE, 0] = 0.0, 0
+    return HostTable(host, tuple(int(stride) for stride in strides[:-1]), cost, best, state)
+
+
+def _most_layers(choice: Choice) -> int:
+    allowed = np.isfinite(choice.path_s[:ONLY]).any(axis=0)
+    return int(np.flatnonzero(allowed)[-1]) if allowed.any() else 0
+
+
+def _with_group(before: FloatArray, after: FloatArray, choice: Choice, most: int) -> FloatArray:
+    """The lesser of [state, entered, position, layers] `after` and `before` with one more group."""
+    shifted = _shifted(before, most)
+    stages = choice.path_s[:, most:0:-1, None, None, None, None]
+    middle = (shifted + stages[MIDDLE]).min(axis=0)
+    after = np.minimum(after, middle + choice.hop_s)
+    np.minimum(after[:, 1], middle[:, 0] + choice.cross_s, out=after[:, 1])
+    last = (shifted[:, :, :, :LAST] + stages[LAST]).min(axis=0)
+    np.minimum(after[:, :, LAST:], last + choice.hop_s, out=after[:, :, LAST:])
+    np.minimum(after[:, 1, LAST:], last[:, 0] + choice.cross_s, out=after[:, 1, LAST:])
+    first = (shifted[:, :, :, ::2] + stages[FIRST]).min(axis=0)
+    np.minimum(after[:, :, 1::2], first, out=after[:, :, 1::2])
+    return after
+
+
+def _trace(tables: Sequence[HostTable], sums: Sequence[FloatArray], num_layers: int) -> list[Taken]:
+    position, layers = ONLY, num_layers
+    taken: list[Taken] = []
+    for table, before in zip(reversed(tables), reversed(sums[:-1]), strict=True):
+        ways = [
+            (float(before[position & ~held, layers - count] + table.best[held, count]), held, count)
+            for held in range(4)
+            if held & position == held
+            for count in range(layers + 1)
+        ]
+        _, held, count = min(ways)
+        if count:
+            taken += _trace_host(table, int(table.state[held, count]), held, count)
+        position, layers = position & ~held, layers - count
+    return taken
+
+
+def _trace_host(table: HostTable, state: int, position: int, layers: int) -> list[Taken]:
+    """The groups of a state: what is left beside the last one taken is again the cheapest of its kind."""
+    state, entered = divmod(state, 2)
+    taken: list[Taken] = []
+    while state:
+        step, state, entered, position, layers = min(
+            _steps(table, state, entered, position, layers), key=lambda way: way[0]
+        )[1]
+        taken.append(step)
+    return taken
+
+
+Before = tuple[Taken, int, int, int, int]
+"""A group, and the state, entered, position and layers without it."""
+
+
+def _steps(
+    table: HostTable, state: int, entered: int, position: int, layers: int
+) -> list[tuple[float, Before]]:
+    ways: list[tuple[float, Before]] = []
+    for choice in table.host.choices:
+        if any(
+            state // stride % (most + 1) < count
+            for stride, most, count in zip(table.strides, table.host.kind_counts, choice.counts, strict=True)
+        ):
+            continue
+        before = state - sum(s * c for s, c in zip(table.strides, choice.counts, strict=True))
+        most = min(layers, _most_layers(choice))
+        for kind in (MIDDLE, FIRST, LAST):
+            if kind & position != kind or most == 0:
+                continue
+            rest = position & ~kind
+            hops = [(choice.hop_s, entered)]
+            if kind == FIRST:
+                hops = [(0.0, entered)]
+            elif entered:
+                hops.append((choice.cross_s, 0))
+            for hop_s, was_entered in hops:
+                left = layers - 1 - np.arange(most)
+                sums = choice.path_s[kind, 1 : most + 1] + table.cost[before, was_entered, rest, left] + hop_s
+                count = int(sums.argmin()) + 1
+                step = Taken(choice.group, kind, count)
+                ways.append((float(sums[count - 1]), (step, before, was_entered, rest, layers - count)))
+    return ways

@@ -1,0 +1,85 @@
+"""The kinds of stages a model has: a stage's cost on given devices depends on its kind alone."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apportion.cost.memory import Capacity
+from apportion.cost.shard import layer_counts
+from apportion.planner.axes import Room, StageKind, member_room
+from apportion.types.cluster import Device
+from apportion.types.model import LayerSpec, ModelSpec
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+def stage_kind(model: ModelSpec, start: int, stop: int) -> StageKind:
+    return StageKind(
+        layers=layer_counts(model.layers[start:stop]),
+        has_embedding=start == 0,
+        has_head=stop == model.num_layers,
+    )
+
+
+class StageKinds:
+    """Numbers the kinds of stages of a model: `index[a, b]` is the kind of layers [a, b), −1 where b ≤ a.
+
+    `counts[kind, i]` layers are of the i-th of `layers`.
+    """
+
+    def __init__(self, model: ModelSpec) -> None:
+        self.model = model
+        size = model.num_layers + 1
+        self.index: IntArray = np.full((size, size), -1, dtype=np.int64)
+        self.kinds: list[StageKind] = []
+        self.layers: tuple[LayerSpec, ...] = tuple(dict.fromkeys(model.layers))
+        numbers: dict[tuple[int | bool, ...], int] = {}
+        seen = [[model.layers[:stop].count(name) for name in self.layers] for stop in range(size)]
+        for start in range(size - 1):
+            for stop in range(start + 1, size):
+                counts = (b - a for a, b in zip(seen[start], seen[stop], strict=True))
+                key = (*counts, start == 0, stop == size - 1)
+                if key not in numbers:
+                    numbers[key] = len(self.kinds)
+                    self.kinds.append(stage_kind(model, start, stop))
+                self.index[start, stop] = numbers[key]
+        features = np.array(list(numbers), dtype=np.int64)
+        self.counts: IntArray = features[:, :-2]
+        self.has_embedding: BoolArray = features[:, -2] == 1
+        self.has_head: BoolArray = features[:, -1] == 1
+        self.num_layers: IntArray = self.counts.sum(axis=1)
+        self.position: IntArray = self.has_embedding + 2 * self.has_head
+        """0: between others, 1: first, 2: last, 3: the only stage."""
+        self._bytes: dict[tuple[Capacity, str, bool], IntArray] = {}
+
+    def bytes(self, capacity: Capacity, weight_format: str, *, root: bool) -> IntArray:
+        """Bytes of (nothing, a KV head, an FFN granule, a vocabulary row) by kind, on rank 0 or on another."""
+        key = (capacity, weight_format, root)
+        if key not in self._bytes:
+            rooms = [self._room(capacity, weight_format, root, kind) for kind in self.kinds]
+            rows = [(-r.free_bytes, r.head_bytes, r.granule_bytes, r.row_bytes) for r in rooms]
+            self._bytes[key] = np.array(rows, dtype=np.int64)
+        return self._bytes[key]
+
+    def _room(self, capacity: Capacity, weight_format: str, root: bool, kind: StageKind) -> Room:
+        rank, size = (0, 1) if root else (1, 2)
+        return member_room(self.model, capacity, weight_format, NO_MEMORY, rank, size, kind)
+
+
+NO_MEMORY = Device(
+    id="",
+    host="",
+    kind="cpu",
+    torch_device="cpu",
+    memory_bytes=0,
+    reserved_bytes=0,
+    mem_bytes_per_s=1.0,
+    flops_per_s={},
+    layer_overhead_s=0.0,
+    step_overhead_s=0.0,
+    num_threads=1,
+    host_cores=None,
+    speed=1.0,
+    source="measured",
+)
+"""A member's room on it is minus what it needs."""

@@ -1,0 +1,108 @@
+"""What a plan would be with other devices, links or demands: its problem with changes applied, planned again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from apportion.planner.build import make_plan
+from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.errors import ClusterError, PlanError, UsageError
+from apportion.types.plan import Plan
+from apportion.types.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkChange:
+    """`name` joins two hosts, or two devices, by a dash."""
+
+    name: str
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """None, or nothing, where it stays as it is."""
+
+    remove: tuple[str, ...] = ()
+    add: tuple[Device, ...] = ()
+    links: tuple[LinkChange, ...] = ()
+    context_tokens: int | None = None
+    concurrency: int | None = None
+    weight_format: str | None = None
+
+
+def what_if(plan: Plan, changes: Changes) -> Plan:
+    """The plan for the changed problem.
+
+    Raises ClusterError for a name that is not known, UsageError where the demands do not go together, InfeasibleError
+    where nothing fits any more.
+    """
+    unknown = set(plan.device_ids) - {device.id for device in plan.cluster.devices}
+    if unknown:
+        raise PlanError(
+            f"the plan uses {', '.join(sorted(unknown))}, not in its cluster; see apportion verify"
+        )
+    weight_format = changes.weight_format or plan.stages[0].weight_format
+    return make_plan(
+        plan.model, changed_cluster(plan.cluster, changes), _changed_workload(plan, changes), weight_format
+    )
+
+
+def changed_cluster(cluster: Cluster, changes: Changes) -> Cluster:
+    """Devices removed, then added, then links changed. Raises ClusterError."""
+    known = [device.id for device in cluster.devices]
+    for device_id in changes.remove:
+        if device_id not in known:
+            raise ClusterError(f"no device '{device_id}' to remove; devices: {', '.join(known)}")
+    devices = [device for device in cluster.devices if device.id not in changes.remove]
+    for device in changes.add:
+        if device.id in {other.id for other in devices}:
+            raise ClusterError(
+                f"there is a device '{device.id}' already; give the new one another name than {', '.join(known)}"
+            )
+        devices.append(device)
+    if not devices:
+        raise ClusterError(f"all {len(known)} devices are removed; keep one, or add one")
+    links = list(cluster.links)
+    for change in changes.links:
+        link = _named_link(Cluster(devices=tuple(devices), links=tuple(links)), change.name)
+        links[links.index(link)] = replace(link, bytes_per_s=change.bytes_per_s)
+    return Cluster(devices=tuple(devices), links=tuple(links))
+
+
+def _named_link(cluster: Cluster, name: str) -> Link:
+    named = dict(_link_names(cluster))
+    if name not in named:
+        known = ", ".join(f"{link.src}-{link.dst}" for link in cluster.links)
+        raise ClusterError(f"no link '{name}'; links: {known}")
+    return named[name]
+
+
+def _link_names(cluster: Cluster) -> Iterator[tuple[str, Link]]:
+    """By device first, so that a host's name has precedence."""
+    for one in cluster.devices:
+        for other in cluster.devices:
+            link = cluster.link(one.id, other.id)
+            if one is not other and link is not None:
+                yield f"{one.id}-{other.id}", link
+    for link in cluster.links:
+        yield f"{link.dst}-{link.src}", link
+        yield f"{link.src}-{link.dst}", link
+
+
+def _changed_workload(plan: Plan, changes: Changes) -> Workload:
+    context = changes.context_tokens or plan.workload.max_context_tokens
+    if context > plan.model.max_context_tokens:
+        raise UsageError(
+            f"--context {context} is more than {plan.model.name}'s {plan.model.max_context_tokens}"
+        )
+    typical = plan.workload.prompt_tokens + plan.workload.output_tokens
+    if typical > context:
+        raise UsageError(
+            f"the plan's prompts of {plan.workload.prompt_tokens} and outputs of {plan.workload.output_tokens} tokens "
+            f"do not fit in --context {context}; give at least {typical}, or make a plan for shorter ones"
+        )
+    return replace(
+        plan.workload,
+        max_context_tokens=context,
+        concurrency=changes.concurrency or plan.workload.concurrency,
+    )

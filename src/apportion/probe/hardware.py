@@ -1,0 +1,38 @@
+"""What a device really is: the name under which its measurements are kept."""
+
+import platform
+from pathlib import Path
+
+from apportion.probe.local import LOCAL_HOST, cuda_names
+from apportion.types.cluster import Cluster, Device
+
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def hardware_names(cluster: Cluster) -> dict[str, str]:
+    """By device id, those devices that are this machine's own.
+
+    Left out are devices of other hosts, of the catalogue, and those whose every rate was written down: they may
+    describe any machine.
+    """
+    cards = cuda_names()
+    names: dict[str, str] = {}
+    for device in cluster.devices:
+        name = _cpu_name(device) if device.kind == "cpu" else cards.get(device.torch_device)
+        if device.host == LOCAL_HOST and device.source == "measured" and name is not None:
+            names[device.id] = name if device.speed == 1 else f"{name}, at {device.speed:g} of its speed"
+    return names
+
+
+def _cpu_name(device: Device) -> str:
+    return f"{cpu_model()}, {device.num_threads} thread{'s' if device.num_threads > 1 else ''}"
+
+
+def cpu_model() -> str:
+    """As the kernel calls it; the architecture where it gives no name (as on many ARM boards)."""
+    try:
+        lines = _CPU_INFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.machine()

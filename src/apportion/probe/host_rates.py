@@ -1,0 +1,73 @@
+"""What this machine's memory copies, and what two of its processes send each other over sockets."""
+
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from apportion.probe.cpu_rates import READ_BYTES, best_s
+
+ROUND_TRIPS = 500
+SMALL_BYTES = 4096
+"""About the hidden states of one token."""
+LARGE_BYTES = 2**24
+LARGE_ROUNDS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkRates:
+    """One way: half a round trip of `SMALL_BYTES`, and the rate of `LARGE_BYTES`."""
+
+    latency_s: float
+    bytes_per_s: float
+
+
+def copy_bytes_per_s() -> float:
+    """Bytes copied per second by one thread; each is read once and written once."""
+    source = np.ones(READ_BYTES // 8)
+    target = np.empty_like(source)
+    return READ_BYTES / best_s(lambda: np.copyto(target, source))
+
+
+def unix_socket_rates() -> LinkRates:
+    """The exchange inside a tensor-parallel group."""
+    ours, theirs = socket.socketpair()
+    return _rates(ours, theirs)
+
+
+def loopback_rates() -> LinkRates:
+    """TCP through 127.0.0.1."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    for end in (ours, theirs):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return _rates(ours, theirs)
+
+
+def _rates(ours: socket.socket, theirs: socket.socket) -> LinkRates:
+    command = [sys.executable, str(Path(__file__).with_name("echo.py")), str(theirs.fileno())]
+    with ours, subprocess.Popen(command, pass_fds=[theirs.fileno()]):
+        theirs.close()
+        small = _round_trips_s(ours, SMALL_BYTES, SMALL_BYTES, ROUND_TRIPS)
+        large = _round_trips_s(ours, LARGE_BYTES, 1, LARGE_ROUNDS)
+        ours.shutdown(socket.SHUT_WR)  # the other side ends
+    return LinkRates(latency_s=median(small) / 2, bytes_per_s=LARGE_BYTES / min(large))
+
+
+def _round_trips_s(peer: socket.socket, size: int, answer_size: int, num: int) -> list[float]:
+    message = size.to_bytes(4, "little") + answer_size.to_bytes(4, "little") + bytes(size)
+    times: list[float] = []
+    for _ in range(num):
+        begun_s = perf_counter()
+        peer.sendall(message)
+        left = answer_size
+        while left:
+            left -= len(peer.recv(left))
+        times.append(perf_counter() - begun_s)
+    return times

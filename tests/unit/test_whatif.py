@@ -1,0 +1,228 @@
+import json
+from dataclasses import replace
+
+import pytest
+from planned import cluster, cpu, llama, workload
+
+from apportion.cli.main import exit_code
+from apportion.planner.build import make_plan
+from apportion.planner.plan_file import parse_plan, plan_json, write_plan
+from apportion.planner.whatif import Changes, LinkChange, changed_cluster, what_if
+from apportion.planner.whatif_reasons import Figure, figures, reasons
+from apportion.types.errors import ClusterError, InfeasibleError, PlanError, UsageError
+
+TOWER, LAPTOP = cpu("card", 3, 1.0, host="tower"), cpu("chip", 3, 0.8, host="laptop")
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(llama(), cluster([TOWER, LAPTOP]), workload("throughput", 2), "fp32")
+
+
+@pytest.fixture
+def plan_file(plan, tmp_path):
+    file = tmp_path / "plan.json"
+    write_plan(plan, file)
+    return str(file)
+
+
+def by_name(before, after):
+    return {figure.name: figure for figure in figures(before, after)}
+
+
+def test_nothing_changed_is_the_same_plan(plan):
+    after = what_if(plan, Changes())
+    assert plan_json(after) == plan_json(plan)
+    assert all(figure.change == 0 for figure in figures(plan, after))
+    assert reasons(plan, after) == (f"the bottleneck is still {plan.estimate.bottleneck}",)
+
+
+def test_without_a_device(plan):
+    assert set(plan.device_ids) == {"card", "chip"}
+    after = what_if(plan, Changes(remove=("chip",), weight_format="bf16"))
+    assert after.device_ids == ("card",)
+    layers = next(stage for stage in plan.stages if "chip" in stage.split.device_ids)
+    assert (
+        f"chip is gone: it held layers {layers.layer_start}–{layers.layer_stop - 1}, heads 8/8, which others take"
+        in reasons(plan, after)
+    )
+
+
+def test_with_another_device(plan):
+    after = what_if(plan, Changes(add=(cpu("new", 20, 4.0, host="tower"),)))
+    assert "new" in after.device_ids
+    assert after.certificate.value < plan.certificate.value
+    assert any(reason.startswith("new is new: holds layers") for reason in reasons(plan, after))
+    useless = what_if(plan, Changes(add=(cpu("old", 3, 0.01, host="tower"),)))
+    assert "old is new: no better plan uses it" in reasons(plan, useless)
+
+
+def test_a_faster_link_saves_what_a_hop_takes(plan):
+    after = what_if(plan, Changes(links=(LinkChange(name="laptop-tower", bytes_per_s=1.25e9),)))
+    (before_s,), (after_s,) = plan.estimate.link_s, after.estimate.link_s
+    sequences = -(-2 // plan.microbatches)
+    assert before_s - after_s == pytest.approx(sequences * 2048 * 4 * (1 / 1.25e8 - 1 / 1.25e9))
+    assert [link.latency_s for link in after.cluster.links] == [link.latency_s for link in plan.cluster.links]
+
+
+def test_links_are_named_by_host_or_by_device(plan):
+    for name in ("tower-laptop", "laptop-tower", "card-chip", "chip-card"):
+        changed = changed_cluster(plan.cluster, Changes(links=(LinkChange(name=name, bytes_per_s=7.0),)))
+        assert [link.bytes_per_s for link in changed.links if link.src != link.dst] == [7.0]
+    inside = changed_cluster(plan.cluster, Changes(links=(LinkChange(name="tower-tower", bytes_per_s=7.0),)))
+    assert [(link.src, link.dst) for link in inside.links if link.bytes_per_s == 7] == [("tower", "tower")]
+
+
+def test_context_and_concurrency_multiply_the_kv_cache(plan):
+    after = what_if(plan, Changes(context_tokens=1024, concurrency=3))
+    figure = by_name(plan, after)["KV cache"]
+    assert figure.change == pytest.approx(3 * 1024 / (2 * 2048) - 1)
+    assert "the KV cache has room for 3072 tokens instead of 4096: 3 × 1024 of context" in reasons(
+        plan, after
+    )
+
+
+def test_half_the_bytes_in_bf16(plan):
+    after = what_if(plan, Changes(weight_format="bf16"))
+    assert after.stages[0].weight_format == "bf16"
+    assert by_name(plan, after)["KV cache"].change == -0.5
+    assert "weights and KV cache take 0.5× the bytes: bf16 instead of fp32" in reasons(plan, after)
+
+
+def test_a_smaller_chunk_is_explained(plan):
+    smaller = replace(plan, chunk_tokens=plan.chunk_tokens // 2)
+    chunks = f"chunks of {smaller.chunk_tokens} instead of {plan.chunk_tokens}"
+    assert f"prompts go in {chunks}: the best that fit" in reasons(plan, smaller)
+    assert any(reason.startswith("a prompt of 512 tokens spends ") for reason in reasons(plan, smaller))
+
+
+def test_relative_change():
+    assert Figure(name="", unit="s", before=2, after=3).change == 0.5
+    assert Figure(name="", unit="s", before=0, after=0).change == 0
+    assert Figure(name="", unit="s", before=0, after=3).change is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (Changes(remove=("x",)), ClusterError, "no device 'x' to remove; devices: card, chip"),
+        (Changes(remove=("card", "chip")), ClusterError, "all 2 devices are removed"),
+        (Changes(add=(TOWER,)), ClusterError, "there is a device 'card' already"),
+        (
+            Changes(links=(LinkChange(name="a-b", bytes_per_s=1.0),)),
+            ClusterError,
+            "no link 'a-b'; links: tower-tower, laptop-laptop, laptop-tower",
+        ),
+        (Changes(context_tokens=9000), UsageError, "--context 9000 is more than llama's 8192"),
+        (Changes(context_tokens=600), UsageError, "do not fit in --context 600; give at least 640"),
+        (Changes(weight_format="fp16"), ClusterError, "has no flops_per_s for 'fp16'"),
+        (Changes(remove=("card",), concurrency=64), InfeasibleError, "64 × 2048 tokens of context"),
+    ],
+)
+def test_what_cannot_be_is_refused(plan, changes, error, message):
+    with pytest.raises(error) as caught:
+        what_if(plan, changes)
+    assert message in str(caught.value)
+
+
+def test_a_plan_with_stages_on_unknown_devices_is_refused(plan):
+    broken = replace(plan, cluster=replace(plan.cluster, devices=plan.cluster.devices[:1]))
+    with pytest.raises(PlanError, match="chip, not in its cluster"):
+        what_if(broken, Changes())
+
+
+def test_the_command_prints_both_plans(plan_file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert exit_code(["whatif", plan_file, "--link", "tower-laptop=10Gbit", "--weights", "bf16"]) == 0
+    out = capsys.readouterr().out
+    for words in ("TTFT", "TPOT", "tokens/s", "KV cache", "devices in use", "-50.0%", "bf16 instead of fp32"):
+        assert words in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_json_has_figures_reasons_and_the_plan(plan, plan_file, capsys):
+    assert exit_code(["whatif", plan_file, "--remove", "chip", "--weights", "bf16", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    after = parse_plan(json.dumps(document["plan"]), "stdout")
+    assert after.device_ids == ("card",)
+    assert document["figures"]["TPOT"] == {
+        "unit": "s",
+        "before": plan.estimate.tpot_s,
+        "after": after.estimate.tpot_s,
+    }
+    assert document["devices"]["chip"]["after"] is None
+    assert any(reason.startswith("chip is gone") for reason in document["reasons"])
+
+
+def test_an_added_device_is_put_on_a_host(plan_file, capsys):
+    arguments = ["whatif", plan_file, "--add", "tower:extra=cpu:20GiB@0.9", "--json"]
+    assert exit_code(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    (extra,) = [d for d in document["plan"]["cluster"]["devices"] if d["id"] == "extra"]
+    assert (extra["host"], extra["memory_bytes"], extra["speed"]) == ("tower", 20 * 2**30, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--remove", "x"], 2, "devices: card, chip"),
+        (["--link", "a-b=1Gbit"], 2, "links: tower-tower"),
+        (["--link", "a-b"], 2, "write it like tower-laptop=10Gbit"),
+        (["--link", "tower-laptop=fast"], 2, "not like 1Gbit"),
+        (["--add", "x=cpu:1GiB"], 2, "the plan has several hosts; write it like tower:name=cpu:600MiB"),
+        (["--add", "attic:x=cpu:1GiB"], 2, "no host 'attic'"),
+        (["--add", "tower:x"], 2, "write it like"),
+        (["--remove", "card", "--concurrency", "64"], 3, "try"),
+        (["--context", "99999"], 2, "8192"),
+    ],
+)
+def test_mistakes_are_one_line(plan_file, capsys, arguments, code, message):
+    assert exit_code(["whatif", plan_file, *arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    content = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 4,
+        "vocab_size": 1024,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "torch_dtype": "float32",
+        "tie_word_embeddings": True,
+    }
+    (folder / "config.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_compare_and_why_are_printed_in_80_columns(config, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    devices = "laptop=cpu:14MiB@0.5, desk=cpu:16MiB, old=cpu:6MiB@0.1"
+    assert exit_code(["plan", config, "--devices", devices, "--compare", "--why"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "even layers",
+        "exo, llama.cpp",
+        "prima.cpp",
+        "gain",
+        "What would help",
+        "What each device adds",
+    ):
+        assert words in out
+    assert "even tensor is not feasible: " in out.replace("\n", " ")
+    assert "(left out)" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_json_is_the_plan_alone(config, capsys):
+    assert exit_code(["plan", config, "--devices", "a=cpu:64MiB", "--json", "--compare"]) == 2
+    assert "leave out --compare and --why" in capsys.readouterr().err
