@@ -23,6 +23,12 @@ def _status_bytes(*fields: str) -> tuple[int, ...]:
     return tuple(int(values[field].split()[0]) * 1024 for field in fields)
 
 
+def lift_limit() -> None:
+    """Ends the enforcement on a CPU: a worker out of memory needs some to say so."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
 class MemoryMeter(Protocol):
     def start(self) -> None:
         """From here on everything allocated counts, and the budget holds."""

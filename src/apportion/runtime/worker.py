@@ -33,7 +33,7 @@ from apportion.parallel.wire import (
     tensor_from_bytes,
     unpack_batch,
 )
-from apportion.runtime.memory import memory_meter
+from apportion.runtime.memory import lift_limit, memory_meter
 from apportion.runtime.pacing import Pacer
 from apportion.runtime.report import WorkerReport, WorkMeter
 from apportion.types.cluster import Device
@@ -76,6 +76,7 @@ def run_worker(place: WorkerPlace) -> None:
     except PeerLostError:
         signal.pause()  # the lost peer tells the coordinator why, and the coordinator ends us
     except BaseException as error:
+        lift_limit()
         coordinator.send(Kind.FAILED, pack((place.device.id, *_describe(error, place))))
         coordinator.close()
         context.term()
