@@ -178,6 +178,9 @@ class _Worker:
                 stop - start, self._plan.model.hidden_size, dtype=self._dtype, device=flat.token_ids_T.device
             )
             self._model.forward(flat.token_ids_T if self._stage.has_embedding else hidden_TD, flat)
+        if self._stage.has_head:
+            drawing = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.5)
+            sample(torch.zeros(self._plan.model.vocab_rows), drawing, 0)
         self._group.reset_counts()
         self._work.clear()
 
