@@ -23,19 +23,40 @@ from apportion.types.request import Request, TokenEvent
 TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
 
 
+class StopSignals:
+    """SIGINT and SIGTERM end the run. An exception raised by a handler is lost where it strikes a destructor or a
+    callback of a C library, so the signal is also remembered, and looked at with every token."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def check(self) -> None:
+        if self._received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._received == signal.SIGTERM:
+            sys.exit(TERMINATED_EXIT_CODE)
+
+    def _receive(self, number: int, _: object) -> None:
+        self._received = number
+        self.check()
+
+
 def generate(
     plan: Plan, folder: Path, text: Text, prompts: Sequence[str], requests: Sequence[Request]
 ) -> RunStats:
     """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
     console = Console(stderr=True)
     print_plan(console, plan)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED_EXIT_CODE))
+    stop_signals = StopSignals()
     terminal = Terminal(text, prompts)
     with Engine(plan, folder, text.eos_token_ids) as engine:
         timing = Timing()
         for event in engine.generate(requests):
             timing.record(event)
             terminal.show(event)
+            stop_signals.check()
     outputs = [Output(text=text.decode(token_ids), token_ids=token_ids) for token_ids in terminal.token_ids]
     prompt_tokens = [len(request.prompt_ids) for request in requests]
     stats = run_stats(plan, outputs, prompt_tokens, timing, engine.sent_bytes(), engine.reports)
