@@ -28,14 +28,12 @@ class PhaseWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReport:
-    """`sent_bytes` counts tensor bytes by receiving device; `busy_s` is wall time in steps."""
+    """`sent_bytes` counts tensor bytes by receiving device."""
 
     device_id: str
     parameters: int
     read_bytes: int
     peak_bytes: int
-    busy_s: float
-    num_steps: int
     sent_bytes: dict[str, int]
     work: dict[str, tuple[Any, ...]]
     """By phase, the fields of its PhaseWork in order; steps of both phases at once are in neither."""

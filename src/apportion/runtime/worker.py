@@ -126,7 +126,6 @@ class _Worker:
         size = self._stage.split.size
         name = f"group-{place.stage_index}"
         self._group = TensorGroup(place.run_dir, name, place.rank, size, self._pacer.settle)
-        self._busy_s, self._num_steps = 0.0, 0
         self._work = WorkMeter()
         self._meter = memory_meter(self._device)
         import_family(place.folder)
@@ -155,10 +154,7 @@ class _Worker:
             self._pacer.start()
             batch = unpack_batch(header)
             self._step(batch, header, payload)
-            busy_s = time.perf_counter() - begun_s
-            self._work.end_step(batch, busy_s)
-            self._busy_s += busy_s
-            self._num_steps += 1
+            self._work.end_step(batch, time.perf_counter() - begun_s)
         self._coordinator.send(Kind.STOPPED, pack(asdict(self._report())))
         self._group.close()
 
@@ -232,8 +228,6 @@ class _Worker:
             parameters=self._model.parameters,
             read_bytes=self._model.read_bytes,
             peak_bytes=self._meter.peak_bytes(),
-            busy_s=self._busy_s,
-            num_steps=self._num_steps,
             sent_bytes=sent_bytes,
             work=self._work.report(),
         )
