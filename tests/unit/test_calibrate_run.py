@@ -33,8 +33,6 @@ def test_steps_are_added_up_by_phase_and_mixed_ones_left_out():
         parameters=0,
         read_bytes=0,
         peak_bytes=0,
-        busy_s=2.0,
-        num_steps=4,
         sent_bytes={},
         work=meter.report(),
     )
