@@ -1,6 +1,7 @@
 """A model's config.json as a ModelSpec: exact parameter counts per layer and axis, without torch.
 
-The layouts are declared in `families`; tests compare the counts with those of transformers' models.
+The layouts are declared in `families`; tests compare the counts with those of transformers' models, and `checkpoint`
+with the model's own files, where there are any.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from math import gcd
 from pathlib import Path
 
 from apportion.catalog.attention import Attention, present, read_attention
+from apportion.catalog.checkpoint import with_checkpoint
 from apportion.catalog.config_fields import ConfigFields
 from apportion.catalog.families import FAMILIES, Family
 from apportion.catalog.gguf_config import GGUF_SUFFIX, check_gguf, gguf_fields
@@ -31,7 +33,8 @@ def read_model_spec(path: Path) -> ModelSpec:
         check_gguf(gguf, spec)
         return spec
     file = path if path.is_file() else path / "config.json"
-    return model_spec(ConfigFields.read(file), _name(file))
+    spec = model_spec(ConfigFields.read(file), _name(file))
+    return with_checkpoint(path, spec) if path.is_dir() else spec
 
 
 def _name(file: Path) -> str:

@@ -26,7 +26,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder-only transformer as the planner sees it, made from its config.json alone."""
+    """A decoder-only transformer as the planner sees it, made from its config.json and held against its files."""
 
     name: str
     family: str
@@ -45,7 +45,7 @@ class ModelSpec:
     tied_embeddings: bool
     max_context_tokens: int
     checkpoint_format: str
-    """Weight format of the files ("bf16", "fp16", "fp32")."""
+    """Weight format of the files ("bf16", "fp16", "fp32"); where there are none, the config's."""
     kv_lora_rank: int | None = None
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): every head reads one latent of `head_dim` elements
     per token as its key, and the first `kv_lora_rank` of them as its value; each member of a group holds it whole.
@@ -72,14 +72,18 @@ class ModelSpec:
         """Parameters of one vocabulary table; an untied model has two (embedding and head)."""
         return self.vocab_rows * self.hidden_size
 
+    def layer_parameters(self, layer: int) -> int:
+        """Of one whole layer."""
+        part = self.layers[layer]
+        return (
+            self.kv_heads * part.attention_params_per_kv_head
+            + self.ffn_columns * part.ffn_params_per_column
+            + part.replicated_params
+        )
+
     @property
     def num_parameters(self) -> int:
         """Of the whole model: layers, vocabulary tables, final norm."""
-        layers = sum(
-            self.kv_heads * layer.attention_params_per_kv_head
-            + self.ffn_columns * layer.ffn_params_per_column
-            + layer.replicated_params
-            for layer in self.layers
-        )
+        layers = sum(self.layer_parameters(layer) for layer in range(self.num_layers))
         tables = 1 if self.tied_embeddings else 2
         return layers + tables * self.embedding_params + self.hidden_size

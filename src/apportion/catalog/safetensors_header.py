@@ -1,0 +1,72 @@
+"""The headers of a checkpoint's safetensors files: names, types and shapes of its tensors, without their data.
+
+Format: https://huggingface.co/docs/safetensors#format. Eight bytes of length, so much JSON, then the data.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+from apportion.types.errors import ModelError
+
+INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100 * 2**20
+"""The format's own limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorHeader:
+    file: Path
+    name: str
+    dtype: str
+    """As the format calls it: "BF16", "F8_E4M3"."""
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+
+def read_headers(folder: Path) -> tuple[TensorHeader, ...] | None:
+    """Of all files of a checkpoint; None where they are not all there. Raises ModelError for one that is not whole."""
+    index = folder / INDEX_NAME
+    files = _indexed_files(index) if index.is_file() else [folder / SINGLE_NAME]
+    if not all(file.is_file() for file in files):
+        return None
+    return tuple(tensor for file in files for tensor in _file_headers(file))
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [index.parent / str(name) for name in dict.fromkeys(names)]
+    except OSError as error:
+        raise ModelError(f"{index} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{index} names no files; download it again") from None
+
+
+def _file_headers(file: Path) -> Iterator[TensorHeader]:
+    """Raises ModelError."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+            if not 0 < length <= _MAX_HEADER_BYTES:
+                raise ValueError(f"a header of {length} bytes")
+            content = opened.read(length)
+        header = cast(dict[str, Any], json.loads(content))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        data_bytes = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+        if file.stat().st_size < _LENGTH_BYTES + length + data_bytes:
+            raise ValueError("it ends before its last tensor")
+        for name, entry in tensors.items():
+            shape = tuple(int(size) for size in entry["shape"])
+            yield TensorHeader(file=file, name=name, dtype=str(entry["dtype"]), shape=shape)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelError(f"{file} is not a whole safetensors file ({error}); download it again") from None
