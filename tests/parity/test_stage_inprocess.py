@@ -18,6 +18,7 @@ from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
 from apportion.model.hf import build_hf_stage
 from apportion.model.stage import StageModel
+from apportion.model.weights import Checkpoint
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage, TensorSplit
 from apportion.types.request import Chunk, SamplingParams, ScheduledBatch
@@ -114,6 +115,7 @@ def build(folder: Path, model: ModelSpec, stage: Stage) -> RunningStage:
             model,
             stage,
             rank,
+            weights=Checkpoint(folder),
             num_kv_blocks=NUM_BLOCKS,
             block_tokens=BLOCK_TOKENS,
             all_reduce=group.all_reduce(rank),

@@ -28,7 +28,7 @@ from apportion.model.parameters import ParameterReader, parameter_shapes
 from apportion.model.shard import Axis, RankShares, Shape
 from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
 from apportion.model.stage import StageModel
-from apportion.model.weights import FORMAT_DTYPES, Checkpoint
+from apportion.model.weights import FORMAT_DTYPES, Weights
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
@@ -85,13 +85,14 @@ def build_hf_stage(
     stage: Stage,
     rank: int,
     *,
+    weights: Weights,
     num_kv_blocks: int,
     block_tokens: int,
     all_reduce: AllReduce,
     torch_device: str,
     observe_memory: Callable[[], None],
 ) -> StageModel:
-    """Member `rank` of `stage`, read from the checkpoint in `folder`: weights first, then the KV pool.
+    """Member `rank` of `stage`, of the config in `folder`: first it reads its `weights`, then it takes the KV pool.
 
     `all_reduce` sums over the members (identity for one); `observe_memory` is called after each allocation.
     Raises ModelError for a checkpoint that cannot be used.
@@ -99,7 +100,7 @@ def build_hf_stage(
     shares = RankShares.of(model, stage, rank)
     config = _read_config(folder)
     assert config.model_type == model.family
-    reader = ParameterReader(Checkpoint(folder), model, stage, shares, torch_device, observe_memory)
+    reader = ParameterReader(weights, model, stage, shares, torch_device, observe_memory)
     modules = _build_modules(_Configs.of(config, model, shares), reader, model, stage, rank, all_reduce)
     pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)
     observe_memory()
@@ -109,7 +110,7 @@ def build_hf_stage(
         pool,
         parameters=reader.parameters,
         weights_bytes=reader.parameters * reader.dtype.itemsize,
-        read_bytes=reader.checkpoint.read_bytes,
+        read_bytes=weights.read_bytes,
     )
 
 

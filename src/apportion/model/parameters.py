@@ -15,7 +15,7 @@ from apportion.model.shard import (
     sharded_dim,
     whole_placements,
 )
-from apportion.model.weights import FORMAT_DTYPES, Checkpoint
+from apportion.model.weights import FORMAT_DTYPES, Weights
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
 
@@ -33,14 +33,14 @@ class ParameterReader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        weights: Weights,
         model: ModelSpec,
         stage: Stage,
         shares: RankShares,
         torch_device: str,
         observe_memory: Callable[[], None],
     ) -> None:
-        self.checkpoint = checkpoint
+        self._weights = weights
         self.dtype = FORMAT_DTYPES[stage.weight_format]
         self.torch_device = torch_device
         self.shares = shares
@@ -56,7 +56,7 @@ class ParameterReader:
         for name, shape in parameter_shapes(layer).items():
             shrunk_shapes: dict[Axis, Shape] = {axis: shapes[name] for axis, shapes in shrunk.items()}
             sharded = sharded_dim(name, full[name], shrunk_shapes, self._model, self.shares)
-            reads = placements(prefix, name, self._model.family, self.checkpoint, full[name], sharded)
+            reads = placements(prefix, name, self._model.family, self._weights, full[name], sharded)
             module_name, _, leaf = name.rpartition(".")
             setattr(layer.get_submodule(module_name), leaf, self._read(shape, reads))
 
@@ -82,8 +82,8 @@ class ParameterReader:
     def _read(self, shape: Shape, reads: Iterable[Placement]) -> nn.Parameter:
         tensor = torch.empty(shape, dtype=self.dtype, device=self.torch_device)
         for read in reads:
-            self.checkpoint.check_shape(read.source, read.source_shape)
-            self.checkpoint.read_into(tensor[read.target], read.source, read.ranges)
+            self._weights.check_shape(read.source, read.source_shape)
+            self._weights.read_into(tensor[read.target], read.source, read.ranges)
         self.parameters += tensor.numel()
         self._observe_memory()
         return nn.Parameter(tensor, requires_grad=False)

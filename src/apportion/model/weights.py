@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,20 @@ _DTYPES: dict[str, tuple[type[np.generic], torch.dtype]] = {
     "F16": (np.float16, torch.float16),
     "BF16": (np.uint16, torch.bfloat16),  # numpy has no bfloat16: the bits are copied as they are
 }
+
+
+class Weights(Protocol):
+    """Where a model's parameters come from."""
+
+    read_bytes: int
+
+    def __contains__(self, name: str, /) -> bool: ...
+
+    def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Called before a tensor is read. Raises ModelError where it is missing or of another shape."""
+
+    def read_into(self, target: Tensor, name: str, ranges: tuple[Range, ...]) -> None:
+        """Copies the hyper-rectangle `ranges` of tensor `name` into `target`, in the dtype of `target`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +79,6 @@ class Checkpoint:
         return name in self._tensors
 
     def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises ModelError where the tensor is missing or of another shape."""
         tensor = self._tensor(name)
         if tensor.shape != shape:
             raise ModelError(
@@ -74,7 +87,6 @@ class Checkpoint:
             )
 
     def read_into(self, target: Tensor, name: str, ranges: tuple[Range, ...]) -> None:
-        """Copies the hyper-rectangle `ranges` of tensor `name` into `target`, in the dtype of `target`."""
         tensor = self._tensor(name)
         numpy_type, torch_type = _DTYPES[tensor.dtype]
         item_bytes = np.dtype(numpy_type).itemsize

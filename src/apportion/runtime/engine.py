@@ -33,14 +33,18 @@ class Engine:
     """Executes one plan; a context manager that leaves no process behind.
 
     `step()` hands out work and returns the tokens of one finished microbatch; `generate()` runs requests to the end.
-    Raises the worker's own error, or EngineError where one vanished.
+    `folder` may be a config.json where the weights are random. Raises the worker's own error, or EngineError where one
+    vanished.
     """
 
-    def __init__(self, plan: Plan, folder: Path, eos_token_ids: Iterable[int]) -> None:
+    def __init__(
+        self, plan: Plan, folder: Path, eos_token_ids: Iterable[int], *, random_weights: bool = False
+    ) -> None:
         self.plan = plan
         self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids)
         self.reports: dict[str, WorkerReport] = {}
         self._folder = folder
+        self._random_weights = random_weights
         self._left: set[str] = set()
         self._exit = contextlib.ExitStack()
 
@@ -55,7 +59,7 @@ class Engine:
                 device_id: Outbox(context, inbox_address(run_dir, device_id))
                 for device_id in self.plan.device_ids
             }
-            self._processes = launch(self.plan, self._folder, run_dir)
+            self._processes = launch(self.plan, self._folder, run_dir, random_weights=self._random_weights)
             self._exit.callback(self._kill)
             self._await_all(Kind.READY)
             self._exit = self._exit.pop_all()

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from apportion.model.batch import FlatBatch
 from apportion.model.hf import build_hf_stage, import_family
+from apportion.model.random_weights import RandomWeights
 from apportion.model.sampling import sample
-from apportion.model.weights import FORMAT_DTYPES
+from apportion.model.weights import FORMAT_DTYPES, Checkpoint
 from apportion.parallel.group import PeerLostError, TensorGroup
 from apportion.parallel.links import COORDINATOR, LINGER_MS, Inbox, Outbox, inbox_address
 from apportion.parallel.wire import (
@@ -47,10 +48,12 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPlace:
-    """Which member of the plan a process is. `run_dir` holds the sockets of this run."""
+    """Which member of the plan a process is. `folder` holds config.json and, unless they are random, the weights;
+    `run_dir` the sockets of this run."""
 
     plan: Plan
     folder: Path
+    random_weights: bool
     run_dir: Path
     stage_index: int
     rank: int
@@ -135,6 +138,7 @@ class _Worker:
             plan.model,
             self._stage,
             place.rank,
+            weights=RandomWeights() if place.random_weights else Checkpoint(place.folder),
             num_kv_blocks=plan.num_kv_blocks,
             block_tokens=plan.block_tokens,
             all_reduce=_timed_all_reduce(self._group, self._pacer, self._work),
