@@ -63,35 +63,35 @@ def _tiles(span: SequenceSpan, window_tokens: int | None) -> list[tuple[int, int
 
 def _attend(
     query_QKGD: Tensor,
-    key_CKD: Tensor,
-    value_CKD: Tensor,
+    key_KCD: Tensor,
+    value_KCD: Tensor,
     scale: float,
     window_tokens: int | None,
     softcap: float | None,
     sinks_N: Tensor | None,
 ) -> Tensor:
     """Attention of consecutive tokens, the last of which is the last key; returns out_QKGD."""
-    mask_QC = _causal_mask(len(query_QKGD), len(key_CKD), window_tokens, key_CKD.device)
+    mask_QC = _causal_mask(len(query_QKGD), key_KCD.shape[1], window_tokens, key_KCD.device)
     if softcap is None and sinks_N is None:
-        return _attend_fused(query_QKGD, key_CKD, value_CKD, scale, mask_QC)
+        return _attend_fused(query_QKGD, key_KCD, value_KCD, scale, mask_QC)
     num_queries, kv_heads, group, head_dim = query_QKGD.shape
     # One product per KV head: a broadcast matmul would copy the keys for every query head.
     query_KED = query_QKGD.permute(1, 2, 0, 3).reshape(kv_heads, group * num_queries, head_dim)
-    scores_KEC = torch.bmm(query_KED, key_CKD.permute(1, 2, 0)).float().mul_(scale)
+    scores_KEC = torch.bmm(query_KED, key_KCD.transpose(1, 2)).float().mul_(scale)
     if softcap is not None:
         scores_KEC.div_(softcap).tanh_().mul_(softcap)
     scores_KGQC = scores_KEC.view(kv_heads, group, num_queries, -1)
     if mask_QC is not None:
         scores_KGQC.masked_fill_(mask_QC.logical_not_(), float("-inf"))
-    weights_KEC = _softmax_(scores_KGQC, sinks_N).view_as(scores_KEC).to(value_CKD.dtype)
-    out_KED = torch.bmm(weights_KEC, value_CKD.transpose(0, 1))
+    weights_KEC = _softmax_(scores_KGQC, sinks_N).view_as(scores_KEC).to(value_KCD.dtype)
+    out_KED = torch.bmm(weights_KEC, value_KCD)
     return out_KED.view(kv_heads, group, num_queries, head_dim).permute(2, 0, 1, 3)
 
 
 def _attend_fused(
-    query_QKGD: Tensor, key_CKD: Tensor, value_CKD: Tensor, scale: float, mask_QC: Tensor | None
+    query_QKGD: Tensor, key_KCD: Tensor, value_KCD: Tensor, scale: float, mask_QC: Tensor | None
 ) -> Tensor:
-    key_K1CD, value_K1CD = key_CKD.permute(1, 0, 2)[:, None], value_CKD.permute(1, 0, 2)[:, None]
+    key_K1CD, value_K1CD = key_KCD[:, None], value_KCD[:, None]
     if len(query_QKGD) == 1:  # the group's heads are the queries: each key is read once for all of them
         out_K1GD = F.scaled_dot_product_attention(
             query_QKGD.transpose(0, 1), key_K1CD, value_K1CD, scale=scale

@@ -1,6 +1,9 @@
 """The KV cache of one member of a stage: one preallocated pair of tensors per layer, cut into blocks.
 
-Shapes: T = new tokens, C = positions of one sequence, K = local KV heads, D = head dim.
+A head's keys lie side by side: a sequence whose blocks follow each other is one run of memory per head, which a core
+reads 2-3 times as fast as rows a token apart.
+
+Shapes: S = slots of the pool, T = new tokens, C = positions of one sequence, K = local KV heads, D = head dim.
 """
 
 import torch
@@ -22,25 +25,25 @@ class KVPool:
         dtype: torch.dtype,
         torch_device: str,
     ) -> None:
-        shape = (num_blocks * block_tokens, kv_heads, head_dim)
+        shape = (kv_heads, num_blocks * block_tokens, head_dim)
         self.layer_start = layer_start
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
-        self.keys = [torch.zeros(shape, dtype=dtype, device=torch_device) for _ in range(num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=torch_device) for _ in range(num_layers)]
+        self.keys_KSD = [torch.zeros(shape, dtype=dtype, device=torch_device) for _ in range(num_layers)]
+        self.values_KSD = [torch.zeros(shape, dtype=dtype, device=torch_device) for _ in range(num_layers)]
 
     @property
     def kv_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return sum(tensor.nbytes for tensor in (*self.keys_KSD, *self.values_KSD))
 
     def write(self, layer: int, slots_T: Tensor, key_TKD: Tensor, value_TKD: Tensor) -> None:
         index = layer - self.layer_start
-        self.keys[index].index_copy_(0, slots_T, key_TKD)
-        self.values[index].index_copy_(0, slots_T, value_TKD)
+        self.keys_KSD[index].index_copy_(1, slots_T, key_TKD.transpose(0, 1))
+        self.values_KSD[index].index_copy_(1, slots_T, value_TKD.transpose(0, 1))
 
     def read(self, layer: int, slots: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """key_CKD and value_CKD at `slots`: views where the slots are a slice, else copies."""
+        """key_KCD and value_KCD at `slots`: views where the slots are a slice, else copies."""
         index = layer - self.layer_start
         if isinstance(slots, slice):
-            return self.keys[index][slots], self.values[index][slots]
-        return self.keys[index].index_select(0, slots), self.values[index].index_select(0, slots)
+            return self.keys_KSD[index][:, slots], self.values_KSD[index][:, slots]
+        return self.keys_KSD[index].index_select(1, slots), self.values_KSD[index].index_select(1, slots)
