@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from planned import cpu
@@ -168,3 +169,40 @@ def test_the_probe_measures_a_share_of_the_cores():
     assert 1e9 < core.flops_per_s["fp32"] < 1e13
     assert core.memory_bytes > 0
     assert make_cluster(local_devices(), []).devices
+
+
+WRITTEN = """id = "a"
+memory = "6GiB"
+mem_bytes_per_s = 1e10
+flops_per_s = { fp32 = 1e11 }
+layer_overhead_s = 1e-4
+step_overhead_s = 1e-3
+"""
+GPU = 'gpu = "rtx-3090"\n'
+
+
+def stream_of(folder: Path, lines: str) -> float | None:
+    file = folder / "cluster.toml"
+    file.write_text(f"[[device]]\n{lines}")
+    return read_cluster_toml(file, lambda _: []).devices[0].stream_bytes_per_s
+
+
+def test_stream_rates(tmp_path: Path):
+    assert stream_of(tmp_path, WRITTEN + 'stream = "3 GB/s"') == 3e9
+    assert stream_of(tmp_path, WRITTEN + 'stream = "3 GB/s"\nspeed = 0.5') == 1.5e9
+    assert stream_of(tmp_path, WRITTEN) is None
+    assert stream_of(tmp_path, GPU) == pytest.approx(0.8 * 31.5e9, rel=1e-3)
+    assert stream_of(tmp_path, GPU + 'stream = "never"') is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (GPU + 'stream = "40 GB/s"', "more than the 31.5 GB/s of the connector"),
+        ('gpu = "m2-max-64gb"\nstream = "3 GB/s"', "nowhere to stream from"),
+        (WRITTEN + 'stream = "fast"', "stream: 'fast' is not like 1Gbit or 25GB/s, or never"),
+    ],
+)
+def test_stream_rates_that_contradict(tmp_path: Path, lines: str, message: str):
+    with pytest.raises(ClusterError, match=message):
+        stream_of(tmp_path, lines)

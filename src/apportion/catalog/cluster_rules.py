@@ -84,6 +84,7 @@ def emulate(device: Device, speed: float) -> Device:
         flops_per_s={name: rate * speed for name, rate in device.flops_per_s.items()},
         layer_overhead_s=device.layer_overhead_s / speed,
         step_overhead_s=device.step_overhead_s / speed,
+        stream_bytes_per_s=device.stream_bytes_per_s and device.stream_bytes_per_s * speed,
     )
 
 

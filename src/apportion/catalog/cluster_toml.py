@@ -19,7 +19,13 @@ from apportion.catalog.cluster_rules import (
     make_cluster,
     numbered,
 )
-from apportion.catalog.datasheet import check_override, gpu_device, inside_bytes_per_s, torch_device
+from apportion.catalog.datasheet import (
+    check_override,
+    check_stream,
+    gpu_device,
+    inside_bytes_per_s,
+    torch_device,
+)
 from apportion.catalog.gpus import Gpu, find_gpu
 from apportion.catalog.toml_table import TomlTable
 from apportion.types.cluster import Cluster, Device, DeviceKind, Link
@@ -168,6 +174,9 @@ def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None) -> Devi
     memory_bytes = table.size_bytes("memory", like and like.memory_bytes)
     if gpu is not None:
         check_override(gpu, memory_bytes, f"{table.place}: memory")
+    stream_bytes_per_s = table.stream(like and like.stream_bytes_per_s)
+    if gpu is not None:
+        check_stream(gpu, stream_bytes_per_s, f"{table.place}: stream")
     device = Device(
         id="",
         host="",
@@ -183,6 +192,7 @@ def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None) -> Devi
         host_cores=like and like.host_cores,
         speed=1.0,
         source="datasheet" if like is None else like.source,
+        stream_bytes_per_s=stream_bytes_per_s,
     )
     if device.usable_bytes <= 0:
         raise ClusterError(f"{table.place}: reserved: nothing is left of {memory_bytes} bytes of memory")

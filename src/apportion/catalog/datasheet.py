@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from apportion.catalog.gpus import Gpu, GpuKind
 from apportion.types.cluster import Device
 from apportion.types.errors import ClusterError
+from apportion.types.pcie import REACHED_SHARE
 from apportion.types.units import FORMAT_BYTES, format_bytes
 
 
@@ -47,6 +48,8 @@ CPU_FLOPS_PER_S = 0.6 * CPU_CORES * 2 * 2 * 8 * 3.5e9
 """and 8 cores at 3.5 GHz with two 8-wide fused multiply-adds a cycle (AVX2), of which 0.6 are reached."""
 CPU_HALF_SHARE = 0.1
 """Of fp32 products: 16-bit ones are converted element by element without units for them (probe/local.py)."""
+CPU_STREAM_BYTES_PER_S = 8e9
+"""One core's copy out of the page cache; assumed, a little below what a server's core did here (10 GB/s)."""
 CPU_LAYER_OVERHEAD_S, CPU_STEP_OVERHEAD_S = 2.2e-4, 8e-4
 """As probe/local.py has them."""
 
@@ -71,6 +74,7 @@ def gpu_device(gpu: Gpu, device_id: str, host: str) -> Device:
         host_cores=None,
         speed=1.0,
         source="datasheet",
+        stream_bytes_per_s=gpu.pcie_bytes_per_s and gpu.pcie_bytes_per_s * REACHED_SHARE,
     )
 
 
@@ -89,6 +93,19 @@ def check_override(gpu: Gpu, memory_bytes: int, place: str) -> int:
             f"{place}: {format_bytes(memory_bytes)} is more than the {format_bytes(most)} of {gpu.key}"
         )
     return memory_bytes
+
+
+def check_stream(gpu: Gpu, stream_bytes_per_s: float | None, place: str) -> None:
+    """Raises ClusterError for a rate at which no weights can come to this GPU."""
+    if stream_bytes_per_s is None:
+        return
+    if gpu.pcie_bytes_per_s is None:
+        raise ClusterError(
+            f"{place}: the memory of {gpu.key} is the system's, there is nowhere to stream from"
+        )
+    if stream_bytes_per_s > gpu.pcie_bytes_per_s:
+        most, asked = (f"{rate / 1e9:.3g} GB/s" for rate in (gpu.pcie_bytes_per_s, stream_bytes_per_s))
+        raise ClusterError(f"{place}: {asked} is more than the {most} of the connector of {gpu.key}")
 
 
 def torch_device(kind: GpuKind, index: int) -> str:
@@ -116,6 +133,7 @@ def desktop_cpu(device_id: str, host: str, memory_bytes: int, num_devices: int) 
         host_cores=CPU_CORES,
         speed=1.0,
         source="datasheet",
+        stream_bytes_per_s=CPU_STREAM_BYTES_PER_S,
     )
 
 

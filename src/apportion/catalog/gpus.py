@@ -15,18 +15,10 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from apportion.types.errors import ClusterError
+from apportion.types.pcie import LANE_BYTES_PER_S
 from apportion.types.units import parse_bytes
 
 GpuKind = Literal["cuda", "rocm", "metal", "xpu"]
-
-_PCIE_BYTES_PER_S_PER_LANE = {
-    1: 2.5e9 / 8 * 8 / 10,
-    2: 5e9 / 8 * 8 / 10,
-    3: 8e9 / 8 * 128 / 130,
-    4: 16e9 / 8 * 128 / 130,
-    5: 32e9 / 8 * 128 / 130,
-}
-"""Signalling rate times line code, before packet overhead (PCI Express base specification)."""
 
 _BRANDS = frozenset(
     (
@@ -76,7 +68,7 @@ class Gpu:
         """Peak of the card's own connector in one direction, None where the memory is the system's."""
         if self.pcie_generation is None or self.pcie_lanes is None:
             return None
-        return self.pcie_lanes * _PCIE_BYTES_PER_S_PER_LANE[self.pcie_generation]
+        return self.pcie_lanes * LANE_BYTES_PER_S[self.pcie_generation]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

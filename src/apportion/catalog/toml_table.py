@@ -72,6 +72,18 @@ class TomlTable:
         except ValueError as error:
             raise ClusterError(f"{self.place}: bandwidth: {error}") from None
 
+    def stream(self, default: float | None) -> float | None:
+        """Bytes per second from `stream` like "3 GB/s"; None with "never"."""
+        if "stream" not in self._left:
+            return default
+        text = self.text("stream")
+        if text == "never":
+            return None
+        try:
+            return parse_bandwidth(text)
+        except ValueError as error:
+            raise ClusterError(f"{self.place}: stream: {error}, or never") from None
+
     def numbers(self, key: str, default: Mapping[str, float] | None) -> dict[str, float]:
         """A table of numbers, like flops_per_s by weight format."""
         if key not in self._left and default is not None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from apportion.cost.objective import Timing, goal, microbatch_sequences
 from apportion.cost.roofline import Step, attention_s, decode_step, ffn_column_s, head_row_s, prefill_steps
 from apportion.cost.shard import Shard, stage_shards
+from apportion.cost.streaming import streaming_step_s
 from apportion.cost.traffic import (
     ID_BYTES,
     LOGIT_BYTES,
@@ -29,11 +30,13 @@ Members = Sequence[tuple[Device, Shard]]
 
 def group_step_s(model: ModelSpec, members: Members, link: Link | None, step: Step) -> float:
     """Time of one step: members wait for each other after attention and after the FFN, so a layer takes
-    max(attention) + max(FFN) + max(overhead) + reductions; the step adds max(overhead) once."""
+    max(attention) + max(FFN) + max(overhead) + reductions; the step adds max(overhead) once. Streamed layers' weights
+    arrive meanwhile, or add their time."""
     attention = sum(
         count * group_attention_s(model, members, layer, step) for layer, count in members[0][1].layers
     )
-    return attention + group_rest_s(model, members, link, step)
+    computing_s = attention + group_rest_s(model, members, link, step)
+    return max(streaming_step_s(device, shard, computing_s) for device, shard in members)
 
 
 def group_attention_s(model: ModelSpec, members: Members, layer: LayerSpec, step: Step) -> float:

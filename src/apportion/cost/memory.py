@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from apportion.cost.shard import Shard, stage_shards
+from apportion.cost.streaming import (
+    largest_streamed_bytes,
+    streamed_bytes,
+    streamed_parameters,
+)
 from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
 from apportion.types.plan import DeviceMemory, Plan, Stage
@@ -110,26 +115,33 @@ def _logit_columns(model: ModelSpec, shard: Shard) -> int:
     return model.vocab_rows if shard.rank == 0 else shard.vocab_rows
 
 
-def shard_memory(model: ModelSpec, shard: Shard, capacity: Capacity, *, reserved_bytes: int) -> DeviceMemory:
+def shard_memory(
+    model: ModelSpec, shard: Shard, capacity: Capacity, *, reserved_bytes: int, num_buffers: int = 2
+) -> DeviceMemory:
+    """`num_buffers` of the largest streamed layer, if there is one."""
     element_bytes = shard.element_bytes
     kv_tokens = capacity.num_kv_blocks * capacity.block_tokens
     return DeviceMemory(
-        weights_bytes=shard_parameters(model, shard) * element_bytes,
+        weights_bytes=shard_parameters(model, shard) * element_bytes - streamed_bytes(shard),
         kv_bytes=kv_tokens * kv_bytes_per_token(model, shard),
         workspace_bytes=workspace_bytes(model, shard, capacity),
         buffer_bytes=capacity.messages_in_flight * capacity.chunk_tokens * model.hidden_size * element_bytes,
         reserved_bytes=reserved_bytes,
+        stream_buffer_bytes=num_buffers * largest_streamed_bytes(shard),
+        streamed_bytes=streamed_bytes(shard),
     )
 
 
 def parameters(model: ModelSpec, stage: Stage, rank: int) -> int:
-    """Parameters that rank `rank` of `stage` holds, exactly."""
+    """Parameters that rank `rank` of `stage` computes with, exactly."""
     return shard_parameters(model, stage_shards(model, stage)[rank])
 
 
 def read_bytes(model: ModelSpec, stage: Stage, rank: int) -> int:
-    """Checkpoint bytes that the rank reads."""
-    return parameters(model, stage, rank) * FORMAT_BYTES[model.checkpoint_format]
+    """Checkpoint bytes that the rank loads: of all but its streamed layers."""
+    shard = stage_shards(model, stage)[rank]
+    held = shard_parameters(model, shard) - streamed_parameters(shard)
+    return held * FORMAT_BYTES[model.checkpoint_format]
 
 
 def stages_memory(
@@ -138,7 +150,11 @@ def stages_memory(
     """Memory of every device in use."""
     return {
         device_id: shard_memory(
-            model, shard, capacity, reserved_bytes=cluster.device(device_id).reserved_bytes
+            model,
+            shard,
+            capacity,
+            reserved_bytes=cluster.device(device_id).reserved_bytes,
+            num_buffers=cluster.device(device_id).stream_buffers,
         )
         for stage in stages
         for device_id, shard in zip(stage.split.device_ids, stage_shards(model, stage), strict=True)

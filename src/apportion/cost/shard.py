@@ -25,6 +25,8 @@ class Shard:
     weight_format: str
     has_embedding: bool
     has_head: bool
+    streamed: LayerCounts = ()
+    """Those of `layers` whose weights are streamed."""
 
     @property
     def num_layers(self) -> int:
@@ -42,6 +44,7 @@ def layer_counts(layers: Sequence[LayerSpec]) -> LayerCounts:
 def stage_shards(model: ModelSpec, stage: Stage) -> tuple[Shard, ...]:
     """The shards of a stage's members, in rank order."""
     layers = layer_counts(model.layers[stage.layer_start : stage.layer_stop])
+    streamed = layer_counts([model.layers[index] for index in stage.streamed_layers])
     split = stage.split
     return tuple(
         Shard(
@@ -54,6 +57,7 @@ def stage_shards(model: ModelSpec, stage: Stage) -> tuple[Shard, ...]:
             weight_format=stage.weight_format,
             has_embedding=stage.has_embedding,
             has_head=stage.has_head,
+            streamed=streamed,
         )
         for rank in range(split.size)
     )

@@ -34,7 +34,7 @@ def device_figures(device: Device) -> tuple[object, ...]:
     rates = tuple(sorted(device.flops_per_s.items()))
     memory = (device.memory_bytes, device.reserved_bytes)
     overheads = (device.layer_overhead_s, device.step_overhead_s)
-    return (device.kind, *memory, device.mem_bytes_per_s, rates, *overheads)
+    return (device.kind, *memory, device.mem_bytes_per_s, device.stream_bytes_per_s, rates, *overheads)
 
 
 def device_kinds(devices: Sequence[Device]) -> tuple[tuple[Device, ...], ...]:

@@ -1,5 +1,8 @@
-"""Prints what BLAS's threads read (bytes/s, a matrix-vector product) and compute (FLOP/s, an fp32 product)."""
+"""Prints what BLAS's threads read (bytes/s, a matrix-vector product) and compute (FLOP/s, an fp32 product), and
+what one thread copies out of a file in the page cache (bytes/s)."""
 
+import os
+import tempfile
 from collections.abc import Callable
 from time import perf_counter
 
@@ -23,6 +26,22 @@ def multiply_flops_per_s() -> float:
     return 2 * size**3 / best_s(lambda: matrix @ matrix)
 
 
+def copied_bytes_per_s() -> float:
+    """As weights are streamed: read into a buffer of ours, piece by piece."""
+    piece_bytes = 2**22
+    target = memoryview(np.ones(READ_BYTES, dtype=np.uint8))
+    with tempfile.TemporaryFile() as file:
+        for _ in range(len(target) // piece_bytes):
+            file.write(bytes(piece_bytes))
+        file.flush()
+
+        def copy() -> None:
+            for start in range(0, len(target), piece_bytes):
+                os.preadv(file.fileno(), [target[start : start + piece_bytes]], start)
+
+        return len(target) / best_s(copy)
+
+
 def best_s(work: Callable[[], object]) -> float:
     """The shortest of the runs that fit in `MEASURE_S`, after one to warm up."""
     work()
@@ -35,4 +54,4 @@ def best_s(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    print(read_bytes_per_s(), multiply_flops_per_s())
+    print(read_bytes_per_s(), multiply_flops_per_s(), copied_bytes_per_s())

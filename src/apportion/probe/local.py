@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from apportion.types import pcie
 from apportion.types.cluster import Device
 
 Figure = TypeVar("Figure")
@@ -38,10 +39,10 @@ def all_local_devices(num_cpu_devices: int) -> tuple[Device, ...]:
 
 def measure_cpu(num_devices: int) -> Device:
     """One of `num_devices` that share the cores evenly: bytes per second that its threads read in a matrix-vector
-    product, and FLOP/s of an fp32 product."""
+    product and that one of them copies out of the page cache, and FLOP/s of an fp32 product."""
     cores = len(os.sched_getaffinity(0))
     num_threads = max(1, cores // num_devices)
-    read_bytes_per_s, flops_per_s = _measured_rates(num_threads)
+    read_bytes_per_s, flops_per_s, stream_bytes_per_s = _measured_rates(num_threads)
     half = flops_per_s * CPU_HALF_FRACTION
     return Device(
         id="cpu",
@@ -58,11 +59,12 @@ def measure_cpu(num_devices: int) -> Device:
         host_cores=cores,
         speed=1.0,
         source="measured",
+        stream_bytes_per_s=stream_bytes_per_s,
     )
 
 
-def _measured_rates(num_threads: int) -> tuple[float, float]:
-    """Bytes/s and FLOP/s: BLAS reads its number of threads at import, so in a process of its own."""
+def _measured_rates(num_threads: int) -> tuple[float, float, float]:
+    """As cpu_rates.py prints them: BLAS reads its number of threads at import, so in a process of its own."""
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("cpu_rates.py"))],
@@ -71,8 +73,8 @@ def _measured_rates(num_threads: int) -> tuple[float, float]:
         text=True,
         check=True,
     )
-    read, multiply = done.stdout.split()
-    return float(read), float(multiply)
+    read, multiply, copied = (float(figure) for figure in done.stdout.split())
+    return read, multiply, copied
 
 
 def cuda_devices() -> tuple[Device, ...]:
@@ -125,4 +127,7 @@ def _cuda_device(nvml: Any, index: int) -> Device:
         speed=1.0,
         # Figures of this very card: a run here may replace them, as it may not replace a catalogued card's.
         source="measured",
+        stream_bytes_per_s=pcie.stream_bytes_per_s(
+            nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle), nvml.nvmlDeviceGetMaxPcieLinkWidth(handle)
+        ),
     )

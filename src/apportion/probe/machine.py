@@ -50,6 +50,7 @@ def _best_processor(measured: Sequence[Device]) -> Device:
         measured[0],
         mem_bytes_per_s=max(device.mem_bytes_per_s for device in measured),
         flops_per_s={name: max(device.flops_per_s[name] for device in measured) for name in names},
+        stream_bytes_per_s=max(device.stream_bytes_per_s or 0.0 for device in measured),
     )
 
 
@@ -83,6 +84,11 @@ def _device_toml(device: Device, name: str) -> str:
         f"mem_bytes_per_s = {device.mem_bytes_per_s:.3g}  # {how}",
         f"flops_per_s = {{ {flops} }}  # {how}{half}",
     ]
+    if device.stream_bytes_per_s is not None:
+        source = "measured, out of the page cache" if cpu else "a share of its connector's"
+        lines.append(
+            f'stream = "{device.stream_bytes_per_s / 1e9:.3g} GB/s"  # of weights not held; {source}'
+        )
     if cpu:
         lines.append(f"num_threads = {device.num_threads}")
     return "\n".join(lines)

@@ -34,10 +34,18 @@ class Device:
     """Cores that the CPU devices of its host share, None where not known."""
     speed: float
     source: FigureSource
+    stream_bytes_per_s: float | None = None
+    """How fast weights come from host memory while steps run: over a card's own connector; on a CPU a copy out of the
+    page cache, which takes its own time. A disk is slower. None where layers cannot be streamed to it."""
 
     @property
     def usable_bytes(self) -> int:
         return self.memory_bytes - self.reserved_bytes
+
+    @property
+    def stream_buffers(self) -> int:
+        """Of one streamed layer each: a GPU copies into one while it computes from the other; a CPU copies itself."""
+        return 1 if self.kind == "cpu" else 2
 
     @property
     def emulated(self) -> bool:

@@ -38,6 +38,8 @@ class Stage:
     weight_format: str
     has_embedding: bool
     has_head: bool
+    streamed_layers: tuple[int, ...] = ()
+    """Layers of the stage whose weights stay in host memory and are brought to the device in every step."""
 
     @property
     def num_layers(self) -> int:
@@ -53,11 +55,17 @@ class DeviceMemory:
     workspace_bytes: int
     buffer_bytes: int
     reserved_bytes: int
+    stream_buffer_bytes: int = 0
+    """Where streamed layers' weights arrive."""
+    streamed_bytes: int = 0
+    """Weights of the streamed layers, in the stage's format. They take host memory (pinned for a GPU, the page cache of
+    the checkpoint's files for a CPU), none of the device's."""
 
     @property
     def engine_bytes(self) -> int:
         """What the engine will allocate."""
-        return self.weights_bytes + self.kv_bytes + self.workspace_bytes + self.buffer_bytes
+        held_bytes = self.weights_bytes + self.stream_buffer_bytes + self.kv_bytes
+        return held_bytes + self.workspace_bytes + self.buffer_bytes
 
     @property
     def total_bytes(self) -> int:

@@ -1,0 +1,169 @@
+"""Bytes and seconds of streamed layers, by hand and against a simulation of the two buffers."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plans import cpu_device
+
+from apportion.catalog.cluster_rules import emulate
+from apportion.cost.estimate import group_step_s, stage_members
+from apportion.cost.memory import Capacity, read_bytes, stages_memory
+from apportion.cost.roofline import Step
+from apportion.cost.streaming import evenly_streamed, streaming_step_s
+from apportion.types.cluster import Cluster, DeviceKind
+from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.plan import Stage, TensorSplit
+
+LAYER = LayerSpec(
+    attention_params_per_kv_head=100,
+    ffn_params_per_column=12,
+    replicated_params=8,
+    window_tokens=None,
+    num_experts=0,
+    experts_per_token=0,
+)
+LAYER_BYTES = 4 * (2 * 100 + 6 * 12 + 8)
+"""280 parameters in fp32."""
+MODEL = ModelSpec(
+    name="hand",
+    family="llama",
+    fingerprint="",
+    layers=(LAYER,) * 4,
+    hidden_size=4,
+    q_heads=4,
+    kv_heads=2,
+    head_dim=5,
+    ffn_columns=6,
+    vocab_rows=10,
+    tied_embeddings=True,
+    max_context_tokens=64,
+    checkpoint_format="bf16",
+)
+STAGE = Stage(
+    layer_start=0,
+    layer_stop=4,
+    split=TensorSplit(device_ids=("a",), q_heads=(4,), kv_heads=(2,), ffn_columns=(6,), vocab_rows=(10,)),
+    weight_format="fp32",
+    has_embedding=True,
+    has_head=True,
+    streamed_layers=(0, 1, 3),
+)
+CAPACITY = Capacity(
+    num_kv_blocks=2,
+    block_tokens=4,
+    chunk_tokens=3,
+    concurrency=2,
+    max_context_tokens=8,
+    messages_in_flight=4,
+)
+DECODE = Step(sequences=1, new_tokens=1, start_tokens=9, sampled_rows=1)
+
+
+def _cluster(kind: DeviceKind) -> Cluster:
+    """Reads 400 B/s, computes 1000 flop/s, streams 560 B/s."""
+    device = replace(
+        cpu_device("a"),
+        kind=kind,
+        mem_bytes_per_s=400.0,
+        flops_per_s={"fp32": 1000.0},
+        layer_overhead_s=0.25,
+        step_overhead_s=0.0,
+        stream_bytes_per_s=560.0,
+    )
+    return Cluster(devices=(device,), links=())
+
+
+def _of(*layers: LayerSpec) -> ModelSpec:
+    return replace(MODEL, layers=layers)
+
+
+@pytest.mark.parametrize(("kind", "buffers"), [("cpu", 1), ("cuda", 2)])
+def test_streamed_layers_are_held_in_buffers_alone(kind: DeviceKind, buffers: int):
+    cluster = _cluster(kind)
+    held = stages_memory(MODEL, cluster, (replace(STAGE, streamed_layers=()),), CAPACITY)["a"]
+    memory = stages_memory(MODEL, cluster, (STAGE,), CAPACITY)["a"]
+    assert memory.streamed_bytes == 3 * LAYER_BYTES
+    assert memory.stream_buffer_bytes == buffers * LAYER_BYTES
+    assert memory.weights_bytes == held.weights_bytes - 3 * LAYER_BYTES
+    assert held.engine_bytes - memory.engine_bytes == (3 - buffers) * LAYER_BYTES
+    assert (memory.kv_bytes, memory.workspace_bytes) == (held.kv_bytes, held.workspace_bytes)
+
+
+def test_streamed_layers_are_not_loaded():
+    """280 parameters of a layer, a table of 10 × 4 and the final norm of 4, in bf16."""
+    assert read_bytes(MODEL, STAGE, 0) == 2 * (280 + 40 + 4)
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("cpu", 26.6), ("cuda", 20.6)])
+def test_a_cpu_copies_itself_and_a_gpu_beside(kind: DeviceKind, seconds: float):
+    """Computing: four layers of 4.08 + 0.72 + 0.25 s, and 0.4 s of drawing. Copying: 3 · 1120 bytes at 560 B/s."""
+    cluster = _cluster(kind)
+    members = stage_members(MODEL, cluster, STAGE)
+    assert group_step_s(MODEL, members, None, DECODE) == pytest.approx(seconds)
+
+
+def test_copying_that_takes_longer_decides():
+    device, shard = stage_members(MODEL, _cluster("cuda"), STAGE)[0]
+    assert streaming_step_s(device, shard, 5.0) == 6.0
+
+
+def test_layers_are_streamed_evenly_and_the_largest_first():
+    small = replace(LAYER, ffn_params_per_column=1)
+    assert evenly_streamed(_of(*[LAYER] * 12), 0, 12, 3) == (2, 6, 10)
+    assert evenly_streamed(_of(*[LAYER] * 12), 4, 8, 2) == (5, 7)
+    mixed = _of(small, small, LAYER, LAYER, small, LAYER)
+    assert evenly_streamed(mixed, 0, 6, 2) == (2, 5)
+    assert evenly_streamed(mixed, 0, 6, 3) == (2, 3, 5)
+    assert evenly_streamed(mixed, 0, 6, 4) == (1, 2, 3, 5)
+
+
+def _simulated_step_s(
+    computing: Sequence[float], streamed: Sequence[int], copy_s: float, steps: int
+) -> float:
+    """Mean time of a step, once steps follow one another: two buffers, one copy at a time, layers in order."""
+    now = copied = 0.0
+    freed = [0.0, 0.0]
+    ends: list[float] = []
+    use = 0
+    for _ in range(steps):
+        for layer, seconds in enumerate(computing):
+            if layer in streamed:
+                copied = max(copied, freed[use % 2]) + copy_s
+                now = max(now, copied) + seconds
+                freed[use % 2] = now
+                use += 1
+            else:
+                now += seconds
+        ends.append(now)
+    half = steps // 2
+    return (ends[-1] - ends[half - 1]) / (steps - half)
+
+
+@given(
+    num_layers=st.integers(3, 40), part=st.floats(0, 1), copy_s=st.floats(0.05, 20), layer_s=st.floats(0.1, 3)
+)
+def test_two_buffers_hide_the_shorter_of_copying_and_computing(
+    num_layers: int, part: float, copy_s: float, layer_s: float
+):
+    """Layers alike, spread by the rule: exactly as the formula where gaps can be even, else within a tenth of it."""
+    count = 3 + round(part * (num_layers - 3))
+    streamed = evenly_streamed(_of(*[LAYER] * num_layers), 0, num_layers, count)
+    simulated = _simulated_step_s([layer_s] * num_layers, streamed, copy_s, 60)
+    formula = max(num_layers * layer_s, count * copy_s)
+    even = 2 * count <= num_layers or count == num_layers
+    assert formula * (1 - 1e-9) <= simulated <= formula * (1 + 1e-9 if even else 1.11)
+
+
+def test_gaps_in_one_place_do_not():
+    """Why layers are spread: with all four at the end, the computing of the others hides two copies only."""
+    simulated = _simulated_step_s([1.0] * 12, [8, 9, 10, 11], 3.0, 60)
+    assert simulated > 12 * 1.25
+
+
+def test_an_emulated_device_copies_as_much_slower():
+    fast = replace(cpu_device("a"), stream_bytes_per_s=8e9)
+    assert emulate(fast, 0.25).stream_bytes_per_s == 2e9
+    assert emulate(replace(fast, stream_bytes_per_s=None), 0.25).stream_bytes_per_s is None
