@@ -8,40 +8,6 @@ from apportion.calibrate.store import calibration_file, read_observations
 from apportion.catalog.hub import resolve_model
 from apportion.cli import options
 from apportion.cli.main import exit_code
-from apportion.runtime.report import DECODE, PREFILL, WorkerReport, WorkMeter
-from apportion.types.request import Chunk, SamplingParams, ScheduledBatch
-
-SAMPLING = SamplingParams(max_tokens=1)
-
-
-def batch(*lengths: int) -> ScheduledBatch:
-    chunks = [
-        Chunk(sequence_id=i, start=5, token_ids=(0,) * length, block_ids=(0,), sampling=SAMPLING)
-        for i, length in enumerate(lengths)
-    ]
-    return ScheduledBatch(step_id=0, chunks=tuple(chunks))
-
-
-def test_steps_are_added_up_by_phase_and_mixed_ones_left_out():
-    meter = WorkMeter()
-    for one in (batch(1, 1), batch(1), batch(4, 3), batch(4, 1)):
-        with meter.exchange():
-            pass
-        meter.end_step(one, 0.5)
-    report = WorkerReport(
-        device_id="d",
-        parameters=0,
-        read_bytes=0,
-        peak_bytes=0,
-        sent_bytes={},
-        work=meter.report(),
-    )
-    decode, prefill = report.phase(DECODE), report.phase(PREFILL)
-    assert (decode.num_steps, decode.num_sequences, decode.num_tokens, decode.busy_s) == (2, 3, 3, 1.0)
-    assert (prefill.num_steps, prefill.num_tokens, prefill.start_tokens) == (1, 7, 10)
-    assert 0 < decode.exchange_s < 0.1
-    meter.clear()
-    assert meter.work[DECODE].num_steps == 0
 
 
 def test_the_next_plan_starts_from_what_a_run_measured(

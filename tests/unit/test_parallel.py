@@ -67,7 +67,7 @@ def test_links_keep_order_and_count_payload(tmp_path: Path):
     assert inbox.receive(0.01) is None
     for i in range(50):
         outbox.send(Kind.STEP, bytes([i]), b"x" * i)
-    assert [inbox.receive(5) for _ in range(50)] == [(Kind.STEP, bytes([i]), b"x" * i) for i in range(50)]
+    assert [inbox.receive(5)[:3] for _ in range(50)] == [(Kind.STEP, bytes([i]), b"x" * i) for i in range(50)]
     assert outbox.sent_bytes == sum(range(50))
     inbox.close()
     outbox.close()

@@ -1,4 +1,4 @@
-"""Messages between coordinator and workers: frames [kind, msgpack header, tensor bytes]; never pickle.
+"""Messages between coordinator and workers: frames [kind, msgpack header, tensor bytes, time sent]; never pickle.
 
 A step's header is its ScheduledBatch, which travels from stage to stage; between stages the hidden states come with it.
 """
@@ -18,6 +18,10 @@ from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepR
 class Kind(Enum):
     STEP = b"step"
     """Coordinator -> first stage -> ... -> last stage: a batch, from the second stage on with its hidden states."""
+    REPORT = b"report"
+    """Coordinator -> worker: report and go on."""
+    REPORTED = b"reported"
+    """Worker -> coordinator: the answer to REPORT; header: a WorkerReport."""
     STOP = b"stop"
     """Coordinator -> worker: report and exit."""
     READY = b"ready"

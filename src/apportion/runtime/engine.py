@@ -14,7 +14,7 @@ import zmq
 from apportion.parallel.links import COORDINATOR, Inbox, Outbox, inbox_address
 from apportion.parallel.wire import Kind, pack_batch, unpack, unpack_result
 from apportion.runtime.launcher import launch
-from apportion.runtime.report import WorkerReport
+from apportion.runtime.report import CoordinatorMeter, WorkerReport
 from apportion.scheduler.scheduler import Scheduler, SchedulerLimits
 from apportion.types import errors
 from apportion.types.errors import EngineError
@@ -38,13 +38,20 @@ class Engine:
     """
 
     def __init__(
-        self, plan: Plan, folder: Path, eos_token_ids: Iterable[int], *, random_weights: bool = False
+        self,
+        plan: Plan,
+        folder: Path,
+        eos_token_ids: Iterable[int],
+        *,
+        random_weights: bool = False,
+        trace: bool = False,
     ) -> None:
         self.plan = plan
         self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids)
         self.reports: dict[str, WorkerReport] = {}
         self._folder = folder
-        self._random_weights = random_weights
+        self._random_weights, self._trace = random_weights, trace
+        self.meter = CoordinatorMeter(trace=trace)
         self._left: set[str] = set()
         self._exit = contextlib.ExitStack()
 
@@ -59,7 +66,13 @@ class Engine:
                 device_id: Outbox(context, inbox_address(run_dir, device_id))
                 for device_id in self.plan.device_ids
             }
-            self._processes = launch(self.plan, self._folder, run_dir, random_weights=self._random_weights)
+            self._processes = launch(
+                self.plan,
+                self._folder,
+                run_dir,
+                random_weights=self._random_weights,
+                trace=self._trace,
+            )
             self._exit.callback(self._kill)
             self._await_all(Kind.READY)
             self._exit = self._exit.pop_all()
@@ -75,13 +88,17 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Starts every microbatch that can run and waits for one to finish; [] where there is no work."""
-        while (batch := self.scheduler.schedule()) is not None:
-            header = pack_batch(batch)
-            for device_id in self.plan.stages[0].split.device_ids:
-                self._outboxes[device_id].send(Kind.STEP, header)
+        with self.meter.spend("schedule"):
+            while (batch := self.scheduler.schedule()) is not None:
+                header = pack_batch(batch)
+                for device_id in self.plan.stages[0].split.device_ids:
+                    self._outboxes[device_id].send(Kind.STEP, header)
         if not self.scheduler.num_in_flight:
             return []
-        return self.scheduler.complete(unpack_result(self._receive(Kind.RESULT)))
+        result = self._receive(Kind.RESULT)
+        self.meter.num_steps += 1
+        with self.meter.spend("complete"):
+            return self.scheduler.complete(unpack_result(result))
 
     def generate(self, requests: Iterable[Request]) -> Iterator[TokenEvent]:
         """Every token of every request as it is drawn."""
@@ -90,12 +107,14 @@ class Engine:
         while self.scheduler.num_unfinished:
             yield from self.step()
 
+    def collect(self) -> dict[str, WorkerReport]:
+        """Every worker's report of the time since its last one; only while no step is on its way."""
+        assert not self.scheduler.num_in_flight
+        return self._ask_all(Kind.REPORT, Kind.REPORTED)
+
     def stop(self) -> dict[str, WorkerReport]:
         """Ends the workers and returns their last reports."""
-        for outbox in self._outboxes.values():
-            outbox.send(Kind.STOP)
-        self._await_all(Kind.STOPPED)
-        return self.reports
+        return self._ask_all(Kind.STOP, Kind.STOPPED)
 
     def sent_bytes(self) -> dict[tuple[str, str], int]:
         """Tensor bytes on every directed link between devices, from the workers' last reports."""
@@ -104,6 +123,12 @@ class Engine:
             for report in self.reports.values()
             for receiver, count in report.sent_bytes.items()
         }
+
+    def _ask_all(self, question: Kind, answer: Kind) -> dict[str, WorkerReport]:
+        for outbox in self._outboxes.values():
+            outbox.send(question)
+        self._await_all(answer)
+        return dict(self.reports)
 
     def _await_all(self, kind: Kind) -> None:
         missing = set(self.plan.device_ids)
@@ -128,7 +153,7 @@ class Engine:
                         f"the worker of device {dead} died (exit code {self._processes[dead].exitcode});"
                         " run again, or plan without it"
                     )
-            kind, header, _ = message
+            kind, header = message.kind, message.header
             if kind is Kind.FAILED:
                 raise _worker_error(*unpack(header))
             if kind is wanted:

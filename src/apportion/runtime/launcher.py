@@ -11,7 +11,9 @@ from apportion.runtime.worker import WorkerPlace, run_worker
 from apportion.types.plan import Plan
 
 
-def launch(plan: Plan, folder: Path, run_dir: Path, *, random_weights: bool) -> dict[str, BaseProcess]:
+def launch(
+    plan: Plan, folder: Path, run_dir: Path, *, random_weights: bool, trace: bool
+) -> dict[str, BaseProcess]:
     """The started processes by device id."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["apportion.runtime.worker"])
@@ -22,6 +24,7 @@ def launch(plan: Plan, folder: Path, run_dir: Path, *, random_weights: bool) -> 
                 plan=plan,
                 folder=folder,
                 random_weights=random_weights,
+                trace=trace,
                 run_dir=run_dir,
                 stage_index=stage_index,
                 rank=rank,

@@ -54,6 +54,7 @@ class WorkerPlace:
     plan: Plan
     folder: Path
     random_weights: bool
+    trace: bool
     run_dir: Path
     stage_index: int
     rank: int
@@ -129,7 +130,7 @@ class _Worker:
         size = self._stage.split.size
         name = f"group-{place.stage_index}"
         self._group = TensorGroup(place.run_dir, name, place.rank, size, self._pacer.settle)
-        self._work = WorkMeter()
+        self._work = WorkMeter(trace=place.trace)
         self._meter = memory_meter(self._device)
         import_family(place.folder)
         self._meter.start()
@@ -151,14 +152,17 @@ class _Worker:
     def serve(self) -> None:
         self._coordinator.send(Kind.READY, pack(asdict(self._report())))
         while (message := self._inbox.receive()) is not None:
-            kind, header, payload = message
-            if kind is Kind.STOP:
+            if message.kind is Kind.STOP:
                 break
-            begun_s = time.perf_counter()
+            if message.kind is Kind.REPORT:
+                self._coordinator.send(Kind.REPORTED, pack(asdict(self._report())))
+                self._work.clear()
+                continue
+            self._work.begin_step(message.sent_s)
             self._pacer.start()
-            batch = unpack_batch(header)
-            self._step(batch, header, payload)
-            self._work.end_step(batch, time.perf_counter() - begun_s)
+            batch = unpack_batch(message.header)
+            self._step(batch, message.header, message.payload)
+            self._work.end_step(batch)
         self._coordinator.send(Kind.STOPPED, pack(asdict(self._report())))
         self._group.close()
 
@@ -209,8 +213,10 @@ class _Worker:
         """Draws the tokens on rank 0 and tells the coordinator that the step is over."""
         drawn = [(chunk, chunk.sampling) for chunk in batch.chunks if chunk.sampling is not None]
         vocab_rows = list(self._stage.split.vocab_rows)
-        with self._work.exchange():
-            whole_NV = self._group.gather_columns(logits_NV, vocab_rows) if drawn else logits_NV
+        begun_s = time.perf_counter()
+        whole_NV = self._group.gather_columns(logits_NV, vocab_rows) if drawn else logits_NV
+        if self._group.size > 1:
+            self._work.spent("exchange", time.perf_counter() - begun_s)
         if self._place.rank != 0 or whole_NV is None:
             return
         token_ids: dict[int, int] = {}
@@ -233,7 +239,7 @@ class _Worker:
             read_bytes=self._model.read_bytes,
             peak_bytes=self._meter.peak_bytes(),
             sent_bytes=sent_bytes,
-            work=self._work.report(),
+            **self._work.report(),
         )
 
 
@@ -243,10 +249,12 @@ def _timed_all_reduce(group: TensorGroup, pacer: Pacer, work: WorkMeter) -> Call
 
     def all_reduce(partial: Tensor) -> Tensor:
         pacer.settle()  # what an emulated device sleeps is computing, not exchanging
-        with work.exchange():
-            return group.all_reduce(partial)
+        begun_s = time.perf_counter()
+        total = group.all_reduce(partial)
+        work.spent("exchange", time.perf_counter() - begun_s)
+        return total
 
-    return all_reduce
+    return all_reduce if group.size > 1 else lambda partial: partial
 
 
 def receivers(plan: Plan, stage_index: int, rank: int) -> list[str]:
