@@ -29,7 +29,7 @@ def multiply_flops_per_s() -> float:
 def copied_bytes_per_s() -> float:
     """As weights are streamed: read into a buffer of ours, piece by piece."""
     piece_bytes = 2**22
-    target = memoryview(np.ones(READ_BYTES, dtype=np.uint8))
+    target = memoryview(bytearray(READ_BYTES))
     with tempfile.TemporaryFile() as file:
         for _ in range(len(target) // piece_bytes):
             file.write(bytes(piece_bytes))
