@@ -9,10 +9,11 @@ from plans import cpu_device
 from apportion.catalog.cluster_text import read_cluster_toml
 from apportion.cli.main import exit_code
 from apportion.probe import host_rates
+from apportion.probe.cluster_file import cluster_toml
 from apportion.probe.hardware import cpu_model, hardware_names
 from apportion.probe.host_rates import LinkRates, loopback_rates, unix_socket_rates
-from apportion.probe.machine import Machine, cluster_toml
-from apportion.types.cluster import Cluster
+from apportion.probe.machine import Machine
+from apportion.types.cluster import Cluster, Link
 
 CARD = replace(cpu_device("card"), kind="cuda", torch_device="cuda:0")
 MACHINE = Machine(
@@ -26,13 +27,13 @@ MACHINE = Machine(
 
 def test_the_file_is_a_cluster_file(tmp_path: Path):
     file = tmp_path / "cluster.toml"
-    file.write_text(cluster_toml(MACHINE))
+    file.write_text(cluster_toml({"local": MACHINE}, {}))
     other = [replace(device, mem_bytes_per_s=1.0, layer_overhead_s=0.5) for device in MACHINE.devices]
     cluster = read_cluster_toml(file, lambda _: other)
     for device, probed in zip(cluster.devices, MACHINE.devices, strict=True):
         assert device == replace(probed, layer_overhead_s=0.5)
     (link,) = cluster.links
-    assert (link.src, link.dst, link.latency_s, link.bytes_per_s) == ("local", "local", 2.5e-5, 1.25e9)
+    assert link == Link(src="local", dst="local", latency_s=2.5e-5, bytes_per_s=1.25e9, source="measured")
 
 
 def test_only_this_machines_own_devices_have_a_name():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 from apportion.catalog.cluster_rules import (
     LOCAL_HOST,
@@ -28,7 +28,7 @@ from apportion.catalog.datasheet import (
 )
 from apportion.catalog.gpus import Gpu, find_gpu
 from apportion.catalog.toml_table import TomlTable
-from apportion.types.cluster import Cluster, Device, DeviceKind, Link
+from apportion.types.cluster import Cluster, Device, DeviceKind, FigureSource, Link
 from apportion.types.errors import ClusterError
 from apportion.types.units import FORMAT_BYTES
 
@@ -222,6 +222,7 @@ def _read_link(table: TomlTable, hosts: set[str]) -> Link:
         dst=ends[1],
         latency_s=table.number("latency_s", zero_allowed=True),
         bytes_per_s=table.bandwidth(),
+        source=cast(FigureSource, table.choice("source", get_args(FigureSource), "datasheet")),
     )
     table.finish()
     return link

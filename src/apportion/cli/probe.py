@@ -1,48 +1,129 @@
-"""`apportion probe`: what this machine's devices and the links between its processes can do."""
+"""`apportion probe`: what this machine's devices can do, and the links inside it and to other machines."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apportion.types.errors import ClusterError
+from apportion.types.errors import ClusterError, UsageError
 from apportion.types.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from apportion.probe.channel import Address
+    from apportion.probe.host_rates import LinkRates
     from apportion.probe.machine import Machine
+    from apportion.probe.network import Network
 
 
 def probe(
+    hosts: Annotated[
+        str | None,
+        typer.Option(
+            help='Other machines that run `probe --listen`, like "tower=10.0.0.3, laptop=10.0.0.4".'
+        ),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Answer other machines' probes here, until Ctrl-C."),
+    ] = None,
+    key: Annotated[
+        str,
+        typer.Option(envvar="APPORTION_KEY", help="Secret that the machines share, 16 characters or more."),
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Write a file for --cluster.")] = None,
 ) -> None:
-    """Measure this machine's devices and host links; links to other hosts are not measured."""
+    """Measure this machine's devices and host links, and with --hosts those of others and the network between."""
+    if listen is not None:
+        if hosts is not None or out is not None:
+            raise UsageError("--listen only answers: give --hosts and --out on the machine that asks")
+        _listen(listen, key)
+        return
+    addresses = _addresses(hosts)
+    machines, network = _measured(addresses, key)
+    _show(machines, network)
+    if out is not None:
+        _write(machines, network, out)
+
+
+def _listen(listen: str, key: str) -> None:
+    from apportion.probe.channel import parse_address
+    from apportion.probe.listen import listening, serve
+
+    address = parse_address(listen)
+    with listening(address, key) as server:
+        typer.echo(f"listening on {address[0]}:{server.getsockname()[1]}; Ctrl-C ends it", err=True)
+        serve(server, key, lambda line: typer.echo(line, err=True))
+
+
+def _addresses(hosts: str | None) -> "dict[str, Address]":
+    from apportion.probe.channel import parse_address
+    from apportion.probe.local import LOCAL_HOST
+
+    addresses: dict[str, Address] = {}
+    for part in (hosts or "").split(",") if hosts is not None else ():
+        name, _, address = (piece.strip() for piece in part.partition("="))
+        if not name.isprintable() or name in ("", LOCAL_HOST, *addresses) or '"' in name or "\\" in name:
+            raise UsageError(f"--hosts: '{part.strip()}' is not NAME=ADDRESS with a name of its own")
+        addresses[name] = parse_address(address or name)
+    return addresses
+
+
+def _measured(addresses: "Mapping[str, Address]", key: str) -> "tuple[dict[str, Machine], Network]":
     from rich.console import Console
     from rich.progress import Progress
 
-    from apportion.probe.machine import NUM_STEPS, cluster_toml, probe_machine
+    from apportion.probe.local import LOCAL_HOST
+    from apportion.probe.machine import NUM_STEPS, probe_machine
+    from apportion.probe.network import num_steps, probe_network
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=NUM_STEPS)
-        machine = probe_machine(lambda what: progress.update(task, description=what, advance=1))
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=NUM_STEPS + num_steps(len(addresses)))
+
+        def begin(what: str) -> None:
+            progress.update(task, description=what, advance=1)
+
+        network = probe_network(addresses, key, begin)
+        return {LOCAL_HOST: probe_machine(begin), **network.machines}, network
+
+
+def _write(machines: "Mapping[str, Machine]", network: "Network", out: Path) -> None:
+    from apportion.probe.cluster_file import cluster_toml
+
+    try:
+        out.write_text(cluster_toml(machines, network.links))
+    except OSError as error:
+        raise ClusterError(f"cannot write {out}: {error.strerror}") from None
+
+
+def _show(machines: "Mapping[str, Machine]", network: "Network") -> None:
+    from rich.console import Console
+
     console = Console()
-    console.print(_device_table(machine))
-    console.print(_link_table(machine))
+    for host, machine in machines.items():
+        console.print(_device_table(host, machine))
+        console.print(_link_table(host, machine))
     console.print("A processor is measured, its 16-bit products assumed; a card's figures are its driver's.")
-    console.print("Links to other hosts are not measured: write them in the cluster file.")
-    if out is not None:
-        try:
-            out.write_text(cluster_toml(machine))
-        except OSError as error:
-            raise ClusterError(f"cannot write {out}: {error.strerror}") from None
+    if len(machines) == 1:
+        console.print(
+            "Links to other hosts are not measured: name them with --hosts, or write them in the file."
+        )
+        return
+    console.print(_network_table(network))
+    for (src, dst), reason in network.missing.items():
+        console.print(
+            f"{src} cannot measure {dst} ({reason}): the link between them is left out", markup=False
+        )
 
 
-def _device_table(machine: "Machine") -> "Table":
+def _device_table(host: str, machine: "Machine") -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="Devices", title_justify="left")
+    table = Table(title=escape(f"Devices of {host}"), title_justify="left")
     table.add_column("device")
     table.add_column("hardware")
     for column in ("memory", "reads", "fp32", "16 bit"):
@@ -59,14 +140,34 @@ def _device_table(machine: "Machine") -> "Table":
     return table
 
 
-def _link_table(machine: "Machine") -> "Table":
-    from rich.table import Table
+def _link_table(host: str, machine: "Machine") -> "Table":
+    from rich.markup import escape
 
-    table = Table(title="Inside this host", title_justify="left")
-    table.add_column("path")
-    table.add_column("latency", justify="right")
-    table.add_column("rate", justify="right")
+    table = _rate_table(escape(f"Inside {host}"), "path")
     table.add_row("memory copy, one thread", "", f"{machine.copy_bytes_per_s / 1e9:.1f} GB/s")
     for name, rates in (("Unix socket (groups)", machine.unix_socket), ("TCP loopback", machine.loopback)):
-        table.add_row(name, format_seconds(rates.latency_s), f"{rates.bytes_per_s / 1e9:.2f} GB/s")
+        _add_rates(table, name, rates)
     return table
+
+
+def _network_table(network: "Network") -> "Table":
+    from rich.markup import escape
+
+    table = _rate_table("Between hosts", "link")
+    for (src, dst), rates in network.links.items():
+        _add_rates(table, escape(f"{src} – {dst}"), rates)
+    return table
+
+
+def _rate_table(title: str, first: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    table.add_column("latency", justify="right")
+    table.add_column("rate", justify="right")
+    return table
+
+
+def _add_rates(table: "Table", name: str, rates: "LinkRates") -> None:
+    table.add_row(name, format_seconds(rates.latency_s), f"{rates.bytes_per_s / 1e9:.3g} GB/s")

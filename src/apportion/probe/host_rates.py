@@ -11,11 +11,12 @@ from time import perf_counter
 import numpy as np
 
 from apportion.probe.cpu_rates import READ_BYTES, best_s
+from apportion.probe.echo import MOST_BYTES, message, receive
 
 ROUND_TRIPS = 500
 SMALL_BYTES = 4096
 """About the hidden states of one token."""
-LARGE_BYTES = 2**24
+LARGE_BYTES = MOST_BYTES
 LARGE_ROUNDS = 6
 
 
@@ -54,20 +55,20 @@ def _rates(ours: socket.socket, theirs: socket.socket) -> LinkRates:
     command = [sys.executable, str(Path(__file__).with_name("echo.py")), str(theirs.fileno())]
     with ours, subprocess.Popen(command, pass_fds=[theirs.fileno()]):
         theirs.close()
-        small = _round_trips_s(ours, SMALL_BYTES, SMALL_BYTES, ROUND_TRIPS)
-        large = _round_trips_s(ours, LARGE_BYTES, 1, LARGE_ROUNDS)
+        small = round_trips_s(ours, SMALL_BYTES, SMALL_BYTES, ROUND_TRIPS)
+        large = round_trips_s(ours, LARGE_BYTES, 1, LARGE_ROUNDS)
         ours.shutdown(socket.SHUT_WR)  # the other side ends
     return LinkRates(latency_s=median(small) / 2, bytes_per_s=LARGE_BYTES / min(large))
 
 
-def _round_trips_s(peer: socket.socket, size: int, answer_size: int, num: int) -> list[float]:
-    message = size.to_bytes(4, "little") + answer_size.to_bytes(4, "little") + bytes(size)
+def round_trips_s(peer: socket.socket, size: int, answer_size: int, num: int) -> list[float]:
+    """Seconds of each; the peer runs `echo`. Raises ConnectionError where it ends."""
+    asked = message(size, answer_size)
     times: list[float] = []
     for _ in range(num):
         begun_s = perf_counter()
-        peer.sendall(message)
-        left = answer_size
-        while left:
-            left -= len(peer.recv(left))
+        peer.sendall(asked)
+        if not receive(peer, answer_size):
+            raise ConnectionError("the other side ended")
         times.append(perf_counter() - begun_s)
     return times

@@ -60,6 +60,7 @@ class Link:
     dst: str
     latency_s: float
     bytes_per_s: float
+    source: FigureSource = "datasheet"
 
     def seconds(self, message_bytes: float) -> float:
         """Time of one message: latency + bytes / bandwidth."""

@@ -1,0 +1,70 @@
+"""The file for `--cluster` that a probe writes: docs/cluster-file.md lists its keys."""
+
+from collections.abc import Iterator, Mapping
+
+from apportion.probe.host_rates import LinkRates
+from apportion.probe.local import CPU_HALF_FRACTION, LOCAL_HOST
+from apportion.probe.machine import Machine
+from apportion.types.cluster import Device
+
+_ALONE = "Links to other hosts are not measured: `apportion probe --hosts` does, or add [[link]] tables."
+
+
+def cluster_toml(machines: Mapping[str, Machine], links: Mapping[tuple[str, str], LinkRates]) -> str:
+    """`machines` by host, this one's being "local"; `links` are those between hosts."""
+    local = machines[LOCAL_HOST]
+    parts = [
+        f"# Written by `apportion probe`.{'' if links else ' ' + _ALONE}\n"
+        f"# Host memory copies {local.copy_bytes_per_s:.3g} B/s; TCP on this host: "
+        f"{local.loopback.latency_s:.3g} s, {local.loopback.bytes_per_s:.3g} B/s.",
+        *(part for host, machine in machines.items() for part in _device_tables(host, machine)),
+        *(_link_toml((host, host), machine.unix_socket) for host, machine in machines.items()),
+        *(_link_toml(ends, rates) for ends, rates in links.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _device_tables(host: str, machine: Machine) -> Iterator[str]:
+    for device in machine.devices:
+        lines = _device_lines(device, machine.names[device.id])
+        here = host == LOCAL_HOST
+        lines[1:1] = [f'id = "{device.id if here else f"{host}-{device.id}"}"', f'host = "{host}"']
+        if not here:
+            # This machine's own are assumed until runs here calibrate them.
+            lines.append(f"layer_overhead_s = {device.layer_overhead_s:.3g}  # assumed")
+            lines.append(f"step_overhead_s = {device.step_overhead_s:.3g}  # assumed")
+        yield "\n".join(lines)
+
+
+def _device_lines(device: Device, name: str) -> list[str]:
+    cpu = device.kind == "cpu"
+    how = "measured" if cpu else "computed from the driver's clocks and widths"
+    half = f"; bf16 and fp16 assumed at {CPU_HALF_FRACTION:g} of fp32" if cpu else ", without tensor cores"
+    flops = ", ".join(f"{format_name} = {rate:.3g}" for format_name, rate in device.flops_per_s.items())
+    lines = [
+        f"[[device]]  # {name}",
+        f'kind = "{device.kind}"',
+        f'torch_device = "{device.torch_device}"',
+        f'memory = "{device.memory_bytes // 2**20}MiB"  # most of what is free now',
+        f"mem_bytes_per_s = {device.mem_bytes_per_s:.3g}  # {how}",
+        f"flops_per_s = {{ {flops} }}  # {how}{half}",
+    ]
+    if device.stream_bytes_per_s is not None:
+        source = "measured, out of the page cache" if cpu else "a share of its connector's"
+        lines.append(
+            f'stream = "{device.stream_bytes_per_s / 1e9:.3g} GB/s"  # of weights not held; {source}'
+        )
+    return [*lines, f"num_threads = {device.num_threads}"] if cpu else lines
+
+
+def _link_toml(ends: tuple[str, str], rates: LinkRates) -> str:
+    return "\n".join(
+        [
+            "[[link]]",
+            f'src = "{ends[0]}"',
+            f'dst = "{ends[1]}"',
+            f"latency_s = {rates.latency_s:.3g}  # half a round trip",
+            f"bytes_per_s = {rates.bytes_per_s:.3g}",
+            'source = "measured"',
+        ]
+    )
