@@ -47,6 +47,15 @@ class RandomWeights:
         values = np.resize(_noise(), _PERIOD + target.shape[-1]) * np.float32(shape[-1] ** -0.5)
         _fill(target, shape, ranges, zlib.crc32(name.encode()), values)
 
+    def row_peaks(self, name: str, start: int, stop: int) -> Tensor:
+        columns = self._shapes[name][1]
+        row_1K = torch.empty(1, columns)
+        peaks_R = torch.empty(stop - start)
+        for row in range(start, stop):
+            self.read_into(row_1K, name, ((row, row + 1), (0, columns)))
+            peaks_R[row - start] = row_1K.abs().max()
+        return peaks_R
+
 
 def _fill(
     target: Tensor, shape: tuple[int, ...], ranges: tuple[Range, ...], at: int, values: np.ndarray

@@ -49,6 +49,10 @@ class Weights(Protocol):
     def read_into(self, target: Tensor, name: str, ranges: tuple[Range, ...]) -> None:
         """Copies the hyper-rectangle `ranges` of tensor `name` into `target`, in the dtype of `target`."""
 
+    def row_peaks(self, name: str, start: int, stop: int) -> Tensor:
+        """Largest magnitude of each row `[start, stop)` of matrix `name`, in fp32; not counted in `read_bytes`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
@@ -87,6 +91,25 @@ class Checkpoint:
             )
 
     def read_into(self, target: Tensor, name: str, ranges: tuple[Range, ...]) -> None:
+        for piece, staged in self._staged(name, ranges):
+            destination = target[
+                tuple(
+                    slice(start - at, stop - at) for (start, stop), (at, _) in zip(piece, ranges, strict=True)
+                )
+            ]
+            destination.copy_(staged)
+            self.read_bytes += staged.nbytes
+
+    def row_peaks(self, name: str, start: int, stop: int) -> Tensor:
+        columns = self._tensor(name).shape[1]
+        peaks_R = torch.zeros(stop - start)
+        for ((first, last), _), staged in self._staged(name, ((start, stop), (0, columns))):
+            within = peaks_R[first - start : last - start]
+            torch.maximum(within, staged.abs().amax(1).float(), out=within)
+        return peaks_R
+
+    def _staged(self, name: str, ranges: tuple[Range, ...]) -> Iterator[tuple[tuple[Range, ...], Tensor]]:
+        """Each piece and what it holds, until the next."""
         tensor = self._tensor(name)
         numpy_type, torch_type = _DTYPES[tensor.dtype]
         item_bytes = np.dtype(numpy_type).itemsize
@@ -94,13 +117,7 @@ class Checkpoint:
             source = tensor.array[tuple(slice(start, stop) for start, stop in piece)]
             staged = self._staging[: source.size * item_bytes].view(numpy_type).reshape(source.shape)
             np.copyto(staged, source)
-            destination = target[
-                tuple(
-                    slice(start - at, stop - at) for (start, stop), (at, _) in zip(piece, ranges, strict=True)
-                )
-            ]
-            destination.copy_(torch.from_numpy(staged).view(torch_type))
-            self.read_bytes += source.size * item_bytes
+            yield piece, torch.from_numpy(staged).view(torch_type)
 
     def _tensor(self, name: str) -> StoredTensor:
         if name not in self._tensors:

@@ -1,0 +1,80 @@
+"""A member's part of a matrix as the checkpoint keeps it, read some rows at a time.
+
+Shapes: R = some of the member's rows, K = its columns.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apportion.model.shard import Placement
+from apportion.model.weights import Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixSource:
+    """`reads` fill the rows in order, or all rows of some columns each."""
+
+    weights: Weights
+    reads: tuple[Placement, ...]
+    rows: int
+    columns: int
+
+    def read(self, start: int, stop: int, dtype: torch.dtype, torch_device: str) -> Tensor:
+        """Rows `[start, stop)`: weight_RK."""
+        weight_RK = torch.empty(stop - start, self.columns, dtype=dtype, device=torch_device)
+        self.read_into(weight_RK, start)
+        return weight_RK
+
+    def read_into(self, weight_RK: Tensor, start: int) -> None:
+        """Rows from `start` on, as many as `weight_RK` has."""
+        for read, first, last, source_first in self._within(start, start + len(weight_RK)):
+            source_rows = (source_first, source_first + last - first)
+            columns = read.target[1] if len(read.target) > 1 else slice(None)
+            target = weight_RK[first - start : last - start, columns]
+            self.weights.check_shape(read.source, read.source_shape)
+            self.weights.read_into(target, read.source, (source_rows, read.ranges[1]))
+
+    def row_peaks(self, start: int, stop: int, weight_RK: Tensor) -> Tensor:
+        """Largest magnitude of each of the rows `[start, stop)`, which are `weight_RK`, over all of the checkpoint's
+        columns: peaks_R."""
+        peaks_R = weight_RK.abs().amax(1)
+        for read, first, last, source_first in self._within(start, stop):
+            if read.ranges[1] != (0, read.source_shape[1]):
+                whole = self.weights.row_peaks(read.source, source_first, source_first + last - first)
+                peaks_R[first - start : last - start] = whole.to(peaks_R.device)
+        return peaks_R
+
+    def _within(self, start: int, stop: int) -> Iterator[tuple[Placement, int, int, int]]:
+        """Each read that has a part in the rows: its rows `[first, last)`, and the first one's row in its source."""
+        for read in self.reads:
+            rows = read.target[0] if read.target else slice(None)
+            assert isinstance(rows, slice)
+            begin, end, _ = rows.indices(self.rows)
+            first, last = max(start, begin), min(stop, end)
+            if first < last:
+                yield read, first, last, read.ranges[0][0] + first - begin
+
+
+def stacked(sources: tuple[MatrixSource, ...]) -> MatrixSource:
+    """The rows of one matrix after those of another, of as many columns."""
+    reads: list[Placement] = []
+    rows = 0
+    for source in sources:
+        reads += [_moved(read, rows, source.rows) for read in source.reads]
+        rows += source.rows
+    return MatrixSource(weights=sources[0].weights, reads=tuple(reads), rows=rows, columns=sources[0].columns)
+
+
+def _moved(read: Placement, by_rows: int, rows: int) -> Placement:
+    target = read.target[0] if read.target else slice(None)
+    assert isinstance(target, slice)
+    start, stop, _ = target.indices(rows)
+    return Placement(
+        source=read.source,
+        source_shape=read.source_shape,
+        ranges=read.ranges,
+        target=(slice(start + by_rows, stop + by_rows), *read.target[1:]),
+    )

@@ -1,0 +1,33 @@
+"""int8 weights: symmetric, one scale per output row. The scale comes from the whole row in the checkpoint, also where
+a member of a group holds only some of its columns: the integers do not depend on how the model is split.
+
+Shapes: R = rows, K = columns.
+"""
+
+import torch
+from torch import Tensor
+
+from apportion.model.matrix_source import MatrixSource
+
+INT8_MAX = 127
+READ_ELEMENTS = 2**18
+"""Most elements held in fp32 while a matrix is quantised."""
+
+
+def quantised_rows(source: MatrixSource, start: int, stop: int, torch_device: str) -> tuple[Tensor, Tensor]:
+    """Rows `[start, stop)` as integers_RK and scales_R (fp32)."""
+    integers_RK = torch.empty(stop - start, source.columns, dtype=torch.int8, device=torch_device)
+    scales_R = torch.empty(stop - start, device=torch_device)
+    step = max(1, READ_ELEMENTS // source.columns)
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        weight_RK = source.read(first, last, torch.float32, torch_device)
+        scales = _scales(source.row_peaks(first, last, weight_RK))
+        integers_RK[first - start : last - start] = weight_RK.div_(scales[:, None]).round_()
+        scales_R[first - start : last - start] = scales
+    return integers_RK, scales_R
+
+
+def _scales(peaks_R: Tensor) -> Tensor:
+    """From each row's largest magnitude; a row of zeros has the scale 1."""
+    return torch.where(peaks_R > 0, peaks_R / INT8_MAX, 1.0)
