@@ -1,24 +1,28 @@
-"""Time of one all-reduce inside a tensor-parallel group of processes on this machine, by members and message size;
-for two members also what the same exchange takes through ZeroMQ sockets."""
+"""Time of one all-reduce inside a tensor-parallel group of processes on this machine, by way of exchange, members and
+message size. Members have a core each while there are enough."""
 
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 import zmq
 from torch import Tensor
 
-from apportion.parallel.group import TensorGroup
+from apportion.parallel.pairs import SocketExchange, connect_pairs
+from apportion.parallel.shared import SharedExchange
 from apportion.parallel.wire import flat_bytes
 
-REPEATS = 2000
-CASES = [("direct", 2), ("zmq", 2), ("direct", 3)]
-COLUMNS = (256, 4096)
+ROUNDS = 5
+CASES = [("zmq", 2), ("sockets", 2), ("shared", 2), ("sockets", 3), ("shared", 3)]
+MESSAGE_BYTES = (4 * 2**10, 64 * 2**10, 512 * 2**10)
+SPIN_S = 2e-4
 
 
 def zmq_all_reduce(run_dir: Path, rank: int) -> Callable[[Tensor], Tensor]:
@@ -35,21 +39,32 @@ def zmq_all_reduce(run_dir: Path, rank: int) -> Callable[[Tensor], Tensor]:
     return all_reduce
 
 
+def all_reduce_by(method: str, run_dir: Path, rank: int, size: int) -> Callable[[Tensor], Tensor]:
+    if method == "zmq":
+        return zmq_all_reduce(run_dir, rank)
+    pairs = connect_pairs(run_dir, "group", rank, size)
+    if method == "sockets":
+        return SocketExchange(rank, pairs).total
+    own_core = size <= len(os.sched_getaffinity(0))
+    return SharedExchange(rank, pairs, SPIN_S if own_core else 0.0).total
+
+
 def member(method: str, run_dir: Path, rank: int, size: int, results: "multiprocessing.Queue[float]") -> None:
     torch.set_num_threads(1)
-    if method == "zmq":
-        all_reduce = zmq_all_reduce(run_dir, rank)
-    else:
-        all_reduce = TensorGroup(run_dir, "group", rank, size, lambda: None).all_reduce
-    for columns in COLUMNS:
-        partial = torch.randn(1, columns)
-        for _ in range(REPEATS // 10):
-            all_reduce(partial)
-        begun_s = time.perf_counter()
-        for _ in range(REPEATS):
-            all_reduce(partial)
-        if rank == 0:
-            results.put((time.perf_counter() - begun_s) / REPEATS)
+    all_reduce = all_reduce_by(method, run_dir, rank, size)
+    cores = sorted(os.sched_getaffinity(0))
+    if size <= len(cores):
+        os.sched_setaffinity(0, {cores[rank]})
+    with torch.inference_mode():
+        for message_bytes in MESSAGE_BYTES:
+            partial = torch.randn(1, message_bytes // 4)
+            repeats = 500 if message_bytes > 2**16 else 3000
+            for _ in range(ROUNDS + 1):
+                begun_s = time.perf_counter()
+                for _ in range(repeats):
+                    all_reduce(partial)
+                if rank == 0:
+                    results.put((time.perf_counter() - begun_s) / repeats)
 
 
 def main() -> None:
@@ -62,12 +77,14 @@ def main() -> None:
             processes = [context.Process(target=member, args=one) for one in arguments]
             for process in processes:
                 process.start()
-            for columns in COLUMNS:
-                seconds = results.get()
-                print(f"{method:6} {size} members, {4 * columns:6} bytes: {seconds * 1e6:6.1f} µs")
-                rows.append(
-                    {"method": method, "members": size, "message_bytes": 4 * columns, "seconds": seconds}
+            for message_bytes in MESSAGE_BYTES:
+                _, *seconds = [results.get() for _ in range(ROUNDS + 1)]
+                print(
+                    f"{method:8} {size} members, {message_bytes:7} bytes: {median(seconds) * 1e6:7.1f} µs"
+                    f" ({min(seconds) * 1e6:.1f} to {max(seconds) * 1e6:.1f})"
                 )
+                row = {"method": method, "members": size, "message_bytes": message_bytes}
+                rows.append(row | {"seconds": median(seconds)})
             for process in processes:
                 process.join()
     print(json.dumps(rows))

@@ -8,17 +8,27 @@ import pytest
 import torch
 import zmq
 
-from apportion.parallel.group import PeerLostError, TensorGroup
+from apportion.parallel.group import TensorGroup
 from apportion.parallel.links import Inbox, Outbox, inbox_address
+from apportion.parallel.pairs import PeerLostError
+from apportion.parallel.shared import can_share_memory
 from apportion.parallel.wire import Kind, pack_batch, pack_result, unpack_batch, unpack_result
 from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
+
+
+@pytest.fixture(params=["shared memory", "sockets"], autouse=True)
+def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "sockets":
+        monkeypatch.setattr("apportion.parallel.group.can_share_memory", lambda: False)
+    elif not can_share_memory():
+        pytest.skip("this machine shares no memory between processes")
 
 
 def in_group(tmp_path: Path, size: int, body: Callable[[TensorGroup], object]) -> list[object]:
     results: list[object] = [None] * size
 
     def member(rank: int) -> None:
-        group = TensorGroup(tmp_path, "g", rank, size, lambda: None)
+        group = TensorGroup(tmp_path, "g", rank, size, spin_s=0)
         results[rank] = (body(group), dict(group.sent_bytes))
         group.close()
 
@@ -48,6 +58,32 @@ def test_gather_puts_uneven_columns_in_rank_order(tmp_path: Path):
     assert torch.equal(results[0][0], whole)
     assert [result[0] for result in results[1:]] == [None, None]
     assert results[1][1] == {0: 3 * 6 * 4, 2: 0}
+
+
+def test_exchanges_of_all_kinds_follow_each_other(tmp_path: Path):
+    """Members run ahead of each other as far as the exchange lets them; nothing is overwritten before it is read."""
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randint(-9, 9, (60, 3, 40, 1500), generator=generator).float()
+
+    def body(group: TensorGroup) -> bool:
+        for i, parts_RNV in enumerate(parts):
+            if i % 3:
+                assert torch.equal(group.all_reduce(parts_RNV[group.rank]), parts_RNV.sum(0))
+                continue
+            columns = [1500, 1 + i, 7]
+            mine = parts_RNV[group.rank][:, : columns[group.rank]]
+            whole = torch.cat([part[:, :n] for part, n in zip(parts_RNV, columns, strict=True)], dim=1)
+            gathered = group.gather_columns(mine, columns)
+            assert gathered is None if group.rank else torch.equal(gathered, whole)
+        return True
+
+    assert [done for done, _ in in_group(tmp_path, 3, body)] == [True] * 3
+
+
+def test_a_half_precision_sum_keeps_its_format(tmp_path: Path):
+    part = torch.randn(4, 6).bfloat16()
+    for total, _ in in_group(tmp_path, 2, lambda group: group.all_reduce(part)):
+        assert torch.equal(total, part + part)
 
 
 def test_a_lost_member_is_noticed(tmp_path: Path):

@@ -18,7 +18,8 @@ from apportion.types.plan import DeviceMemory, Plan, Stage
 from apportion.types.units import FORMAT_BYTES
 
 RUNTIME_BYTES = 3 * 2**20
-"""Fixed allowance per worker: allocator slack, sockets, block tables."""
+"""Fixed allowance per worker: allocator slack, sockets, block tables, and the memory that a group shares (128 KiB for
+each member, parallel/shared.py)."""
 HIDDEN_ACTIVATIONS = 4
 """Buffers of one hidden state per token that are alive at once: residual, norm and its fp32 temporaries."""
 PROJECTION_ACTIVATIONS = 4

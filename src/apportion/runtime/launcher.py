@@ -4,6 +4,9 @@ forkserver with torch preloaded: the imports are paid once, a worker then starts
 """
 
 import multiprocessing
+import os
+from collections.abc import Sequence
+from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -17,6 +20,7 @@ def launch(
     """The started processes by device id."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["apportion.runtime.worker"])
+    cores = own_cores(plan, sorted(os.sched_getaffinity(0)))
     processes: dict[str, BaseProcess] = {}
     for stage_index, stage in enumerate(plan.stages):
         for rank, device_id in enumerate(stage.split.device_ids):
@@ -28,6 +32,7 @@ def launch(
                 run_dir=run_dir,
                 stage_index=stage_index,
                 rank=rank,
+                cores=cores.get(device_id, frozenset()),
             )
             process = context.Process(
                 target=run_worker, args=(place,), name=f"apportion {device_id}", daemon=True
@@ -35,3 +40,13 @@ def launch(
             process.start()
             processes[device_id] = process
     return processes
+
+
+def own_cores(plan: Plan, available: Sequence[int]) -> dict[str, frozenset[int]]:
+    """For each CPU device as many cores as it has threads; {} where there are too few: the kernel shares them out."""
+    devices = [plan.cluster.device(device_id) for device_id in plan.device_ids]
+    threads = {device.id: device.num_threads for device in devices if device.kind == "cpu"}
+    if sum(threads.values()) > len(available):
+        return {}
+    free = iter(available)
+    return {device_id: frozenset(islice(free, num)) for device_id, num in threads.items()}

@@ -18,7 +18,9 @@ class Pacer:
         self._mark_s = time.thread_time()
 
     def start(self) -> None:
-        self._mark_s = time.thread_time()
+        """What this thread did since `settle()` is not computing."""
+        if self._delay_per_s > 0:
+            self._mark_s = time.thread_time()
 
     def settle(self) -> None:
         if self._delay_per_s <= 0:

@@ -24,8 +24,9 @@ from apportion.model.hf import build_hf_stage, import_family
 from apportion.model.random_weights import RandomWeights
 from apportion.model.sampling import sample
 from apportion.model.weights import FORMAT_DTYPES, Checkpoint
-from apportion.parallel.group import PeerLostError, TensorGroup
+from apportion.parallel.group import TensorGroup
 from apportion.parallel.links import COORDINATOR, LINGER_MS, Inbox, Outbox, inbox_address
+from apportion.parallel.pairs import PeerLostError
 from apportion.parallel.wire import (
     Kind,
     pack,
@@ -43,13 +44,15 @@ from apportion.types.plan import Plan
 from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
 from apportion.types.units import format_bytes
 
+_SPIN_S = 2e-4
+"""How long a member of a group with a core of its own waits actively for another's partial."""
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPlace:
     """Which member of the plan a process is. `folder` holds config.json and, unless they are random, the weights;
-    `run_dir` the sockets of this run."""
+    `run_dir` the sockets of this run; `cores` are the worker's own, none where it shares them."""
 
     plan: Plan
     folder: Path
@@ -58,6 +61,7 @@ class WorkerPlace:
     run_dir: Path
     stage_index: int
     rank: int
+    cores: frozenset[int]
 
     @property
     def device(self) -> Device:
@@ -69,9 +73,12 @@ def run_worker(place: WorkerPlace) -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(place.device.num_threads)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     coordinator = Outbox(context, inbox_address(place.run_dir, COORDINATOR))
+    if place.cores:
+        # Of this thread and those it starts: ZeroMQ's own, started above, runs where there is room.
+        os.sched_setaffinity(0, place.cores)
+    torch.set_num_threads(place.device.num_threads)
     try:
         with torch.inference_mode():
             _Worker(place, context, coordinator).serve()
@@ -129,7 +136,9 @@ class _Worker:
         self._pacer = Pacer(self._device.speed)
         size = self._stage.split.size
         name = f"group-{place.stage_index}"
-        self._group = TensorGroup(place.run_dir, name, place.rank, size, self._pacer.settle)
+        self._group = TensorGroup(
+            place.run_dir, name, place.rank, size, spin_s=_SPIN_S if place.cores else 0.0
+        )
         self._work = WorkMeter(trace=place.trace)
         self._meter = memory_meter(self._device)
         import_family(place.folder)
@@ -213,10 +222,12 @@ class _Worker:
         """Draws the tokens on rank 0 and tells the coordinator that the step is over."""
         drawn = [(chunk, chunk.sampling) for chunk in batch.chunks if chunk.sampling is not None]
         vocab_rows = list(self._stage.split.vocab_rows)
+        self._pacer.settle()
         begun_s = time.perf_counter()
         whole_NV = self._group.gather_columns(logits_NV, vocab_rows) if drawn else logits_NV
         if self._group.size > 1:
             self._work.spent("exchange", time.perf_counter() - begun_s)
+        self._pacer.start()
         if self._place.rank != 0 or whole_NV is None:
             return
         token_ids: dict[int, int] = {}
@@ -248,10 +259,11 @@ def _timed_all_reduce(group: TensorGroup, pacer: Pacer, work: WorkMeter) -> Call
     sends the last report."""
 
     def all_reduce(partial: Tensor) -> Tensor:
-        pacer.settle()  # what an emulated device sleeps is computing, not exchanging
+        pacer.settle()
         begun_s = time.perf_counter()
         total = group.all_reduce(partial)
         work.spent("exchange", time.perf_counter() - begun_s)
+        pacer.start()  # what an emulated device does slowly is computing, not exchanging
         return total
 
     return all_reduce if group.size > 1 else lambda partial: partial
