@@ -1,7 +1,8 @@
 """Causal attention of a flat ragged batch over the paged KV pool.
 
-Each sequence's queries are taken in tiles, so that no temporary grows with the number of new tokens. The query
-heads of a KV head are a dimension of their own: neither keys nor values are ever repeated.
+On a CPU in fp32 all sequences with one new token go to one compiled call (`decode_kernel`); elsewhere, and for several
+new tokens, each sequence's queries are taken in tiles, so that no temporary grows with the number of new tokens. The
+query heads of a KV head are a dimension of their own: neither keys nor values are ever repeated.
 
 Shapes: T = tokens of the batch, Q = tokens of one tile, C = keys a tile can see, K = local KV heads, G = query
 heads per KV head, N = K·G, E = G·Q, D = head dim.
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model.batch import FlatBatch, SequenceSpan
+from apportion.model.batch import DecodeRows, FlatBatch, SequenceSpan
+from apportion.model.decode_kernel import attend_decode
 from apportion.model.kv_pool import KVPool
 
 QUERY_TILE = 128
 """Most queries of one sequence that are scored at once."""
+_NO_WINDOW = 2**62
+_NO_SINKS = torch.empty(1, 1, 0)
 
 
 def paged_attention(
@@ -36,11 +40,20 @@ def paged_attention(
     `window_tokens` counts the token itself; `softcap` bounds the scores by tanh; a sink is a score per head
     that takes part in the softmax and has no value.
     """
-    kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
     num_tokens, kv_heads, head_dim = key_TKD.shape
     query_TKGD = query_TND.reshape(num_tokens, kv_heads, -1, head_dim)
     out_TKGD = torch.empty_like(query_TKGD, memory_format=torch.contiguous_format)
-    for span in batch.spans:
+    spans = batch.spans
+    if kv_pool.compiled:
+        spans = [span for span in spans if span.num_rows > 1]
+        if len(batch.decode.rows_B):
+            new = (query_TKGD, key_TKD, value_TKD)
+            _attend_decode(
+                new, out_TKGD, layer, batch.decode, kv_pool, scale, window_tokens, softcap, sinks_N
+            )
+    if spans:
+        kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
+    for span in spans:
         for row, stop, first_key in _tiles(span, window_tokens):
             first = span.start + row - span.row_start
             slots = span.slots_between(first_key, first + stop - row)
@@ -49,6 +62,34 @@ def paged_attention(
                 query_TKGD[row:stop], *kv_pool.read(layer, slots), scale, window_tokens, softcap, sinks_N
             )
     return out_TKGD.view(query_TND.shape)
+
+
+def _attend_decode(
+    new: tuple[Tensor, Tensor, Tensor],
+    out_TKGD: Tensor,
+    layer: int,
+    decode: DecodeRows,
+    kv_pool: KVPool,
+    scale: float,
+    window_tokens: int | None,
+    softcap: float | None,
+    sinks_N: Tensor | None,
+) -> None:
+    kv_heads, group = out_TKGD.shape[1:3]
+    sinks_KGX = _NO_SINKS.expand(kv_heads, group, 0) if sinks_N is None else sinks_N.view(kv_heads, group, 1)
+    attend_decode(
+        *(part.contiguous().numpy() for part in new),
+        decode.rows_B,
+        decode.slots_B,
+        decode.runs_R2,
+        decode.first_run_B,
+        *kv_pool.arrays(layer),
+        _NO_WINDOW if window_tokens is None else window_tokens,
+        scale,
+        softcap or 0.0,
+        sinks_KGX.contiguous().numpy(),
+        out_TKGD.numpy(),
+    )
 
 
 def _tiles(span: SequenceSpan, window_tokens: int | None) -> list[tuple[int, int, int]]:

@@ -1,10 +1,12 @@
 """A scheduled batch as tensors: the tokens of all its sequences in one row, without padding.
 
-Shapes: T = tokens of the batch, C = positions of one sequence so far, N = tokens to draw.
+Shapes: T = tokens of the batch, C = positions of one sequence so far, N = tokens to draw, B = sequences with one new
+token, R = their runs of consecutive KV slots.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,11 +23,57 @@ class SequenceSpan:
     slots: Tensor | slice
     """KV slots of positions `[0, start + rows)`: slots_C, or a slice where the blocks lie in order."""
 
+    @property
+    def num_rows(self) -> int:
+        return self.row_stop - self.row_start
+
     def slots_between(self, first: int, stop: int) -> Tensor | slice:
         """KV slots of positions `[first, stop)`."""
         if isinstance(self.slots, slice):
             return slice(self.slots.start + first, self.slots.start + stop)
         return self.slots[first:stop]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeRows:
+    """The sequences with one new token, for the compiled kernel (int64)."""
+
+    rows_B: np.ndarray
+    slots_B: np.ndarray
+    """Where each new token's key and value go."""
+    runs_R2: np.ndarray
+    """(first slot, number of slots) of all positions of each sequence in turn."""
+    first_run_B: np.ndarray
+    """Sequence b has the runs `[first_run_B[b], first_run_B[b + 1])`; one longer than B."""
+
+    @classmethod
+    def build(cls, chunks: tuple[Chunk, ...], block_tokens: int) -> "DecodeRows":
+        rows: list[int] = []
+        runs: list[np.ndarray] = []
+        row_stop = 0
+        for chunk in chunks:
+            row_stop += len(chunk.token_ids)
+            if len(chunk.token_ids) == 1:
+                rows.append(row_stop - 1)
+                runs.append(_context_runs(chunk, block_tokens))
+        return cls(
+            rows_B=np.array(rows, np.int64),
+            slots_B=np.array([own[-1].sum() - 1 for own in runs], np.int64),
+            runs_R2=np.concatenate([np.empty((0, 2), np.int64), *runs]),
+            first_run_B=np.cumsum([0, *(len(own) for own in runs)], dtype=np.int64),
+        )
+
+
+def _context_runs(chunk: Chunk, block_tokens: int) -> np.ndarray:
+    """(first slot, number of slots) of each run of positions `[0, chunk.stop)`: runs_R2."""
+    num_blocks = -(-chunk.stop // block_tokens)
+    blocks = np.array(chunk.block_ids[:num_blocks], np.int64)
+    firsts = np.flatnonzero(np.diff(blocks, prepend=-2) != 1)
+    runs_R2 = np.empty((len(firsts), 2), np.int64)
+    runs_R2[:, 0] = blocks[firsts] * block_tokens
+    runs_R2[:, 1] = np.diff(firsts, append=num_blocks) * block_tokens
+    runs_R2[-1, 1] -= num_blocks * block_tokens - chunk.stop
+    return runs_R2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +85,7 @@ class FlatBatch:
     slots_T: Tensor
     """Where each token's own key and value go."""
     spans: tuple[SequenceSpan, ...]
+    decode: DecodeRows
     sample_rows_N: Tensor
     """The rows after which a token is drawn, in chunk order."""
 
@@ -62,6 +111,7 @@ class FlatBatch:
             ),
             slots_T=torch.cat(new_slots),
             spans=tuple(spans),
+            decode=DecodeRows.build(chunks, block_tokens),
             sample_rows_N=_ints(
                 [
                     span.row_stop - 1

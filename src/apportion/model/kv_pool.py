@@ -6,6 +6,7 @@ reads 2-3 times as fast as rows a token apart.
 Shapes: S = slots of the pool, T = new tokens, C = positions of one sequence, K = local KV heads, D = head dim.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,16 @@ class KVPool:
     @property
     def kv_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self.keys_KSD, *self.values_KSD))
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled kernel can read it."""
+        return self.keys_KSD[0].device.type == "cpu" and self.keys_KSD[0].dtype == torch.float32
+
+    def arrays(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """The keys and values of all slots, on a CPU: keys_KSD and values_KSD."""
+        index = layer - self.layer_start
+        return self.keys_KSD[index].numpy(), self.values_KSD[index].numpy()
 
     def write(self, layer: int, slots_T: Tensor, key_TKD: Tensor, value_TKD: Tensor) -> None:
         index = layer - self.layer_start

@@ -1,0 +1,107 @@
+"""The compiled decode attention against plain softmax in fp64, on scattered blocks."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from apportion.model.attention import paged_attention
+from apportion.model.batch import FlatBatch
+from apportion.model.kv_pool import KVPool
+from apportion.types.request import Chunk, ScheduledBatch
+
+KV_HEADS, GROUP, HEAD_DIM, BLOCK_TOKENS = 2, 3, 24, 4
+TABLES = {0: (7,), 1: (0, 1, 2, 4, 3), 2: (8, 9, 10, 11, 12, 13, 15, 16)}
+LENGTHS = {0: 1, 1: 18, 2: 32}
+SCALE = 0.3
+
+
+def filled_pool() -> KVPool:
+    pool = KVPool(
+        layer_start=3,
+        num_layers=1,
+        num_blocks=20,
+        block_tokens=BLOCK_TOKENS,
+        kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        dtype=torch.float32,
+        torch_device="cpu",
+    )
+    generator = torch.Generator().manual_seed(1)
+    for tensor in (*pool.keys_KSD, *pool.values_KSD):
+        tensor.normal_(generator=generator)
+    return pool
+
+
+def new_tokens(sequence: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(sequence)
+    query = torch.randn(KV_HEADS * GROUP, HEAD_DIM, generator=generator)
+    key, value = torch.randn(2, KV_HEADS, HEAD_DIM, generator=generator)
+    return query * 3, key, value
+
+
+def decode(pool: KVPool, sequences: list[int], **options) -> Tensor:
+    chunks = tuple(
+        Chunk(sequence_id=i, start=LENGTHS[i] - 1, token_ids=(5,), block_ids=TABLES[i], sampling=None)
+        for i in sequences
+    )
+    batch = FlatBatch.build(
+        ScheduledBatch(step_id=0, chunks=chunks), block_tokens=BLOCK_TOKENS, torch_device="cpu"
+    )
+    query, key, value = (torch.stack(parts) for parts in zip(*map(new_tokens, sequences), strict=True))
+    return paged_attention(query, key, value, layer=3, batch=batch, kv_pool=pool, scale=SCALE, **options)
+
+
+def expected(
+    sequence: int, window_tokens: int | None, softcap: float | None, sinks_N: Tensor | None
+) -> Tensor:
+    pool, (query_ND, key_KD, value_KD) = filled_pool(), new_tokens(sequence)
+    slots = [block * BLOCK_TOKENS + i for block in TABLES[sequence] for i in range(BLOCK_TOKENS)]
+    slots = slots[: LENGTHS[sequence]]
+    keys_NCD, values_NCD = (
+        torch.cat([stored[0][:, slots[:-1]], new[:, None]], 1).double().repeat_interleave(GROUP, 0)
+        for stored, new in ((pool.keys_KSD, key_KD), (pool.values_KSD, value_KD))
+    )
+    scores_NC = (keys_NCD @ query_ND.double()[:, :, None])[..., 0] * SCALE
+    if softcap is not None:
+        scores_NC = softcap * torch.tanh(scores_NC / softcap)
+    if window_tokens is not None:
+        scores_NC[:, : max(0, len(slots) - window_tokens)] = -torch.inf
+    if sinks_N is not None:
+        scores_NC = torch.cat([scores_NC, sinks_N.double()[:, None]], 1)
+    weights_NC = scores_NC.softmax(-1)[:, : len(slots)]
+    return (weights_NC[:, None] @ values_NCD)[:, 0].float()
+
+
+@pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("window_tokens", [None, 1, 7, 18, 100])
+def test_it_is_attention(window_tokens: int | None, softcap: float | None, with_sinks: bool):
+    sinks_N = torch.linspace(-2, 9, KV_HEADS * GROUP) if with_sinks else None
+    out_BND = decode(filled_pool(), [2, 0, 1], window_tokens=window_tokens, softcap=softcap, sinks_N=sinks_N)
+    for out_ND, sequence in zip(out_BND, [2, 0, 1], strict=True):
+        right_ND = expected(sequence, window_tokens, softcap, sinks_N)
+        torch.testing.assert_close(out_ND, right_ND, atol=2e-6, rtol=1e-5)
+
+
+def test_a_sequence_gets_the_same_bits_whoever_is_beside_it():
+    none = {"window_tokens": None, "softcap": None, "sinks_N": None}
+    together_BND = decode(filled_pool(), [0, 1, 2], **none)
+    for sequence, out_ND in enumerate(together_BND):
+        assert torch.equal(decode(filled_pool(), [sequence], **none)[0], out_ND)
+
+
+def test_only_the_new_slots_are_written():
+    pool, untouched = filled_pool(), filled_pool()
+    decode(pool, [1, 2], window_tokens=None, softcap=None, sinks_N=None)
+    for after, before in zip(
+        (pool.keys_KSD, pool.values_KSD), (untouched.keys_KSD, untouched.values_KSD), strict=True
+    ):
+        changed = (after[0] != before[0]).any(-1).any(0).nonzero().flatten().tolist()
+        assert changed == sorted([3 * BLOCK_TOKENS + 1, 16 * BLOCK_TOKENS + 3])
+
+
+def test_far_apart_scores_stay_finite():
+    pool = filled_pool()
+    pool.keys_KSD[0].mul_(1e4)
+    out_BND = decode(pool, [2], window_tokens=None, softcap=None, sinks_N=None)
+    assert out_BND.isfinite().all()
