@@ -1,9 +1,9 @@
 """Messages between coordinator and workers: frames [kind, msgpack header, tensor bytes, time sent]; never pickle.
 
-A step's header is its ScheduledBatch, which travels from stage to stage; between stages the hidden states come with it.
+A step's header is its ScheduledBatch (see parallel/batches.py), which travels from stage to stage; between stages the
+hidden states come with it.
 """
 
-from dataclasses import astuple
 from enum import Enum
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
+from apportion.types.request import StepResult
 
 
 class Kind(Enum):
@@ -44,44 +44,8 @@ def unpack(data: bytes) -> Any:
     return msgpack.unpackb(data, strict_map_key=False)
 
 
-def pack_batch(batch: ScheduledBatch) -> bytes:
-    chunks = [
-        (
-            chunk.sequence_id,
-            chunk.start,
-            chunk.token_ids,
-            chunk.block_ids,
-            astuple(chunk.sampling) if chunk.sampling else None,
-        )
-        for chunk in batch.chunks
-    ]
-    return pack((batch.step_id, chunks))
-
-
-_SAMPLING_FIELDS = tuple(SamplingParams.__dataclass_fields__)
-
-
-def unpack_batch(data: bytes) -> ScheduledBatch:
-    step_id, chunks = unpack(data)
-    return ScheduledBatch(
-        step_id=step_id,
-        chunks=tuple(
-            Chunk(
-                sequence_id=sequence_id,
-                start=start,
-                token_ids=tuple(token_ids),
-                block_ids=tuple(block_ids),
-                sampling=SamplingParams(**dict(zip(_SAMPLING_FIELDS, sampling, strict=True)))
-                if sampling
-                else None,
-            )
-            for sequence_id, start, token_ids, block_ids, sampling in chunks
-        ),
-    )
-
-
 def pack_result(result: StepResult) -> bytes:
-    return pack(astuple(result))
+    return pack((result.step_id, result.token_ids, result.logits))
 
 
 def unpack_result(data: bytes) -> StepResult:

@@ -1,166 +1,266 @@
 """Continuous batching over a pipeline: which tokens of which sequences go into the next microbatch.
 
-Up to `max_in_flight` batches are on their way. A batch takes decode tokens first, of at most its even share of
-the running sequences among `microbatches`, then prefill chunks, up to `chunk_tokens` new tokens; chunks of one prompt
-follow each other through the stages without waiting. When blocks run out, the latest admitted sequence that is not
-in flight gives its own up and is recomputed later (its tokens are kept), so the earliest always advances and none
-starves. Shape after nano-vllm's scheduler.
+Up to `max_in_flight` batches are on their way. A batch takes decode tokens first, of at most one of `microbatches`
+parts of equal time; then prefill chunks by rank, up to `chunk_tokens` new tokens in all. Chunks of one prompt follow each
+other through the stages without waiting.
+
+- Decode waits for prefill no longer than one chunk takes on the slowest stage: while any sequence decodes, at most
+  `prefill_depth` batches in flight carry prefill, which is what keeps that stage busy (Little's law) and no more; and a
+  batch that leaves ready sequences to the next carries none.
+- A prompt whose next block is being computed by an earlier one waits a step for it, then shares it.
+- When blocks run out, the running sequence of highest rank gives up its own. So the lowest always advances.
 """
 
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from apportion.scheduler.blocks import BlockAllocator
+from apportion.scheduler.admission import Admission, check_request
+from apportion.scheduler.limits import SchedulerLimits
+from apportion.scheduler.preempt import Preemption
 from apportion.scheduler.sequence import Sequence
-from apportion.types.errors import UsageError
-from apportion.types.plan import Plan
-from apportion.types.request import Chunk, Request, ScheduledBatch, StepResult, TokenEvent
+from apportion.scheduler.tables import BlockTables
+from apportion.scheduler.waiting import rank
+from apportion.types.metrics import SchedulerMetrics
+from apportion.types.request import Chunk, Draw, Request, ScheduledBatch, StepResult, TokenEvent
+from apportion.types.step_costs import PreemptMode, StepCosts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerLimits:
-    num_kv_blocks: int
-    block_tokens: int
-    max_sequences: int
-    max_context_tokens: int
-    microbatches: int
-    """Into so many batches the running sequences are divided for decoding."""
-    max_in_flight: int
-    chunk_tokens: int
+@dataclass(slots=True)
+class _Flight:
+    """A batch on its way: every sequence that takes part or begins, and which kinds of work it carries."""
 
-    @staticmethod
-    def of(plan: Plan) -> "SchedulerLimits":
-        return SchedulerLimits(
-            num_kv_blocks=plan.num_kv_blocks,
-            block_tokens=plan.block_tokens,
-            max_sequences=plan.workload.concurrency,
-            max_context_tokens=plan.workload.max_context_tokens,
-            microbatches=plan.microbatches,
-            max_in_flight=max(plan.microbatches, len(plan.stages) + 1),
-            chunk_tokens=plan.chunk_tokens,
-        )
+    sequences: list[Sequence] = field(default_factory=list[Sequence])
+    chunks: list[Chunk] = field(default_factory=list[Chunk])
+    num_tokens: int = 0
+    decodes: bool = False
+    prefills: bool = False
 
 
 class Scheduler:
-    def __init__(self, limits: SchedulerLimits, eos_token_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        eos_token_ids: Iterable[int],
+        costs: StepCosts,
+        preempt: PreemptMode = "auto",
+    ) -> None:
         self.limits = limits
-        self.blocks = BlockAllocator(limits.num_kv_blocks, limits.block_tokens)
-        self.num_preemptions = 0
+        self.tables = BlockTables(limits.num_kv_blocks, limits.block_tokens, limits.num_swap_blocks)
+        self._costs = costs
+        self._preemption = Preemption(self.tables, costs, preempt)
+        self._admission = Admission(limits, self.tables, self._preemption)
+        self._running = self._admission.running
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
-        self._in_flight: dict[int, list[Sequence]] = {}
+        self._samples: dict[int, list[Sequence]] = {}
+        """Of each unfinished request, those that have begun and not ended."""
+        self._ended: list[int] = []
+        self._in_flight: dict[int, _Flight] = {}
         self._next_step_id = 0
+        self._next_sequence_id = 0
+        self._peak_used_blocks = 0
+        self._peak_saved_blocks = 0
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._waiting) + len(self._running)
+        """Requests."""
+        return len(self._samples)
 
     @property
     def num_in_flight(self) -> int:
         return len(self._in_flight)
 
     def add(self, request: Request) -> None:
-        """Queues a request. Raises UsageError where its prompt can never run."""
-        num_prompt = len(request.prompt_ids)
-        capacity_tokens = min(
-            self.limits.max_context_tokens, self.limits.num_kv_blocks * self.limits.block_tokens
-        )
-        if num_prompt == 0:
-            raise UsageError(f"prompt {request.id} has no tokens; give at least one")
-        if num_prompt >= capacity_tokens:
-            raise UsageError(
-                f"prompt {request.id} has {num_prompt} tokens and the context is {capacity_tokens}, of which one is"
-                f" needed for output; shorten it or plan with --context {num_prompt + request.sampling.max_tokens}"
-            )
-        if request.sampling.max_tokens < 1:
-            raise UsageError(f"prompt {request.id} asks for {request.sampling.max_tokens} tokens; at least 1")
-        self._waiting.append(Sequence(request))
+        """Queues a request. Raises UsageError where it can never run."""
+        check_request(request, self.limits)
+        sequence_id = self._new_id()
+        sequence = Sequence(sequence_id, request, rank(request.priority, self._next_step_id, sequence_id))
+        self._samples[request.id] = [sequence]
+        self._admission.waiting.add(sequence)
+
+    def cancel(self, request_id: int) -> bool:
+        """Ends a request at once, False where it is not running. Its blocks are free for the next step: the
+        stages execute that after whatever of the request is in flight, and the tokens drawn there are dropped."""
+        samples = self._samples.pop(request_id, [])
+        for sequence in samples:
+            self._admission.end(sequence)
+            self._ended.append(sequence.id)
+        return bool(samples)
 
     def schedule(self) -> ScheduledBatch | None:
         """The next microbatch, or None while nothing can run (all in flight, or no work)."""
         if len(self._in_flight) >= self.limits.max_in_flight:
             return None
-        self._admit()
-        chunks = self._take_chunks()
-        if not chunks:
+        self._admission.admit()
+        flight = self._fill()
+        if not flight.chunks:
             return None
-        batch = ScheduledBatch(step_id=self._next_step_id, chunks=tuple(chunk for _, chunk in chunks))
-        self._in_flight[batch.step_id] = [sequence for sequence, _ in chunks]
+        for sequence in flight.sequences:
+            self.tables.publish(sequence)
+        batch = ScheduledBatch(
+            step_id=self._next_step_id,
+            chunks=tuple(flight.chunks),
+            moves=self.tables.take_moves(),
+            ended=tuple(self._ended),
+        )
+        self._ended.clear()
+        self._in_flight[batch.step_id] = flight
         self._next_step_id += 1
+        self._peak_used_blocks = max(self._peak_used_blocks, self.tables.pool.num_used)
+        self._peak_saved_blocks = max(self._peak_saved_blocks, self.tables.pool.num_saved)
         return batch
 
     def complete(self, result: StepResult) -> list[TokenEvent]:
         """Takes a step's drawn tokens; returns them as events, ends what is finished and frees its blocks."""
         events: list[TokenEvent] = []
-        for sequence in self._in_flight.pop(result.step_id):
+        for sequence in self._in_flight.pop(result.step_id).sequences:
             sequence.num_in_flight -= 1
-            token_id = result.token_ids.get(sequence.request.id)
-            if token_id is not None:
-                events.append(self._append(sequence, token_id, result.logits.get(sequence.request.id)))
+            token_id = result.token_ids.get(sequence.id)
+            if token_id is not None and not sequence.ended:
+                events.append(self._append(sequence, token_id, result.logits.get(sequence.id)))
         return events
+
+    def metrics(self) -> SchedulerMetrics:
+        pool, running = self.tables.pool, self._running.sequences
+        return SchedulerMetrics(
+            num_waiting=len(self._admission.waiting),
+            num_running=len(running),
+            used_blocks=pool.num_used,
+            cached_blocks=pool.num_cached,
+            free_blocks=pool.num_free - pool.num_cached,
+            saved_blocks=pool.num_saved,
+            wasted_tokens=sum(len(s.block_ids) * pool.block_tokens - s.next_position for s in running),
+            peak_used_blocks=self._peak_used_blocks,
+            peak_saved_blocks=self._peak_saved_blocks,
+            copied_blocks=self.tables.num_copied,
+            evicted_blocks=pool.num_evicted,
+            cached_tokens=self._admission.cached_tokens,
+            preemptions=self._preemption.counts,
+        )
+
+    def _new_id(self) -> int:
+        self._next_sequence_id += 1
+        return self._next_sequence_id - 1
 
     def _append(self, sequence: Sequence, token_id: int, logits: bytes | None) -> TokenEvent:
         sequence.token_ids.append(token_id)
-        reason = sequence.finish_reason(self._eos_token_ids, self.limits.max_context_tokens)
+        sequence.ready_since = self._next_step_id
+        reason = sequence.finish_reason(self._eos_token_ids, self.limits.capacity_tokens)
+        request_id = sequence.request.id
         if reason is not None:
-            self._running.remove(sequence)
-            self.blocks.release(sequence.block_ids)
-        return TokenEvent(
-            request_id=sequence.request.id, token_id=token_id, finish_reason=reason, logits=logits
-        )
+            self._end(sequence)
+        return TokenEvent(request_id, token_id, reason, logits, sequence.sample, sequence.cached_tokens)
 
-    def _admit(self) -> None:
-        while self._waiting and len(self._running) < self.limits.max_sequences:
-            first_chunk = min(self._waiting[0].num_pending, self.limits.chunk_tokens)
-            if self.blocks.blocks_for(first_chunk) > self.blocks.num_free:
-                return
-            self._running.append(self._waiting.popleft())
+    def _end(self, sequence: Sequence) -> None:
+        self._admission.end(sequence)
+        self._ended.append(sequence.id)
+        samples = self._samples[sequence.request.id]
+        samples.remove(sequence)
+        if not samples:
+            del self._samples[sequence.request.id]
 
-    def _take_chunks(self) -> list[tuple[Sequence, Chunk]]:
-        """Decode tokens of an even share of the running sequences, then prefill with what is left of the budget."""
-        budget = self.limits.chunk_tokens
-        num_decode = -(-len(self._running) // self.limits.microbatches)
-        ready = [sequence for sequence in self._running if sequence.num_pending > 0]
-        decode = [sequence for sequence in ready if sequence.num_pending == 1][:num_decode]
-        prefill = [sequence for sequence in ready if sequence.num_pending > 1]
-        chunks: list[tuple[Sequence, Chunk]] = []
-        for sequence in decode + prefill:
-            num_tokens = min(sequence.num_pending, budget)
-            # An earlier sequence of this very batch may have preempted this one.
-            if num_tokens == 0 or sequence not in self._running or not self._grow(sequence, num_tokens):
+    def _fill(self) -> _Flight:
+        flight = _Flight()
+        leaves_ready = self._take_decode(flight)
+        if not leaves_ready and self._may_prefill():
+            self._take_prefill(flight)
+        return flight
+
+    def _take_decode(self, flight: _Flight) -> bool:
+        """Ready sequences, longest waiting first, until they are worth an even share of the decoding time; True where
+        some are left for another batch that can follow."""
+        decoding = [s for s in self._running.sequences if len(s.token_ids) - s.next_position <= 1]
+        num_others = sum(other.decodes for other in self._in_flight.values())
+        if num_others >= self.limits.microbatches:
+            return False
+        ready = [s for s in decoding if s.next_position < len(s.token_ids)]
+        ready.sort(key=lambda s: (s.ready_since, -len(s.token_ids)))
+        cost = self._costs.decode_s
+        share_s = sum(cost(len(s.token_ids)) for s in decoding) / self.limits.microbatches
+        for index, sequence in enumerate(ready):
+            if share_s <= 0 or flight.num_tokens == self.limits.chunk_tokens:
+                return num_others + 1 < self.limits.microbatches
+            if self._take(flight, sequence, 1):
+                flight.decodes = True
+                share_s -= cost(len(sequence.token_ids))
+        return False
+
+    def _may_prefill(self) -> bool:
+        if not any(len(s.token_ids) - s.next_position <= 1 for s in self._running.sequences):
+            return True
+        return sum(other.prefills for other in self._in_flight.values()) < self._costs.prefill_depth
+
+    def _take_prefill(self, flight: _Flight) -> None:
+        """Chunks of prompts, and of what is computed anew, by rank."""
+        coming: set[bytes] = set()
+        for sequence in tuple(self._running.sequences):
+            if sequence.num_pending <= 1 or sequence not in self._running:
                 continue
-            chunks.append((sequence, self._chunk(sequence, num_tokens)))
-            budget -= num_tokens
-        return chunks
+            self._admission.adopt(sequence)
+            if self._follows(sequence, coming):
+                continue
+            num_tokens = min(sequence.num_pending, self.limits.chunk_tokens - flight.num_tokens)
+            if num_tokens > 0 and self._take(flight, sequence, num_tokens):
+                flight.prefills = True
 
-    def _chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
+    def _follows(self, sequence: Sequence, coming: set[bytes]) -> bool:
+        """Whether the sequence's next block is among those that earlier ones are at, and can be shared soon; else
+        the block that it is at joins them."""
+        block_tokens = self.limits.block_tokens
+        index, offset = divmod(sequence.next_position, block_tokens)
+        num_known = len(sequence.token_ids) - index * block_tokens
+        if num_known < block_tokens:
+            return False
+        key = sequence.block_key(index, block_tokens)
+        if offset == 0 and num_known > block_tokens and key in coming:
+            return True
+        coming.add(key)
+        return False
+
+    def _take(self, flight: _Flight, sequence: Sequence, num_tokens: int) -> bool:
+        """Puts the sequence's next tokens into the batch, False where there are no blocks for them, or it was preempted
+        for another of this very batch."""
+        if sequence not in self._running or not self._make_room(flight, sequence, num_tokens):
+            return False
+        flight.sequences.append(sequence)
+        flight.num_tokens += num_tokens
         start, stop = sequence.next_position, sequence.next_position + num_tokens
         sequence.next_position = stop
         sequence.num_in_flight += 1
         ends = stop == len(sequence.token_ids)
-        return Chunk(
-            sequence_id=sequence.request.id,
-            start=start,
-            token_ids=tuple(sequence.token_ids[start:stop]),
-            block_ids=tuple(sequence.block_ids),
-            sampling=sequence.request.sampling if ends else None,
+        flight.chunks.append(
+            Chunk(
+                sequence.id,
+                start,
+                tuple(sequence.token_ids[start:stop]),
+                sequence.block_ids,
+                sequence.sampling if ends else None,
+                self._fork(flight, sequence) if ends and sequence.num_samples > 1 else (),
+            )
         )
-
-    def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for the sequence's next tokens, taken from later sequences where none are free."""
-        while not self.blocks.extend(sequence.block_ids, sequence.next_position + num_tokens):
-            later = self._running[self._running.index(sequence) + 1 :]
-            victim = next((s for s in reversed(later) if s.num_in_flight == 0 and s.block_ids), None)
-            if victim is None:
-                return False
-            self._preempt(victim)
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self.blocks.release(sequence.block_ids)
-        sequence.next_position = 0
-        self._running.remove(sequence)
-        self._waiting.appendleft(sequence)
-        self.num_preemptions += 1
+    def _fork(self, flight: _Flight, parent: Sequence) -> tuple[Draw, ...]:
+        """The other samples of a request begin where its prompt ends, each with its own draw."""
+        children = [parent.fork(self._new_id(), sample) for sample in range(1, parent.num_samples)]
+        for child in children:
+            self._admission.fork(parent, child)
+        self._samples[parent.request.id] += children
+        flight.sequences += children
+        return tuple(Draw(child.id, child.sampling) for child in children)
+
+    def _make_room(self, flight: _Flight, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for the sequence's next tokens, taken from those of higher rank where none are free."""
+        while not self.tables.grow(sequence, num_tokens):
+            victim = self._victim(flight, sequence)
+            if victim is None:
+                return False
+            self._admission.preempt(victim)
+        return True
+
+    def _victim(self, flight: _Flight, sequence: Sequence) -> Sequence | None:
+        for candidate in reversed(self._running.sequences):
+            if candidate is sequence:
+                return None
+            if candidate.block_ids and candidate not in flight.sequences:
+                return candidate
+        return None

@@ -1,19 +1,75 @@
-"""A request while it runs: the only mutable state of the scheduler besides the free blocks."""
+"""One sample of a request while it runs: the scheduler's mutable state, with the blocks that hold its KV."""
 
-from apportion.types.request import FinishReason, Request
+from array import array
+from dataclasses import replace
+from hashlib import blake2b
+
+from apportion.types.request import FinishReason, Request, SamplingParams
+
+_KEY_BYTES = 16
+
+Rank = tuple[int, int, int]
+"""Who goes first: lower is earlier. See `scheduler.waiting`."""
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """The seed of a request's `sample`-th continuation; the first keeps the request's own."""
+    if sample == 0:
+        return seed
+    return int.from_bytes(blake2b(f"{seed} {sample}".encode(), digest_size=4).digest(), "little")
 
 
 class Sequence:
-    """`token_ids` = prompt + output so far, of which `[0, next_position)` are computed or in flight."""
+    """`token_ids` = prompt + output so far, of which `[0, next_position)` are computed or in flight.
 
-    __slots__ = ("block_ids", "next_position", "num_in_flight", "request", "token_ids")
+    Their KV is in `block_ids`, or in `swap_slots` while swapped out; the blocks are exactly as many as
+    `next_position` needs. The first `num_published` of them can be found by others.
+    """
 
-    def __init__(self, request: Request) -> None:
+    __slots__ = (
+        "block_ids",
+        "block_keys",
+        "cached_tokens",
+        "ended",
+        "id",
+        "next_position",
+        "num_in_flight",
+        "num_published",
+        "num_samples",
+        "rank",
+        "ready_since",
+        "request",
+        "sample",
+        "sampling",
+        "swap_slots",
+        "token_ids",
+        "was_preempted",
+    )
+
+    def __init__(self, sequence_id: int, request: Request, rank: Rank, sample: int = 0) -> None:
+        self.id = sequence_id
         self.request = request
+        self.sample = sample
+        self.num_samples = request.n if sample == 0 else 1
+        """It and those still to be forked from it."""
+        self.sampling: SamplingParams = (
+            request.sampling
+            if sample == 0
+            else replace(request.sampling, seed=sample_seed(request.sampling.seed, sample))
+        )
+        self.rank = rank
         self.token_ids = list(request.prompt_ids)
         self.next_position = 0
         self.num_in_flight = 0
-        self.block_ids: list[int] = []
+        self.ready_since = 0
+        """The step that was to come next when its newest token arrived."""
+        self.ended = False
+        self.was_preempted = False
+        self.cached_tokens = 0
+        self.block_ids: tuple[int, ...] = ()
+        self.swap_slots: tuple[int, ...] = ()
+        self.num_published = 0
+        self.block_keys: list[bytes] = []
 
     @property
     def num_pending(self) -> int:
@@ -24,11 +80,30 @@ class Sequence:
     def num_output(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_ids)
 
-    def finish_reason(self, eos_token_ids: frozenset[int], max_context_tokens: int) -> FinishReason | None:
+    def block_key(self, index: int, block_tokens: int) -> bytes:
+        """Names block `index` by its tokens and all before them (a chain of hashes); all its tokens are known."""
+        keys = self.block_keys
+        while len(keys) <= index:
+            start = len(keys) * block_tokens
+            tokens = array("q", self.token_ids[start : start + block_tokens])
+            parent = keys[-1] if keys else b""
+            keys.append(blake2b(parent + tokens.tobytes(), digest_size=_KEY_BYTES).digest())
+        return keys[index]
+
+    def fork(self, sequence_id: int, sample: int) -> "Sequence":
+        """Another sample of the same prompt, before either has drawn; its blocks are the caller's affair."""
+        child = Sequence(sequence_id, self.request, (*self.rank[:2], sequence_id), sample)
+        child.next_position = self.next_position
+        child.num_in_flight = 1
+        child.num_published = self.num_published
+        child.block_keys = list(self.block_keys)
+        child.cached_tokens = self.cached_tokens
+        return child
+
+    def finish_reason(self, eos_token_ids: frozenset[int], capacity_tokens: int) -> FinishReason | None:
         """Why the sequence ends after its last token, None where it goes on."""
-        sampling = self.request.sampling
-        if self.token_ids[-1] in eos_token_ids and not sampling.ignore_eos:
+        if self.token_ids[-1] in eos_token_ids and not self.sampling.ignore_eos:
             return "stop"
-        if self.num_output >= sampling.max_tokens or len(self.token_ids) >= max_context_tokens:
+        if self.num_output >= self.sampling.max_tokens or len(self.token_ids) >= capacity_tokens:
             return "length"
         return None

@@ -1,7 +1,7 @@
 """A request on its way: Request -> ScheduledBatch -> StepResult -> TokenEvent."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length"]
 
@@ -21,33 +21,61 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
+    """A prompt to continue, `n` times over. A lower `priority` goes first."""
+
     id: int
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    n: int = 1
+    priority: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class Draw(NamedTuple):
+    """A token to draw for a sequence after the last token of a chunk."""
+
+    sequence_id: int
+    sampling: SamplingParams
+
+
+class Chunk(NamedTuple):
     """New tokens of one sequence in a batch: `token_ids` stand at positions `[start, start + len)`, whose KV goes
-    to `block_ids` (the sequence's whole table so far). `sampling` is set where the chunk ends in a token to draw."""
+    to `block_ids` (the sequence's whole table so far). `sampling` is set where the chunk ends in a token to draw; `forks`
+    are further samples of the same prompt, which begin with their own draw from the same logits."""
 
     sequence_id: int
     start: int
     token_ids: tuple[int, ...]
     block_ids: tuple[int, ...]
     sampling: SamplingParams | None
+    forks: tuple[Draw, ...] = ()
 
     @property
     def stop(self) -> int:
         return self.start + len(self.token_ids)
 
 
+MoveKind = Literal["copy", "swap out", "swap in"]
+
+
+class BlockMove(NamedTuple):
+    """A block's content on its way: between two blocks, to a slot of the host's swap space, or back from one."""
+
+    kind: MoveKind
+    src: int
+    dst: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledBatch:
-    """One microbatch: a flat ragged batch that passes through every stage."""
+    """One microbatch: a flat ragged batch that passes through every stage.
+
+    Each stage first carries out `moves` in order, then writes the chunks' KV. The sequences of `ended` occur in
+    no later batch."""
 
     step_id: int
     chunks: tuple[Chunk, ...]
+    moves: tuple[BlockMove, ...] = ()
+    ended: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -63,9 +91,12 @@ class StepResult:
     logits: dict[int, bytes]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
+    """A token of one of a request's samples. Of the prompt, `cached_tokens` came from the prefix cache."""
+
     request_id: int
     token_id: int
     finish_reason: FinishReason | None
     logits: bytes | None
+    sample: int = 0
+    cached_tokens: int = 0

@@ -1,0 +1,108 @@
+"""From waiting to running: what a request must meet to be accepted, and a sequence to get blocks."""
+
+from apportion.scheduler.limits import SchedulerLimits
+from apportion.scheduler.preempt import Preemption
+from apportion.scheduler.sequence import Sequence
+from apportion.scheduler.tables import BlockTables
+from apportion.scheduler.waiting import RankedSequences
+from apportion.types.errors import UsageError
+from apportion.types.request import Request
+
+
+def check_request(request: Request, limits: SchedulerLimits) -> None:
+    """Raises UsageError where the request can never run."""
+    num_prompt, capacity_tokens = len(request.prompt_ids), limits.capacity_tokens
+    if num_prompt == 0:
+        raise UsageError(f"prompt {request.id} has no tokens; give at least one")
+    if num_prompt >= capacity_tokens:
+        raise UsageError(
+            f"prompt {request.id} has {num_prompt} tokens and the context is {capacity_tokens}, of which one is"
+            f" needed for output; shorten it or plan with --context {num_prompt + request.sampling.max_tokens}"
+        )
+    if request.sampling.max_tokens < 1:
+        raise UsageError(f"prompt {request.id} asks for {request.sampling.max_tokens} tokens; at least 1")
+    if not 1 <= request.n <= limits.max_sequences:
+        raise UsageError(
+            f"prompt {request.id} asks for {request.n} samples and the plan is for {limits.max_sequences} sequences;"
+            f" ask for 1 to {limits.max_sequences}, or plan with --concurrency {request.n}"
+        )
+
+
+class Admission:
+    """Lets sequences in by rank, while there are places for all their samples and blocks for all their tokens."""
+
+    def __init__(self, limits: SchedulerLimits, tables: BlockTables, preemption: Preemption) -> None:
+        self.waiting = RankedSequences()
+        self.running = RankedSequences()
+        self.cached_tokens = 0
+        self._limits = limits
+        self._tables = tables
+        self._preemption = preemption
+        self._num_places = limits.max_sequences
+
+    def admit(self) -> None:
+        """Nobody is let in before one of lower rank, so that large prompts are not passed by small ones for ever."""
+        while self.waiting.sequences:
+            sequence = self.waiting.sequences[0]
+            if sequence.num_samples > self._num_places or not self._give_blocks(sequence):
+                return
+            self.waiting.remove(sequence)
+            self._run(sequence)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """A sample starts to run in one of the places that its parent was admitted with."""
+        parent.num_samples -= 1
+        self._num_places += 1
+        self._tables.fork(parent, child)
+        self._run(child)
+
+    def preempt(self, sequence: Sequence) -> None:
+        self._preemption.preempt(sequence)
+        self._stop(sequence)
+        self.waiting.add(sequence)
+
+    def end(self, sequence: Sequence) -> None:
+        """The sequence leaves, wherever it is."""
+        sequence.ended = True
+        self._tables.release(sequence)
+        if sequence in self.running:
+            self._stop(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def adopt(self, sequence: Sequence) -> None:
+        """Takes over what the prefix cache has of the tokens that come next."""
+        self._count_adopted(sequence, self._tables.adopt(sequence))
+
+    def _run(self, sequence: Sequence) -> None:
+        self._num_places -= sequence.num_samples
+        self.running.add(sequence)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self._num_places += sequence.num_samples
+        self.running.remove(sequence)
+
+    def _give_blocks(self, sequence: Sequence) -> bool:
+        """Whether the sequence can start: the blocks that it must bring back are its own now, those it still has to fill
+        are free. One that was preempted leaves the others a block each, or it would soon be preempted again."""
+        tables, pool = self._tables, self._tables.pool
+        spare_blocks = len(self.running) if sequence.was_preempted else 0
+        if sequence.swap_slots:
+            return self._preemption.resume(sequence, spare_blocks)
+        if sequence.num_in_flight:  # its next token is being drawn: known before it is computed again
+            return False
+        adopted = tables.adopt(sequence)
+        missing = pool.blocks_for(len(sequence.token_ids)) - len(sequence.block_ids)
+        if missing + spare_blocks > pool.num_free:
+            tables.release(sequence)
+            sequence.next_position = 0
+            return False
+        self._count_adopted(sequence, adopted)
+        return True
+
+    def _count_adopted(self, sequence: Sequence, num_tokens: int) -> None:
+        if sequence.was_preempted:
+            self._preemption.found_again(num_tokens)
+        else:
+            sequence.cached_tokens += num_tokens
+            self.cached_tokens += num_tokens

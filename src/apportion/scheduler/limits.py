@@ -1,0 +1,35 @@
+"""How much the scheduler may have running at once."""
+
+from dataclasses import dataclass
+
+from apportion.types.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    num_kv_blocks: int
+    block_tokens: int
+    max_sequences: int
+    max_context_tokens: int
+    microbatches: int
+    """Into so many batches the running sequences are divided for decoding."""
+    max_in_flight: int
+    chunk_tokens: int
+    num_swap_blocks: int = 0
+
+    @property
+    def capacity_tokens(self) -> int:
+        """The longest sequence that can run."""
+        return min(self.max_context_tokens, self.num_kv_blocks * self.block_tokens)
+
+    @staticmethod
+    def of(plan: Plan) -> "SchedulerLimits":
+        return SchedulerLimits(
+            num_kv_blocks=plan.num_kv_blocks,
+            block_tokens=plan.block_tokens,
+            max_sequences=plan.workload.concurrency,
+            max_context_tokens=plan.workload.max_context_tokens,
+            microbatches=plan.microbatches,
+            max_in_flight=max(plan.microbatches, len(plan.stages) + 1),
+            chunk_tokens=plan.chunk_tokens,
+        )
