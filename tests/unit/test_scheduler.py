@@ -1,116 +1,83 @@
 """The scheduler driven by a fake executor whose next token depends on the tokens before it, and on nothing else."""
 
-import hashlib
-
 import pytest
+from fake_pipeline import FakePipeline, expected, limits, make_scheduler, request, run
 
-from apportion.scheduler.scheduler import Scheduler, SchedulerLimits
 from apportion.types.errors import UsageError
-from apportion.types.request import Request, SamplingParams, ScheduledBatch, StepResult
+from apportion.types.request import Request, SamplingParams, StepResult
+from apportion.types.step_costs import PreemptMode, StepCosts
 
 EOS = 999
-
-
-def limits(**changes: int) -> SchedulerLimits:
-    values = {
-        "num_kv_blocks": 64,
-        "block_tokens": 4,
-        "max_sequences": 8,
-        "max_context_tokens": 64,
-        "microbatches": 3,
-        "max_in_flight": 3,
-        "chunk_tokens": 16,
-    }
-    return SchedulerLimits(**(values | changes))
-
-
-def request(request_id: int, num_prompt: int, max_tokens: int = 8) -> Request:
-    prompt = tuple((request_id * 31 + i) % 500 for i in range(num_prompt))
-    return Request(id=request_id, prompt_ids=prompt, sampling=SamplingParams(max_tokens=max_tokens))
-
-
-def next_token(token_ids: list[int]) -> int:
-    return int.from_bytes(hashlib.sha256(str(token_ids).encode()).digest()[:2], "big") % 500
-
-
-class FakePipeline:
-    """Remembers what was written to every KV slot, as a stage would, and finishes steps in order."""
-
-    def __init__(self, block_tokens: int) -> None:
-        self.block_tokens = block_tokens
-        self.slots: dict[int, tuple[int, int]] = {}
-        self.queue: list[ScheduledBatch] = []
-
-    def finish_first(self) -> StepResult:
-        batch = self.queue.pop(0)
-        drawn: dict[int, int] = {}
-        for chunk in batch.chunks:
-            table = [b * self.block_tokens + i for b in chunk.block_ids for i in range(self.block_tokens)]
-            for offset, token in enumerate(chunk.token_ids):
-                self.slots[table[chunk.start + offset]] = (chunk.sequence_id, token)
-            context = [self.slots[slot] for slot in table[: chunk.stop]]
-            assert {owner for owner, _ in context} == {chunk.sequence_id}
-            if chunk.sampling is not None:
-                drawn[chunk.sequence_id] = next_token([token for _, token in context])
-        return StepResult(step_id=batch.step_id, token_ids=drawn, logits={})
-
-
-def run(scheduler: Scheduler, arrivals: dict[int, list[Request]]) -> dict[int, list[int]]:
-    """Outputs by request; `arrivals` maps a step to the requests that come then."""
-    pipeline = FakePipeline(scheduler.limits.block_tokens)
-    outputs: dict[int, list[int]] = {}
-    step = 0
-    while scheduler.num_unfinished or step <= max(arrivals):
-        for arriving in arrivals.get(step, []):
-            scheduler.add(arriving)
-        while (batch := scheduler.schedule()) is not None:
-            assert batch.num_tokens <= scheduler.limits.chunk_tokens
-            pipeline.queue.append(batch)
-        assert len(pipeline.queue) <= scheduler.limits.max_in_flight
-        if pipeline.queue:
-            for event in scheduler.complete(pipeline.finish_first()):
-                outputs.setdefault(event.request_id, []).append(event.token_id)
-        step += 1
-        assert step < 5000, "no progress"
-    return outputs
-
-
-def expected(request: Request) -> list[int]:
-    token_ids = list(request.prompt_ids)
-    for _ in range(request.sampling.max_tokens):
-        token_ids.append(next_token(token_ids))
-    return token_ids[len(request.prompt_ids) :]
-
-
 ARRIVALS = {0: [request(0, 3), request(1, 30)], 2: [request(2, 17)], 5: [request(3, 1), request(4, 40)]}
 REQUESTS = [r for arriving in ARRIVALS.values() for r in arriving]
+EXPECTED = {(r.id, 0): expected(r) for r in REQUESTS}
+COSTS = StepCosts(
+    decode_token_s=1e-3,
+    context_token_s=1e-5,
+    prefill_token_s=1e-3,
+    swap_block_s=1e-3,
+    block_bytes=100,
+    prefill_depth=3,
+)
 
 
 def test_each_request_gets_its_own_tokens():
-    scheduler = Scheduler(limits(), eos_token_ids=[])
-    outputs = run(scheduler, ARRIVALS)
-    assert outputs == {r.id: expected(r) for r in REQUESTS}
-    assert scheduler.num_preemptions == 0
-    assert scheduler.blocks.num_free == scheduler.blocks.num_blocks
+    scheduler = make_scheduler()
+    assert run(scheduler, ARRIVALS) == EXPECTED
+    counts = scheduler.metrics().preemptions
+    assert counts.num_swaps == counts.num_recomputes == 0
 
 
-def test_preempted_requests_are_answered_identically():
-    scheduler = Scheduler(limits(num_kv_blocks=16), eos_token_ids=[])
-    outputs = run(scheduler, ARRIVALS)
-    assert scheduler.num_preemptions > 0
-    assert outputs == {r.id: expected(r) for r in REQUESTS}
-    assert scheduler.blocks.num_free == scheduler.blocks.num_blocks
+@pytest.mark.parametrize("num_kv_blocks", [16, 20])
+@pytest.mark.parametrize(("mode", "swaps", "recomputes"), [("swap", 1, 0), ("recompute", 0, 1)])
+def test_preempted_requests_are_answered_identically(
+    num_kv_blocks: int, mode: PreemptMode, swaps: int, recomputes: int
+):
+    scheduler = make_scheduler(costs=COSTS, preempt=mode, num_kv_blocks=num_kv_blocks, num_swap_blocks=64)
+    pipeline = FakePipeline(4)
+    assert run(scheduler, ARRIVALS, pipeline) == EXPECTED
+    counts = scheduler.metrics().preemptions
+    assert (counts.num_swaps >= swaps, counts.num_recomputes >= recomputes) == (True, True)
+    assert bool(counts.num_swaps) == bool(swaps)
+    assert bool(counts.num_recomputes) == bool(recomputes)
+    assert counts.swapped_out_blocks == pipeline.moved["swap out"]
+    assert counts.swapped_in_blocks == pipeline.moved["swap in"]
+    assert counts.swapped_bytes == 100 * (pipeline.moved["swap out"] + pipeline.moved["swap in"])
+    planned = sum(len(r.prompt_ids) + r.sampling.max_tokens - 1 for r in REQUESTS)
+    assert pipeline.computed_tokens == planned + counts.recomputed_tokens
+
+
+@pytest.mark.parametrize(("swap_block_s", "swaps"), [(1e-6, True), (1.0, False)])
+def test_the_cheaper_way_to_make_room_is_taken(swap_block_s: float, swaps: bool):
+    costs = StepCosts(
+        decode_token_s=1e-3,
+        context_token_s=0,
+        prefill_token_s=1e-3,
+        swap_block_s=swap_block_s,
+        block_bytes=1,
+        prefill_depth=3,
+    )
+    scheduler = make_scheduler(costs=costs, num_kv_blocks=16, num_swap_blocks=64)
+    assert run(scheduler, ARRIVALS) == EXPECTED
+    counts = scheduler.metrics().preemptions
+    assert (counts.num_swaps > 0, counts.num_recomputes > 0) == (swaps, not swaps)
+
+
+def test_a_full_swap_space_means_recomputing():
+    scheduler = make_scheduler(costs=COSTS, preempt="swap", num_kv_blocks=16, num_swap_blocks=2)
+    assert run(scheduler, ARRIVALS) == EXPECTED
+    assert scheduler.metrics().preemptions.num_recomputes > 0
 
 
 def test_chunks_of_one_prompt_fill_the_pipeline():
-    scheduler = Scheduler(limits(), eos_token_ids=[])
+    scheduler = make_scheduler()
     scheduler.add(request(0, 40))
     spans = [(b.chunks[0].start, b.chunks[0].stop) for b in iter(scheduler.schedule, None)]
     assert spans == [(0, 16), (16, 32), (32, 40)]
 
 
 def test_decode_is_spread_over_the_microbatches():
-    scheduler = Scheduler(limits(microbatches=2, max_in_flight=2), eos_token_ids=[])
+    scheduler = make_scheduler(microbatches=2, max_in_flight=2)
     for i in range(6):
         scheduler.add(request(i, 1))
     sizes = [len(batch.chunks) for batch in iter(scheduler.schedule, None)]
@@ -119,25 +86,32 @@ def test_decode_is_spread_over_the_microbatches():
 
 def test_stop_token_ends_a_sequence_unless_ignored():
     for ignore_eos, reason in ((False, "stop"), (True, None)):
-        scheduler = Scheduler(limits(), eos_token_ids=[EOS])
+        scheduler = make_scheduler([EOS])
         sampling = SamplingParams(max_tokens=4, ignore_eos=ignore_eos)
         scheduler.add(Request(id=0, prompt_ids=(1,), sampling=sampling))
         batch = scheduler.schedule()
         assert batch is not None
-        result = StepResult(step_id=batch.step_id, token_ids={0: EOS}, logits={})
+        result = StepResult(step_id=batch.step_id, token_ids={batch.chunks[0].sequence_id: EOS}, logits={})
         assert [event.finish_reason for event in scheduler.complete(result)] == [reason]
 
 
-def test_output_ends_at_the_context():
-    scheduler = Scheduler(limits(max_context_tokens=10), eos_token_ids=[])
-    assert len(run(scheduler, {0: [request(0, 6, max_tokens=50)]})[0]) == 4
+@pytest.mark.parametrize("changes", [{"max_context_tokens": 10}, {"num_kv_blocks": 5, "block_tokens": 2}])
+def test_output_ends_at_the_context(changes: dict[str, int]):
+    scheduler = make_scheduler(**changes)
+    assert len(run(scheduler, {0: [request(0, 6, max_tokens=50)]})[0, 0]) == 4
 
 
 @pytest.mark.parametrize(
-    ("num_prompt", "max_tokens", "message"),
-    [(64, 1, "64 tokens and the context is 64"), (0, 1, "no tokens"), (3, 0, "asks for 0 tokens")],
+    ("num_prompt", "max_tokens", "n", "message"),
+    [
+        (64, 1, 1, "64 tokens and the context is 64"),
+        (0, 1, 1, "no tokens"),
+        (3, 0, 1, "asks for 0 tokens"),
+        (3, 1, 9, "asks for 9 samples and the plan is for 8"),
+        (3, 1, 0, "asks for 0 samples"),
+    ],
 )
-def test_impossible_requests_are_refused(num_prompt: int, max_tokens: int, message: str):
-    scheduler = Scheduler(limits(), eos_token_ids=[])
+def test_impossible_requests_are_refused(num_prompt: int, max_tokens: int, n: int, message: str):
+    assert limits().max_context_tokens == 64
     with pytest.raises(UsageError, match=message):
-        scheduler.add(request(0, num_prompt, max_tokens))
+        make_scheduler().add(request(0, num_prompt, max_tokens, n=n))

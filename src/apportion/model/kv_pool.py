@@ -3,7 +3,8 @@
 A head's keys lie side by side: a sequence whose blocks follow each other is one run of memory per head, which a core
 reads 2-3 times as fast as rows a token apart.
 
-Shapes: S = slots of the pool, T = new tokens, C = positions of one sequence, K = local KV heads, D = head dim.
+Shapes: B = blocks, S = slots of the pool, T = new tokens, C = positions of one sequence, K = local KV heads,
+D = head dim.
 """
 
 import numpy as np
@@ -32,6 +33,14 @@ class KVPool:
         self.block_tokens = block_tokens
         self.keys_KSD = [torch.zeros(shape, dtype=dtype, device=torch_device) for _ in range(num_layers)]
         self.values_KSD = [torch.zeros(shape, dtype=dtype, device=torch_device) for _ in range(num_layers)]
+
+    @property
+    def tensors_B(self) -> list[Tensor]:
+        """Views of all tensors with the block as first dimension."""
+        return [
+            tensor_KSD.unflatten(1, (self.num_blocks, self.block_tokens)).transpose(0, 1)
+            for tensor_KSD in (*self.keys_KSD, *self.values_KSD)
+        ]
 
     @property
     def kv_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """Scheduled batches on the wire, by what is new in them.
 
 Both ends remember every sequence's block table and sampling parameters: a table travels as how many of its leading
-blocks stay and which follow them, nothing where it is unchanged; sampling parameters travel with a sequence's first draw.
+blocks stay and which follow them, nothing where it is unchanged; sampling parameters travel with the first draw.
 Every packed batch must therefore be unpacked, in order, by each stage that takes part.
 """
 

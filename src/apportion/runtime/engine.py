@@ -11,15 +11,18 @@ from typing import Any
 
 import zmq
 
+from apportion.parallel.batches import BatchPacker
 from apportion.parallel.links import COORDINATOR, Inbox, Outbox, inbox_address
-from apportion.parallel.wire import Kind, pack_batch, unpack, unpack_result
+from apportion.parallel.wire import Kind, unpack, unpack_result
 from apportion.runtime.launcher import launch
 from apportion.runtime.report import CoordinatorMeter, WorkerReport
-from apportion.scheduler.scheduler import Scheduler, SchedulerLimits
+from apportion.scheduler.limits import SchedulerLimits
+from apportion.scheduler.scheduler import Scheduler
 from apportion.types import errors
 from apportion.types.errors import EngineError
 from apportion.types.plan import Plan
 from apportion.types.request import Request, TokenEvent
+from apportion.types.step_costs import PreemptMode, StepCosts, even_costs
 
 _POLL_S = 0.1
 """How often a silent engine looks whether its workers live."""
@@ -33,8 +36,8 @@ class Engine:
     """Executes one plan; a context manager that leaves no process behind.
 
     `step()` hands out work and returns the tokens of one finished microbatch; `generate()` runs requests to the end.
-    `folder` may be a config.json where the weights are random. Raises the worker's own error, or EngineError where one
-    vanished.
+    `folder` may be a config.json where the weights are random; `costs` are the plan's, for the scheduler. Raises the
+    worker's own error, or EngineError where one vanished.
     """
 
     def __init__(
@@ -45,13 +48,17 @@ class Engine:
         *,
         random_weights: bool = False,
         trace: bool = False,
+        costs: StepCosts | None = None,
+        preempt: PreemptMode = "auto",
     ) -> None:
         self.plan = plan
-        self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids)
+        costs = costs or even_costs(len(plan.stages))
+        self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids, costs, preempt)
         self.reports: dict[str, WorkerReport] = {}
         self._folder = folder
         self._random_weights, self._trace = random_weights, trace
         self.meter = CoordinatorMeter(trace=trace)
+        self._packer = BatchPacker()
         self._left: set[str] = set()
         self._exit = contextlib.ExitStack()
 
@@ -86,11 +93,15 @@ class Engine:
     def submit(self, request: Request) -> None:
         self.scheduler.add(request)
 
+    def cancel(self, request_id: int) -> bool:
+        """Ends a request; it yields no further token. False where it is not running."""
+        return self.scheduler.cancel(request_id)
+
     def step(self) -> list[TokenEvent]:
         """Starts every microbatch that can run and waits for one to finish; [] where there is no work."""
         with self.meter.spend("schedule"):
             while (batch := self.scheduler.schedule()) is not None:
-                header = pack_batch(batch)
+                header = self._packer.pack(batch)
                 for device_id in self.plan.stages[0].split.device_ids:
                     self._outboxes[device_id].send(Kind.STEP, header)
         if not self.scheduler.num_in_flight:

@@ -20,10 +20,12 @@ import zmq
 from torch import Tensor
 
 from apportion.model.batch import FlatBatch
+from apportion.model.block_moves import BlockMover
 from apportion.model.hf import build_hf_stage, import_family
 from apportion.model.random_weights import RandomWeights
 from apportion.model.sampling import sample
 from apportion.model.weights import FORMAT_DTYPES, Checkpoint
+from apportion.parallel.batches import BatchUnpacker
 from apportion.parallel.group import TensorGroup
 from apportion.parallel.links import COORDINATOR, LINGER_MS, Inbox, Outbox, inbox_address
 from apportion.parallel.pairs import PeerLostError
@@ -33,7 +35,6 @@ from apportion.parallel.wire import (
     pack_result,
     tensor_bytes,
     tensor_from_bytes,
-    unpack_batch,
 )
 from apportion.runtime.memory import lift_limit, memory_meter
 from apportion.runtime.pacing import Pacer
@@ -41,7 +42,7 @@ from apportion.runtime.report import WorkerReport, WorkMeter
 from apportion.types.cluster import Device
 from apportion.types.errors import ApportionError, InfeasibleError
 from apportion.types.plan import Plan
-from apportion.types.request import Chunk, SamplingParams, ScheduledBatch, StepResult
+from apportion.types.request import Chunk, Draw, SamplingParams, ScheduledBatch, StepResult
 from apportion.types.units import format_bytes
 
 _SPIN_S = 2e-4
@@ -155,6 +156,8 @@ class _Worker:
             torch_device=self._device.torch_device,
             observe_memory=self._meter.observe,
         )
+        self._mover = BlockMover(self._model.kv_pool.tensors_B, plan.num_swap_blocks)
+        self._unpacker = BatchUnpacker()
         self._rehearse()
         self._meter.loaded()
 
@@ -169,7 +172,7 @@ class _Worker:
                 continue
             self._work.begin_step(message.sent_s)
             self._pacer.start()
-            batch = unpack_batch(message.header)
+            batch = self._unpacker.unpack(message.header)
             self._step(batch, message.header, message.payload)
             self._work.end_step(batch)
         self._coordinator.send(Kind.STOPPED, pack(asdict(self._report())))
@@ -203,6 +206,10 @@ class _Worker:
         )
 
     def _step(self, batch: ScheduledBatch, header: bytes, payload: bytes) -> None:
+        if batch.moves:
+            begun_s = time.perf_counter()
+            self._mover.apply(batch.moves)
+            self._work.spent("swap", time.perf_counter() - begun_s)
         flat = self._flat(batch)
         inputs = flat.token_ids_T if self._stage.has_embedding else self._hidden(payload)
         outputs = self._model.forward(inputs, flat)
@@ -220,7 +227,11 @@ class _Worker:
 
     def _finish(self, batch: ScheduledBatch, logits_NV: Tensor) -> None:
         """Draws the tokens on rank 0 and tells the coordinator that the step is over."""
-        drawn = [(chunk, chunk.sampling) for chunk in batch.chunks if chunk.sampling is not None]
+        drawn = [
+            (chunk.stop - 1, (Draw(chunk.sequence_id, chunk.sampling), *chunk.forks))
+            for chunk in batch.chunks
+            if chunk.sampling is not None
+        ]
         vocab_rows = list(self._stage.split.vocab_rows)
         self._pacer.settle()
         begun_s = time.perf_counter()
@@ -232,10 +243,11 @@ class _Worker:
             return
         token_ids: dict[int, int] = {}
         logits: dict[int, bytes] = {}
-        for row_V, (chunk, sampling) in zip(whole_NV, drawn, strict=True):
-            token_ids[chunk.sequence_id] = sample(row_V, sampling, chunk.stop - 1)
-            if sampling.return_logits:
-                logits[chunk.sequence_id] = bytes(tensor_bytes(row_V.float()))
+        for row_V, (position, draws) in zip(whole_NV, drawn, strict=True):
+            for sequence_id, sampling in draws:
+                token_ids[sequence_id] = sample(row_V, sampling, position)
+                if sampling.return_logits:
+                    logits[sequence_id] = bytes(tensor_bytes(row_V.float()))
         self._pacer.settle()
         result = StepResult(step_id=batch.step_id, token_ids=token_ids, logits=logits)
         self._coordinator.send(Kind.RESULT, pack_result(result))

@@ -83,8 +83,8 @@ class Admission:
         self.running.remove(sequence)
 
     def _give_blocks(self, sequence: Sequence) -> bool:
-        """Whether the sequence can start: the blocks that it must bring back are its own now, those it still has to fill
-        are free. One that was preempted leaves the others a block each, or it would soon be preempted again."""
+        """Whether the sequence can start: blocks with content are its own now, those it still has to fill are free.
+        One that was preempted leaves the others a block each, or it would soon be preempted again."""
         tables, pool = self._tables, self._tables.pool
         spare_blocks = len(self.running) if sequence.was_preempted else 0
         if sequence.swap_slots:

@@ -32,4 +32,5 @@ class SchedulerLimits:
             microbatches=plan.microbatches,
             max_in_flight=max(plan.microbatches, len(plan.stages) + 1),
             chunk_tokens=plan.chunk_tokens,
+            num_swap_blocks=plan.num_swap_blocks,
         )

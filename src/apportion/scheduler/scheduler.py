@@ -1,8 +1,8 @@
 """Continuous batching over a pipeline: which tokens of which sequences go into the next microbatch.
 
 Up to `max_in_flight` batches are on their way. A batch takes decode tokens first, of at most one of `microbatches`
-parts of equal time; then prefill chunks by rank, up to `chunk_tokens` new tokens in all. Chunks of one prompt follow each
-other through the stages without waiting.
+parts of equal time; then prefill chunks by rank, up to `chunk_tokens` new tokens in all. Chunks of one prompt
+follow each other through the stages without waiting.
 
 - Decode waits for prefill no longer than one chunk takes on the slowest stage: while any sequence decodes, at most
   `prefill_depth` batches in flight carry prefill, which is what keeps that stage busy (Little's law) and no more; and a
@@ -176,7 +176,7 @@ class Scheduler:
         ready.sort(key=lambda s: (s.ready_since, -len(s.token_ids)))
         cost = self._costs.decode_s
         share_s = sum(cost(len(s.token_ids)) for s in decoding) / self.limits.microbatches
-        for index, sequence in enumerate(ready):
+        for sequence in ready:
             if share_s <= 0 or flight.num_tokens == self.limits.chunk_tokens:
                 return num_others + 1 < self.limits.microbatches
             if self._take(flight, sequence, 1):

@@ -60,8 +60,8 @@ class BlockTables:
         sequence.num_published = 0
 
     def adopt(self, sequence: Sequence) -> int:
-        """Takes over blocks that hold the sequence's next tokens; returns how many tokens. At least one token is left to
-        compute, as its logits are wanted, in a block of its own."""
+        """Takes over blocks that hold the sequence's next tokens; returns how many tokens. At least one token is left
+        to compute, as its logits are wanted, in a block of its own."""
         pool, before = self.pool, sequence.next_position
         if before != len(sequence.block_ids) * pool.block_tokens:
             return 0

@@ -1,8 +1,8 @@
 """Who goes first.
 
-A request's urgency is its priority, in units of AGING_STEPS steps, plus the step at which it came. It never changes, and so
-no request waits behind one that came more than `AGING_STEPS · (difference of their priorities)` steps after it:
-whatever arrives, it is overtaken for so long and no longer.
+A request's urgency is its priority, in units of AGING_STEPS steps, plus the step at which it came. It never changes,
+and so no request waits behind one that came more than `AGING_STEPS · (difference of their priorities)` steps after
+it: whatever arrives, it is overtaken for so long and no longer.
 """
 
 from bisect import insort

@@ -119,6 +119,8 @@ class Plan:
     estimate: Estimate
     certificate: Certificate
     balance: Balance
+    num_swap_blocks: int = 0
+    """Blocks that every device can swap to its host's memory."""
 
     @property
     def device_ids(self) -> tuple[str, ...]:

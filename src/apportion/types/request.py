@@ -39,8 +39,8 @@ class Draw(NamedTuple):
 
 class Chunk(NamedTuple):
     """New tokens of one sequence in a batch: `token_ids` stand at positions `[start, start + len)`, whose KV goes
-    to `block_ids` (the sequence's whole table so far). `sampling` is set where the chunk ends in a token to draw; `forks`
-    are further samples of the same prompt, which begin with their own draw from the same logits."""
+    to `block_ids` (the sequence's whole table so far). `sampling` is set where the chunk ends in a token to draw;
+    `forks` are further samples of the same prompt, which begin with their own draw from the same logits."""
 
     sequence_id: int
     start: int
