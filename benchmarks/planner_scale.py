@@ -19,7 +19,7 @@ from apportion.planner.bound import certify
 from apportion.planner.build import search
 from apportion.planner.problem import make_problem
 from apportion.types.cluster import Cluster, Device, Link
-from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.workload import Objective, Workload
 
 GIB = 2**30
@@ -70,9 +70,9 @@ def model(num_layers: int = 80) -> ModelSpec:
     """Of the shape of Llama 3 70B."""
     hidden = 8192
     layer = LayerSpec(
-        attention_params_per_kv_head=hidden * 128 * 18,
-        ffn_params_per_column=3 * hidden,
-        replicated_params=2 * hidden,
+        per_kv_head=Parameters(elements=hidden * 128 * 18, rows=128 * 10, others=0),
+        per_ffn_column=Parameters(elements=3 * hidden, rows=2, others=0),
+        replicated=Parameters(elements=0, rows=2 * hidden, others=2 * hidden),
         window_tokens=None,
         num_experts=0,
         experts_per_token=0,
@@ -131,7 +131,7 @@ def measure(case: str, cluster: Cluster, objective: Objective) -> Measured:
     workload = Workload(
         prompt_tokens=512, output_tokens=128, concurrency=8, max_context_tokens=2048, objective=objective
     )
-    problem = make_problem(model(), cluster, workload, "bf16", CHUNK_TOKENS)
+    problem = make_problem(model(), cluster, workload, ("bf16",), CHUNK_TOKENS)
     wall, start = perf_counter(), process_time()
     found = search(problem)
     assert found is not None

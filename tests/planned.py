@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from apportion.types.cluster import Cluster, Device, Link
-from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.workload import Objective, Workload
 
 GIB = 2**30
@@ -11,9 +11,9 @@ GIB = 2**30
 
 def llama(num_layers: int = 12, hidden: int = 2048) -> ModelSpec:
     layer = LayerSpec(
-        attention_params_per_kv_head=hidden * 64 * 10,
-        ffn_params_per_column=3 * hidden,
-        replicated_params=2 * hidden,
+        per_kv_head=Parameters(elements=hidden * 64 * 10, rows=64 * 6, others=0),
+        per_ffn_column=Parameters(elements=3 * hidden, rows=2, others=0),
+        replicated=Parameters(elements=0, rows=2 * hidden, others=2 * hidden),
         window_tokens=None,
         num_experts=0,
         experts_per_token=0,

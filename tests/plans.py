@@ -86,6 +86,7 @@ def hand_plan(
                 layer_stop=starts[i + 1],
                 split=split,
                 weight_format=weight_format,
+                activation_format=weight_format,
                 has_embedding=i == 0,
                 has_head=i == len(groups) - 1,
             )
@@ -114,6 +115,7 @@ def hand_plan(
             max_context_tokens=max_context_tokens,
             objective="latency",
         ),
+        weight_formats=(weight_format,),
         stages=tuple(stages),
         memory=stages_memory(model, cluster, stages, capacity),
         block_tokens=BLOCK_TOKENS,

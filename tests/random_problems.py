@@ -8,7 +8,7 @@ from apportion.cost.memory import RUNTIME_BYTES
 from apportion.planner.infeasible import whole_bytes
 from apportion.planner.problem import chunk_candidates, make_problem
 from apportion.types.cluster import Cluster, Device, Link
-from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.workload import Workload
 
 HOSTS = ("tower", "laptop", "office")
@@ -19,11 +19,11 @@ class RandomProblem:
     model: ModelSpec
     cluster: Cluster
     workload: Workload
-    weight_format: str
+    weight_formats: tuple[str, ...]
 
     @property
     def parts(self):
-        return self.model, self.cluster, self.workload, self.weight_format
+        return self.model, self.cluster, self.workload, self.weight_formats
 
 
 def random_problem(seed: int, max_devices: int = 4, max_layers: int = 24) -> RandomProblem:
@@ -31,9 +31,9 @@ def random_problem(seed: int, max_devices: int = 4, max_layers: int = 24) -> Ran
     model = random_model(random, max_layers)
     workload = random_workload(random)
     chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
-    whole = whole_bytes(make_problem(model, Cluster(devices=(), links=()), workload, "bf16", chunk_tokens))
+    whole = whole_bytes(make_problem(model, Cluster(devices=(), links=()), workload, ("bf16",), chunk_tokens))
     cluster = random_cluster(random, max_devices, whole)
-    return RandomProblem(model, cluster, workload, "bf16")
+    return RandomProblem(model, cluster, workload, ("bf16",))
 
 
 def random_model(random: Random, max_layers: int) -> ModelSpec:
@@ -43,9 +43,13 @@ def random_model(random: Random, max_layers: int) -> ModelSpec:
     q_heads = hidden // 64
     kv_heads = random.choice([2, 4, 8])
     layer = LayerSpec(
-        attention_params_per_kv_head=hidden * 64 * (2 * q_heads // kv_heads + 2),
-        ffn_params_per_column=3 * hidden,
-        replicated_params=2 * hidden,
+        per_kv_head=Parameters(
+            elements=hidden * 64 * (2 * q_heads // kv_heads + 2),
+            rows=64 * (q_heads // kv_heads + 2),
+            others=0,
+        ),
+        per_ffn_column=Parameters(elements=3 * hidden, rows=2, others=0),
+        replicated=Parameters(elements=0, rows=2 * hidden, others=2 * hidden),
         window_tokens=None,
         num_experts=0,
         experts_per_token=0,

@@ -100,6 +100,7 @@ def make_stages(
                 vocab_rows=shares(model.vocab_rows, weights),
             ),
             weight_format=weight_format,
+            activation_format=weight_format,
             has_embedding=stop == num_layers,
             has_head=stop == model.num_layers,
         )
@@ -161,9 +162,9 @@ def scheduled(step: int, ids: list[list[int]]) -> ScheduledBatch:
 def expected_params(model: ModelSpec, stage: Stage, rank: int, *, tables: int) -> int:
     split = stage.split
     layers = sum(
-        split.kv_heads[rank] * layer.attention_params_per_kv_head
-        + split.ffn_columns[rank] * layer.ffn_params_per_column
-        + layer.replicated_params
+        split.kv_heads[rank] * layer.per_kv_head.count
+        + split.ffn_columns[rank] * layer.per_ffn_column.count
+        + layer.replicated.count
         for layer in model.layers[stage.layer_start : stage.layer_stop]
     )
     return layers + tables * split.vocab_rows[rank] * model.hidden_size + stage.has_head * model.hidden_size

@@ -22,7 +22,7 @@ from apportion.planner.build import search
 from apportion.planner.infeasible import whole_bytes
 from apportion.planner.problem import Problem, make_problem
 from apportion.types.cluster import Cluster, Device, Link
-from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.plan import Stage, TensorSplit
 from apportion.types.workload import Workload
 
@@ -59,7 +59,7 @@ class BruteForce:
             if start == 0:
                 hop = entry_timing(link, len(group), self.steps)
             else:
-                hop = hop_timing(self.model, link, len(group), self.steps, "fp32")
+                hop = hop_timing(self.model, link, len(group), self.steps, self.problem.activation_format)
             for stop in range(start + 1, self.model.num_layers + 1):
                 for timing in self.options(group, start, stop):
                     after = used | {device.id for device in group}
@@ -96,7 +96,7 @@ class BruteForce:
             if start == 0:
                 hop = entry_timing(link, len(group), self.steps)
             else:
-                hop = hop_timing(self.model, link, len(group), self.steps, "fp32")
+                hop = hop_timing(self.model, link, len(group), self.steps, self.problem.activation_format)
             after = used | {device.id for device in group}
             for stop in range(start + 1, self.model.num_layers + 1):
                 for timing in self.options(group, start, stop):
@@ -126,15 +126,17 @@ class BruteForce:
     def find_options(self, group, start, stop) -> list[Timing]:
         timings = [
             stage_timing(self.model, self.cluster, stage, self.steps)
-            for heads, columns in product(
+            for heads, columns, weight_format in product(
                 compositions(self.model.kv_heads, len(group)),
                 compositions(self.model.ffn_columns, len(group)),
+                self.problem.weight_formats,
             )
-            if self.fits(stage := self.stage(group, start, stop, heads, columns))
+            if all(device.rate(weight_format) for device in group)
+            if self.fits(stage := self.stage(group, start, stop, heads, columns, weight_format))
         ]
         return [t for t in set(timings) if not any(dominates(other, t) for other in timings)]
 
-    def stage(self, group, start, stop, heads, columns):
+    def stage(self, group, start, stop, heads, columns, weight_format):
         rows = tuple(self.model.vocab_rows // self.model.ffn_columns * count for count in columns)
         split = TensorSplit(
             device_ids=tuple(device.id for device in group),
@@ -147,7 +149,8 @@ class BruteForce:
             layer_start=start,
             layer_stop=stop,
             split=split,
-            weight_format="fp32",
+            weight_format=weight_format,
+            activation_format=self.problem.activation_format,
             has_embedding=start == 0,
             has_head=stop == self.model.num_layers,
         )
@@ -176,9 +179,9 @@ def dominates(a: Timing, b: Timing) -> bool:
 def layer_specs(draw):
     experts = draw(st.sampled_from([0, 0, 0, 4]))
     return LayerSpec(
-        attention_params_per_kv_head=draw(st.integers(1, 4)) * 4096,
-        ffn_params_per_column=draw(st.integers(1, 4)) * 4096,
-        replicated_params=draw(st.sampled_from([64, 2048])),
+        per_kv_head=Parameters(elements=draw(st.integers(1, 4)) * 4096, rows=64, others=0),
+        per_ffn_column=Parameters(elements=draw(st.integers(1, 4)) * 4096, rows=16, others=2),
+        replicated=Parameters(elements=0, rows=128, others=draw(st.sampled_from([64, 2048]))),
         window_tokens=draw(st.sampled_from([None, 8])),
         num_experts=experts,
         experts_per_token=2 if experts else 0,
@@ -207,6 +210,17 @@ def models(draw, max_layers):
     )
 
 
+FORMATS = st.sampled_from([("fp32",)] * 2 + [("fp32", "int8"), ("bf16", "int8"), ("fp32", "int4")])
+
+
+@st.composite
+def rates(draw, formats):
+    """Of one format or of all."""
+    known = draw(st.sampled_from([formats, formats, formats[:1], formats[1:] or formats]))
+    names = {"fp16" if name == "int4" else name for name in known}
+    return {name: draw(st.sampled_from([1e9, 5e9, 4e10])) for name in sorted(names)}
+
+
 @st.composite
 def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
     model = draw(models(max_layers))
@@ -217,18 +231,20 @@ def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
         max_context_tokens=64,
         objective=draw(st.sampled_from(["latency", "throughput"])),
     )
-    alone = make_problem(model, Cluster(devices=(), links=()), workload, "fp32", 16)
-    room = whole_bytes(alone) - RUNTIME_BYTES
+    formats = draw(FORMATS)
+    alone = make_problem(model, Cluster(devices=(), links=()), workload, formats, 16)
+    room = whole_bytes(alone.narrowest()) - RUNTIME_BYTES
+    kind = draw(st.sampled_from(["cpu", "cuda"]))  # fp32 activations, or those of the weights
     devices = tuple(
         Device(
             id=f"d{number}",
             host=draw(st.sampled_from(hosts)) if len(hosts) <= 3 else hosts[number],
-            kind="cpu",
+            kind=kind,
             torch_device="cpu",
             memory_bytes=RUNTIME_BYTES + round(room * draw(st.sampled_from([0.3, 0.5, 0.8, 1.3]))),
             reserved_bytes=0,
             mem_bytes_per_s=draw(st.sampled_from([1e9, 3e9])),
-            flops_per_s={"fp32": draw(st.sampled_from([1e9, 5e9, 4e10]))},
+            flops_per_s=draw(rates(formats)),
             layer_overhead_s=draw(st.sampled_from([0.0, 1e-5])),
             step_overhead_s=draw(st.sampled_from([0.0, 1e-5])),
             num_threads=1,
@@ -246,7 +262,7 @@ def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
         for a, b in combinations(used, 2)
         if draw(st.booleans()) or len(hosts) > 3
     ]
-    return make_problem(model, Cluster(devices=devices, links=(*inside, *across)), workload, "fp32", 16)
+    return make_problem(model, Cluster(devices=devices, links=(*inside, *across)), workload, formats, 16)
 
 
 def check_against_brute_force(problem: Problem, find=BruteForce.best):

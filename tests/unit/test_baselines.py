@@ -33,7 +33,7 @@ SPEEDS = [cpu("a", 20, 0.25), cpu("b", 20, 0.5), cpu("c", 20, 0.75), cpu("d", 20
 
 
 def problem(devices, demand=None, *, joined=True, **model):
-    return make_problem(llama(**model), cluster(devices, joined=joined), demand or workload(), "fp32", 256)
+    return make_problem(llama(**model), cluster(devices, joined=joined), demand or workload(), ("fp32",), 256)
 
 
 def layers(stages):
@@ -179,7 +179,7 @@ def test_why_a_rule_is_not_feasible():
 
 def test_every_rule_is_there_with_its_best_chunk():
     demand = replace(workload("throughput", 4), prompt_tokens=1024, output_tokens=8)
-    given = (llama(), cluster(SPEEDS), demand, "fp32")
+    given = (llama(), cluster(SPEEDS), demand, ("fp32",))
     found = baselines(make_problem(*given, 16))
     assert [one.rule for one in found] == list(RULES)
     values = {

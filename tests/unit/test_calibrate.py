@@ -16,13 +16,13 @@ from apportion.cost.estimate import group_step_s, plan_estimate, stage_members
 from apportion.cost.roofline import Step
 from apportion.cost.traffic import group_link
 from apportion.types.cluster import Device
-from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.plan import Plan
 
 LAYER = LayerSpec(
-    attention_params_per_kv_head=400_000,
-    ffn_params_per_column=3072,
-    replicated_params=2048,
+    per_kv_head=Parameters(elements=400_000, rows=256, others=0),
+    per_ffn_column=Parameters(elements=3072, rows=2, others=0),
+    replicated=Parameters(elements=0, rows=2048, others=2048),
     window_tokens=None,
     num_experts=0,
     experts_per_token=0,
@@ -122,7 +122,7 @@ def predicted(seen: Sequence[Observation], groups: list[list[int]], layers: list
     """(as predicted after calibration, as it truly is)."""
     assumed = with_latency(plan_on(ASSUMED, groups, layers), 6e-5)
     names = dict.fromkeys(assumed.device_ids, "cpu")
-    calibrated = replace(assumed, cluster=apply(assumed.cluster, seen, "fp32", names).cluster)
+    calibrated = replace(assumed, cluster=apply(assumed.cluster, seen, ("fp32",), names).cluster)
     return calibrated, with_latency(plan_on(TRUE, groups, layers), TRUE_LATENCY_S)
 
 
@@ -166,7 +166,7 @@ def test_a_disturbed_run_moves_little():
 def test_the_spread_narrows_with_agreeing_runs_and_widens_with_disagreeing_ones():
     def spread(seen: Sequence[Observation]) -> float:
         plan = plan_on(ASSUMED, [[1]], [12])
-        return apply(plan.cluster, seen, "fp32", {"d0": "cpu"}).spreads(["d0"])[0]
+        return apply(plan.cluster, seen, ("fp32",), {"d0": "cpu"}).spreads(["d0"])[0]
 
     one = simulated([[1]], [12])
     many = [seen for i in range(8) for seen in simulated([[1]], [12], run=str(i))]
@@ -181,10 +181,10 @@ def test_other_hardware_formats_and_the_unnamed_are_left_alone():
     plan = plan_on(ASSUMED, [[1], [1]], [6, 6])
     seen = simulated([[1]], [12])
     for names, weight_format in (({"d0": "other"}, "fp32"), ({}, "fp32"), ({"d0": "cpu"}, "bf16")):
-        calibrated = apply(plan.cluster, seen, weight_format, names)
+        calibrated = apply(plan.cluster, seen, (weight_format,), names)
         assert calibrated.cluster == plan.cluster
         assert not calibrated.fits
-    partly = apply(plan.cluster, seen, "fp32", {"d0": "cpu"})
+    partly = apply(plan.cluster, seen, ("fp32",), {"d0": "cpu"})
     assert partly.cluster.device("d1") == plan.cluster.device("d1")
     assert partly.cluster.device("d0") != plan.cluster.device("d0")
 
@@ -193,7 +193,7 @@ def test_the_output_says_so():
     plan = plan_on(ASSUMED, [[1], [1]], [6, 6])
     plan = replace(plan, estimate=plan_estimate(plan))
     seen = [one for i in range(3) for one in simulated([[1]], [12], run=str(i))]
-    lines = statement(apply(plan.cluster, seen, "fp32", {"d0": "cpu"}), plan)
+    lines = statement(apply(plan.cluster, seen, ("fp32",), {"d0": "cpu"}), plan)
     assert lines[0].startswith("calibrated from 3 runs on cpu: decode ±")
     assert lines[1].startswith("not calibrated: d1; expect ±30%")
     assert "TPOT" in lines[2]
@@ -211,7 +211,7 @@ def test_waiting_of_a_lone_sequence_goes_to_the_step():
         }
         seen = observe(plan, work, {"d0": "cpu"}, run="1", alone_tpot_s=alone_tpot_s)
         assert [one.phase for one in seen] == ["decode"]
-        calibrated = apply(plan.cluster, seen * 8, "fp32", {"d0": "cpu"}).cluster
+        calibrated = apply(plan.cluster, seen * 8, ("fp32",), {"d0": "cpu"}).cluster
         step = Step(sequences=1, new_tokens=1, start_tokens=200, sampled_rows=1)
         return group_step_s(MODEL, stage_members(MODEL, calibrated, plan.stages[0]), None, step)
 

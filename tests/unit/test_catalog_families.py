@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from apportion.catalog.families import FAMILIES, RUNNABLE
 from apportion.catalog.known_models import known_config
 from apportion.catalog.model_config import read_model_spec
+from apportion.cost.formats import Formats
 from apportion.cost.memory import kv_bytes_per_token
 from apportion.cost.roofline import Step, attention_s
 from apportion.cost.shard import stage_shards
@@ -86,9 +87,9 @@ def test_counts_equal_transformers(family: str, config_class: str, fields: dict[
     assert spec.family == family
     for layer, module in zip(spec.layers, model.model.layers, strict=True):
         held = (
-            spec.kv_heads * layer.attention_params_per_kv_head
-            + spec.ffn_columns * layer.ffn_params_per_column
-            + layer.replicated_params
+            spec.kv_heads * layer.per_kv_head.count
+            + spec.ffn_columns * layer.per_ffn_column.count
+            + layer.replicated.count
         )
         bias = sum(b.numel() for n, b in module.named_buffers() if n.endswith("e_score_correction_bias"))
         assert held == sum(p.numel() for p in module.parameters()) + bias
@@ -105,24 +106,27 @@ def test_shared_experts_are_experts_that_every_token_takes(tmp_path: Path):
     assert spec.ffn_columns == 24  # gcd of 120 (dense) and 48 (an expert)
 
 
+FP32 = Formats(weights="fp32", activations="fp32")
+
+
 def test_latent_attention_by_hand(tmp_path: Path):
     spec = saved(tmp_path, "DeepseekV3Config", LATENT)
     assert (spec.kv_heads, spec.head_dim, spec.kv_lora_rank) == (8, 24, 20)
     assert spec.kv_elements(8) == spec.kv_elements(1) == 24
     layer = spec.layers[0]
     # q_b 24·16, kv_b 20·(12 + 10) and o 10·64 of a head; q_a 64·24 + 24, kv_a 64·24 + 20 and two norms of 64.
-    assert layer.attention_params_per_kv_head == 24 * 16 + 20 * 22 + 640
-    assert layer.replicated_params == 64 * 24 + 24 + 64 * 24 + 20 + 128
+    assert layer.per_kv_head.count == 24 * 16 + 20 * 22 + 640
+    assert layer.replicated.count == 64 * 24 + 24 + 64 * 24 + 20 + 128
     step = Step(sequences=1, new_tokens=1, start_tokens=99, sampled_rows=1)
     compute = replace(cpu("a", 1), mem_bytes_per_s=1e30, flops_per_s={"fp32": 1.0})
     memory = replace(cpu("a", 1), mem_bytes_per_s=1.0, flops_per_s={"fp32": 1e30})
-    assert attention_s(compute, spec, layer, 2, step, "fp32") == 2 * (2 * 1464 + 2 * 44 * 100) + 2 * 3244
-    assert attention_s(memory, spec, layer, 2, step, "fp32") == 4 * (2 * 1464 + 24 * 100 + 3244)
+    assert attention_s(compute, spec, layer, 2, step, FP32) == 2 * (2 * 1464 + 2 * 44 * 100) + 2 * 3244
+    assert attention_s(memory, spec, layer, 2, step, FP32) == 4 * (2 * 1464 + 24 * 100 + 3244)
 
 
 def test_each_member_of_a_group_holds_the_whole_latent(tmp_path: Path):
     spec = saved(tmp_path, "DeepseekV3Config", LATENT)
-    plan = make_plan(spec, cluster([cpu("a", 1), cpu("b", 1)]), workload(context=256), "fp32")
+    plan = make_plan(spec, cluster([cpu("a", 1), cpu("b", 1)]), workload(context=256), ("fp32",))
     assert all(check.ok for check in verify(plan))
     for stage in plan.stages:
         for shard in stage_shards(spec, stage):
@@ -134,10 +138,10 @@ def test_deepseek_v3_caches_70_kb_a_token():
     spec = read_model_spec(known_config("deepseek-v3"))
     assert spec.num_layers * spec.kv_elements(spec.kv_heads) * 2 == 70_272
     active = sum(
-        spec.kv_heads * layer.attention_params_per_kv_head
-        + layer.replicated_params
+        spec.kv_heads * layer.per_kv_head.count
+        + layer.replicated.count
         + spec.ffn_columns
-        * layer.ffn_params_per_column
+        * layer.per_ffn_column.count
         * (layer.experts_per_token / layer.num_experts if layer.num_experts else 1)
         for layer in spec.layers
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from parity.tiny_models import tiny_config
 
-from apportion.catalog.gguf_config import quantisation_note
+from apportion.catalog.gguf_config import quantisation_note, quantised_format
 from apportion.catalog.gguf_file import TENSOR_TYPES, read_gguf
 from apportion.catalog.model_config import read_model_spec
 from apportion.types.errors import ModelError
@@ -229,10 +229,12 @@ def test_formats(tmp_path: Path):
     half = write(tmp_path / "half.gguf", metadata("llama"), LLAMA, F16)
     spec = read_model_spec(half)
     assert spec.checkpoint_format == "fp16"
-    assert quantisation_note(read_gguf(half), spec) is None
+    assert quantisation_note(read_gguf(half), ("fp16",)) is None
+    assert quantised_format(read_gguf(half)) is None
     wide: Tensors = [(name, tuple(size * 32 for size in shape)) for name, shape in LLAMA]
     small = read_gguf(write(tmp_path / "small.gguf", metadata("llama"), wide, Q4_K))
-    note = quantisation_note(small, spec)
+    assert quantised_format(small) == "int4"
+    note = quantisation_note(small, ("int4",))
     assert note is not None
     matrices = sum(prod(shape) for _, shape in wide if len(shape) == 2)
     vectors = sum(prod(shape) for _, shape in wide if len(shape) == 1)

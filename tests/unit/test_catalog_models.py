@@ -86,7 +86,7 @@ def test_running_needs_the_weights():
 
 
 def test_what_the_engine_has_no_implementation_for_is_refused():
-    plan = make_plan(llama(), cluster([cpu("a", 8)]), workload(), "fp32")
+    plan = make_plan(llama(), cluster([cpu("a", 8)]), workload(), ("fp32",))
     check_runnable(plan)
     with pytest.raises(ModelError, match="glm4 can be planned, but not run; those that run are gemma2"):
         check_runnable(replace(plan, model=replace(plan.model, family="glm4")))

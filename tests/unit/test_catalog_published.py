@@ -39,7 +39,7 @@ def predicted_tokens_per_s(one: dict[str, Any]) -> float:
         max_context_tokens=2048,
         objective="latency",
     )
-    plan = make_plan(read_model_spec(known_config(known)), cluster, workload, "fp16")
+    plan = make_plan(read_model_spec(known_config(known)), cluster, workload, ("fp16",))
     return 1 / plan.estimate.tpot_s
 
 

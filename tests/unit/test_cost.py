@@ -13,6 +13,7 @@ from apportion.cost.estimate import (
     unsynchronised_step_s,
     workload_steps,
 )
+from apportion.cost.formats import Formats
 from apportion.cost.memory import (
     RUNTIME_BYTES,
     Capacity,
@@ -27,14 +28,14 @@ from apportion.cost.shard import stage_shards
 from apportion.cost.statements import epsilon_s, model_parameters, pipeline, token_communication
 from apportion.cost.traffic import reduction_s, run_link_bytes
 from apportion.types.cluster import Cluster, Device, Link
-from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.plan import Balance, Certificate, Estimate, Plan, Stage, TensorSplit
 from apportion.types.workload import Workload
 
 LAYER = LayerSpec(
-    attention_params_per_kv_head=100,
-    ffn_params_per_column=12,
-    replicated_params=8,
+    per_kv_head=Parameters(elements=100, rows=20, others=0),
+    per_ffn_column=Parameters(elements=12, rows=2, others=0),
+    replicated=Parameters(elements=0, rows=8, others=8),
     window_tokens=None,
     num_experts=0,
     experts_per_token=0,
@@ -96,6 +97,7 @@ def stage(start: int, stop: int, ids: tuple[str, ...], kv_heads=(2,), ffn=(6,), 
             vocab_rows=rows,
         ),
         weight_format="fp32",
+        activation_format="fp32",
         has_embedding=start == 0,
         has_head=stop == 2,
     )
@@ -104,6 +106,7 @@ def stage(start: int, stop: int, ids: tuple[str, ...], kv_heads=(2,), ffn=(6,), 
 WHOLE = stage(0, 2, ("a",))
 PAIR = stage(0, 2, ("a", "b"), (1, 1), (4, 2), (7, 3))
 CLUSTER = Cluster(devices=(device("a"), device("b", 0.5)), links=(LINK,))
+FP32 = Formats(weights="fp32", activations="fp32")
 DECODE = Step(sequences=1, new_tokens=1, start_tokens=9, sampled_rows=1)
 
 
@@ -115,6 +118,7 @@ def plan(stages: tuple[Stage, ...], model: ModelSpec = MODEL) -> Plan:
         workload=Workload(
             prompt_tokens=3, output_tokens=3, concurrency=1, max_context_tokens=8, objective="latency"
         ),
+        weight_formats=("fp32",),
         stages=stages,
         memory={},
         block_tokens=4,
@@ -150,24 +154,24 @@ def test_prefill_is_cut_into_chunks_and_the_last_draws():
 
 def test_attention_is_bound_by_memory_in_decode_and_by_arithmetic_in_prefill():
     # flops 2·(2·100·1 + 4·2·5·10) = 1200; bytes 4·(2·100 + 8 + 2·2·5·10) = 1632
-    assert isclose(attention_s(device("a"), MODEL, LAYER, 2, DECODE, "fp32"), max(1.2, 1632 / 400))
+    assert isclose(attention_s(device("a"), MODEL, LAYER, 2, DECODE, FP32), max(1.2, 1632 / 400))
     prefill = Step(sequences=1, new_tokens=10, start_tokens=0, sampled_rows=0)
     # flops 2·(2·100·10 + 4·2·5·55) = 8400
-    assert isclose(attention_s(device("a"), MODEL, LAYER, 2, prefill, "fp32"), 8.4)
+    assert isclose(attention_s(device("a"), MODEL, LAYER, 2, prefill, FP32), 8.4)
 
 
 def test_ffn_reads_only_the_experts_that_are_touched():
-    assert isclose(ffn_column_s(device("a"), LAYER, 1, "fp32"), 4 * 12 / 400)
-    assert isclose(ffn_column_s(device("a"), LAYER, 100, "fp32"), 2 * 12 * 100 / 1000)
+    assert isclose(ffn_column_s(device("a"), LAYER, 1, FP32), 4 * 12 / 400)
+    assert isclose(ffn_column_s(device("a"), LAYER, 100, FP32), 2 * 12 * 100 / 1000)
     moe = replace(LAYER, num_experts=4, experts_per_token=2)
     # two tokens: 1 − (1/2)² = 3/4 of the bytes, half of the flops
-    assert isclose(ffn_column_s(device("a"), moe, 2, "fp32"), 4 * 12 * 0.75 / 400)
-    assert isclose(ffn_column_s(device("a"), moe, 100, "fp32"), 2 * 12 * 0.5 * 100 / 1000)
+    assert isclose(ffn_column_s(device("a"), moe, 2, FP32), 4 * 12 * 0.75 / 400)
+    assert isclose(ffn_column_s(device("a"), moe, 100, FP32), 2 * 12 * 0.5 * 100 / 1000)
 
 
 def test_head_costs_only_where_a_token_is_drawn():
-    assert head_row_s(device("a"), MODEL, 0, "fp32") == 0
-    assert isclose(head_row_s(device("a"), MODEL, 1, "fp32"), 4 * 4 / 400)
+    assert head_row_s(device("a"), MODEL, 0, FP32) == 0
+    assert isclose(head_row_s(device("a"), MODEL, 1, FP32), 4 * 4 / 400)
 
 
 def test_reduction_is_a_direct_exchange():

@@ -46,9 +46,9 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
 def whole_layer(spec: ModelSpec, layer: int) -> int:
     part = spec.layers[layer]
     return (
-        spec.kv_heads * part.attention_params_per_kv_head
-        + spec.ffn_columns * part.ffn_params_per_column
-        + part.replicated_params
+        spec.kv_heads * part.per_kv_head.count
+        + spec.ffn_columns * part.per_ffn_column.count
+        + part.replicated.count
     )
 
 
@@ -102,8 +102,8 @@ def test_layers_of_several_widths_share_a_unit(tmp_path: Path):
     spec = read_model_spec(tmp_path)
     assert spec.ffn_columns == 24  # gcd of 120 (dense) and 48 (an expert)
     assert [layer.num_experts for layer in spec.layers] == [6, 0, 6, 6]
-    assert spec.layers[0].ffn_params_per_column == 6 * 3 * 64 * 2
-    assert spec.layers[1].ffn_params_per_column == 3 * 64 * 5
+    assert spec.layers[0].per_ffn_column.count == 6 * 3 * 64 * 2
+    assert spec.layers[1].per_ffn_column.count == 3 * 64 * 5
 
 
 def test_fingerprint_is_of_the_content(tmp_path: Path):

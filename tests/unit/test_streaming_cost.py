@@ -14,13 +14,13 @@ from apportion.cost.memory import Capacity, read_bytes, stages_memory
 from apportion.cost.roofline import Step
 from apportion.cost.streaming import evenly_streamed, streaming_step_s
 from apportion.types.cluster import Cluster, DeviceKind
-from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.plan import Stage, TensorSplit
 
 LAYER = LayerSpec(
-    attention_params_per_kv_head=100,
-    ffn_params_per_column=12,
-    replicated_params=8,
+    per_kv_head=Parameters(elements=100, rows=20, others=0),
+    per_ffn_column=Parameters(elements=12, rows=2, others=0),
+    replicated=Parameters(elements=0, rows=8, others=8),
     window_tokens=None,
     num_experts=0,
     experts_per_token=0,
@@ -47,6 +47,7 @@ STAGE = Stage(
     layer_stop=4,
     split=TensorSplit(device_ids=("a",), q_heads=(4,), kv_heads=(2,), ffn_columns=(6,), vocab_rows=(10,)),
     weight_format="fp32",
+    activation_format="fp32",
     has_embedding=True,
     has_head=True,
     streamed_layers=(0, 1, 3),
@@ -111,7 +112,7 @@ def test_copying_that_takes_longer_decides():
 
 
 def test_layers_are_streamed_evenly_and_the_largest_first():
-    small = replace(LAYER, ffn_params_per_column=1)
+    small = replace(LAYER, per_ffn_column=Parameters(elements=1, rows=1, others=0))
     assert evenly_streamed(_of(*[LAYER] * 12), 0, 12, 3) == (2, 6, 10)
     assert evenly_streamed(_of(*[LAYER] * 12), 4, 8, 2) == (5, 7)
     mixed = _of(small, small, LAYER, LAYER, small, LAYER)

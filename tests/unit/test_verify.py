@@ -16,7 +16,7 @@ DEVICES = [cpu("a", 3, 0.5), cpu("b", 3, 1.0), cpu("c", 3, 0.75, host="other")]
 
 @pytest.fixture(scope="module")
 def plan():
-    made = make_plan(llama(), cluster(DEVICES), workload("throughput", 4), "fp32")
+    made = make_plan(llama(), cluster(DEVICES), workload("throughput", 4), ("fp32",))
     assert len(made.stages) == 2
     assert max(stage.split.size for stage in made.stages) == 2
     return made

@@ -16,7 +16,7 @@ PAIR = [cpu("fast", 20, 1.0, host="x"), cpu("slow", 20, 0.25, host="y")]
 
 
 def planned(devices, demand=None, *, joined=True):
-    return make_plan(llama(), cluster(devices, joined=joined), demand or workload(), "fp32")
+    return make_plan(llama(), cluster(devices, joined=joined), demand or workload(), ("fp32",))
 
 
 def relief(plan, change):
@@ -41,7 +41,7 @@ def test_gains_are_those_of_the_plan_for_the_changed_cluster():
     plan = planned([cpu("a", 3, 0.5, host="x"), cpu("b", 3, 1.0, host="y")], workload("throughput", 4))
     slowest = bottleneck_stage(plan).split.device_ids[0]
     devices = [faster(device, 1.25) if device.id == slowest else device for device in plan.cluster.devices]
-    after = make_plan(plan.model, replace(plan.cluster, devices=tuple(devices)), plan.workload, "fp32")
+    after = make_plan(plan.model, replace(plan.cluster, devices=tuple(devices)), plan.workload, ("fp32",))
     gain = plan.certificate.value / after.certificate.value - 1
     assert relief(plan, f"{slowest} 25% faster").gain == pytest.approx(gain)
     assert gain > 0

@@ -28,35 +28,52 @@ class Calibrated:
 
 
 def apply(
-    cluster: Cluster, seen: Sequence[Observation], weight_format: str, hardware: Mapping[str, str]
+    cluster: Cluster,
+    seen: Sequence[Observation],
+    weight_formats: tuple[str, ...],
+    hardware: Mapping[str, str],
 ) -> Calibrated:
-    """`hardware` names devices by id; those left out, and those never seen in this format, are kept as they are."""
+    """`hardware` names devices by id; those left out, and those never seen in these formats, are kept as they are."""
     fits: dict[str, Fit] = {}
+    devices: list[Device] = []
     for device in cluster.devices:
-        own = [
-            one
-            for one in seen
-            if one.hardware == hardware.get(device.id) and one.weight_format == weight_format
-        ]
-        if own and weight_format in device.flops_per_s:
+        own = _most_seen(device, seen, weight_formats, hardware)
+        if own:
+            weight_format = own[0].weight_format
             fits[device.id] = fit_device(_constants(device, weight_format), own)
-    devices = tuple(_fitted(device, fits.get(device.id), weight_format) for device in cluster.devices)
+            device = _fitted(device, fits[device.id], weight_format)
+        devices.append(device)
     links = tuple(_fitted_link(link, cluster, seen, hardware) for link in cluster.links)
-    return Calibrated(cluster=Cluster(devices=devices, links=links), hardware=hardware, fits=fits)
+    return Calibrated(cluster=Cluster(devices=tuple(devices), links=links), hardware=hardware, fits=fits)
+
+
+def _most_seen(
+    device: Device,
+    seen: Sequence[Observation],
+    weight_formats: tuple[str, ...],
+    hardware: Mapping[str, str],
+) -> list[Observation]:
+    """The device's observations in that of the formats which has most: bytes/s and overheads are one for all."""
+    by_format = [
+        [one for one in seen if one.hardware == hardware.get(device.id) and one.weight_format == name]
+        for name in weight_formats
+        if device.rate(name) is not None
+    ]
+    return max(by_format, key=len, default=[])
 
 
 def _constants(device: Device, weight_format: str) -> Constants:
+    flops_per_s = device.rate(weight_format)
+    assert flops_per_s is not None
     return Constants(
         mem_bytes_per_s=device.mem_bytes_per_s,
-        flops_per_s=device.flops_per_s[weight_format],
+        flops_per_s=flops_per_s,
         layer_overhead_s=device.layer_overhead_s,
         step_overhead_s=device.step_overhead_s,
     )
 
 
-def _fitted(device: Device, fit: Fit | None, weight_format: str) -> Device:
-    if fit is None:
-        return device
+def _fitted(device: Device, fit: Fit, weight_format: str) -> Device:
     return replace(
         device,
         mem_bytes_per_s=fit.constants.mem_bytes_per_s,

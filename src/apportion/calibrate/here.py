@@ -6,7 +6,7 @@ from apportion.probe.hardware import hardware_names
 from apportion.types.cluster import Cluster
 
 
-def calibrate_here(cluster: Cluster, weight_format: str, warn: Warn) -> Calibrated:
+def calibrate_here(cluster: Cluster, weight_formats: tuple[str, ...], warn: Warn) -> Calibrated:
     """The cluster with the constants that earlier runs of this user measured."""
     seen = read_observations(calibration_file(), warn)
-    return apply(cluster, seen, weight_format, hardware_names(cluster))
+    return apply(cluster, seen, weight_formats, hardware_names(cluster))

@@ -10,7 +10,7 @@ from math import inf
 from typing import Literal, Protocol
 
 from apportion.cost.estimate import Members, group_exchange_s, stage_members
-from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
+from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s, phase_s
 from apportion.cost.shard import Shard
 from apportion.cost.traffic import group_link, layer_reductions
 from apportion.types.cluster import Device
@@ -103,13 +103,12 @@ def _device_observation(
     hardware: str,
 ) -> Observation:
     work = step_work(model, device, shard, mean_step(done))
-    flops_per_s = device.flops_per_s[shard.weight_format]
-    predicted_s = sum(max(flops / flops_per_s, size / device.mem_bytes_per_s) for flops, size in work)
+    predicted_s = sum(phase_s(device, shard.formats.weights, flops, size) for flops, size in work)
     predicted_s += shard.num_layers * device.layer_overhead_s + device.step_overhead_s
     return Observation(
         run=run,
         hardware=hardware,
-        weight_format=shard.weight_format,
+        weight_format=shard.formats.weights,
         phase=phase,
         num_layers=shard.num_layers,
         work=work,
@@ -131,7 +130,7 @@ def mean_step(done: PhaseWork) -> Step:
 def step_work(model: ModelSpec, device: Device, shard: Shard, step: Step) -> tuple[tuple[float, float], ...]:
     """(flops, bytes) of attention, FFN and head. A device that does one flop a second, and reads without limit, takes
     as many seconds as there are flops; so the cost model itself counts."""
-    name = shard.weight_format
+    name = shard.formats.weights
     counting_flops = replace(device, mem_bytes_per_s=inf, flops_per_s={name: 1.0})
     counting_bytes = replace(device, mem_bytes_per_s=1.0, flops_per_s={name: inf})
     flops = _parts(model, counting_flops, shard, step)
@@ -139,16 +138,17 @@ def step_work(model: ModelSpec, device: Device, shard: Shard, step: Step) -> tup
 
 
 def _parts(model: ModelSpec, device: Device, shard: Shard, step: Step) -> tuple[float, float, float]:
-    name = shard.weight_format
+    formats = shard.formats
     attention = sum(
-        count * attention_s(device, model, layer, shard.kv_heads, step, name) for layer, count in shard.layers
+        count * attention_s(device, model, layer, shard.kv_heads, step, formats)
+        for layer, count in shard.layers
     )
     ffn = sum(
-        count * shard.ffn_columns * ffn_column_s(device, layer, step.tokens, name)
+        count * shard.ffn_columns * ffn_column_s(device, layer, step.tokens, formats)
         for layer, count in shard.layers
     )
     rows = shard.vocab_rows if shard.has_head else 0
-    return attention, ffn, rows * head_row_s(device, model, step.sampled_rows, name)
+    return attention, ffn, rows * head_row_s(device, model, step.sampled_rows, formats)
 
 
 def _link_observation(
@@ -163,7 +163,7 @@ def _link_observation(
         return ()
     shards = [shard for _, shard in members]
     step = mean_step(done[0])
-    messages = layer_reductions(plan.model, shards[0].element_bytes)
+    messages = layer_reductions(plan.model, shards[0].formats.activation_bytes)
     sizes = list(messages) * shards[0].num_layers + [messages[0]] * stage.has_embedding + [0] * stage.has_head
     busy_s = max(one.busy_s / one.num_steps for one in done)
     computing_s = max((one.busy_s - one.exchange_s) / one.num_steps for one in done)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from apportion.catalog.config_fields import ConfigFields
 from apportion.catalog.families import Family, Presence
+from apportion.types.model import Parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,8 +14,8 @@ class Attention:
     q_heads: int
     kv_heads: int
     head_dim: int
-    params_per_kv_head: int
-    replicated_params: int
+    per_kv_head: Parameters
+    replicated: Parameters
     kv_lora_rank: int | None
 
 
@@ -32,15 +33,24 @@ def _grouped(fields: ConfigFields, family: Family) -> Attention:
     kv_heads = fields.optional_positive("num_key_value_heads") or q_heads
     head_dim = _head_dim(fields, hidden_size, q_heads, kv_heads)
     q_width, kv_width = q_heads // kv_heads * head_dim, head_dim
-    inputs = hidden_size + present(fields, family.qkv_bias)
+    qkv_rows = q_width + 2 * kv_width
+    biases = present(fields, family.qkv_bias) * qkv_rows
     wide_norms = q_width + kv_width if family.qk_norm == "wide" else 0
     sinks = q_heads // kv_heads if family.sinks else 0
     return Attention(
         q_heads=q_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        params_per_kv_head=(q_width + 2 * kv_width) * inputs + q_width * hidden_size + wide_norms + sinks,
-        replicated_params=_output_bias(fields, family) + (2 * head_dim if _head_norms(fields, family) else 0),
+        per_kv_head=Parameters(
+            elements=(qkv_rows + q_width) * hidden_size,
+            rows=qkv_rows,
+            others=biases + wide_norms + sinks,
+        ),
+        replicated=Parameters(
+            elements=0,
+            rows=hidden_size,
+            others=_output_bias(fields, family) + (2 * head_dim if _head_norms(fields, family) else 0),
+        ),
         kv_lora_rank=None,
     )
 
@@ -70,16 +80,23 @@ def _latent(fields: ConfigFields, family: Family) -> Attention:
     rank, rope_dim = fields.positive("kv_lora_rank"), fields.positive("qk_rope_head_dim")
     nope_dim, value_dim = fields.positive("qk_nope_head_dim"), fields.positive("v_head_dim")
     q_rank = fields.optional_positive("q_lora_rank")
-    inputs = hidden_size + fields.flag("attention_bias")
-    down = inputs * (rank + rope_dim) + rank
-    if q_rank is not None:
-        down += inputs * q_rank + q_rank
+    down_rows = rank + rope_dim + (q_rank or 0)
+    norms = rank + (q_rank or 0)
+    biases = fields.flag("attention_bias") * down_rows
     per_head = (q_rank or hidden_size) * (nope_dim + rope_dim) + rank * (nope_dim + value_dim)
     return Attention(
         q_heads=heads,
         kv_heads=heads,
         head_dim=rank + rope_dim,
-        params_per_kv_head=per_head + value_dim * hidden_size,
-        replicated_params=down + _output_bias(fields, family),
+        per_kv_head=Parameters(
+            elements=per_head + value_dim * hidden_size,
+            rows=(nope_dim + rope_dim) + (nope_dim + value_dim),
+            others=0,
+        ),
+        replicated=Parameters(
+            elements=down_rows * hidden_size,
+            rows=down_rows + hidden_size,
+            others=norms + biases + _output_bias(fields, family),
+        ),
         kv_lora_rank=rank,
     )

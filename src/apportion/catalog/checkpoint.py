@@ -114,8 +114,7 @@ def _layer_shapes(spec: ModelSpec, layer: int) -> dict[str, Shape]:
         shapes["self_attn.o_proj.weight"] = (hidden, q_width)
     part = spec.layers[layer]
     if part.num_experts == 0:
-        # Biases, two a column, are lost in the rounding.
-        width = spec.ffn_columns * (part.ffn_params_per_column // (3 * hidden))
+        width = spec.ffn_columns * (part.per_ffn_column.elements // (3 * hidden))
         shapes |= {"mlp.gate_proj.weight": (width, hidden), "mlp.up_proj.weight": (width, hidden)}
         shapes |= {"mlp.down_proj.weight": (hidden, width), "mlp.gate_up_proj.weight": (2 * width, hidden)}
     return shapes

@@ -30,7 +30,7 @@ from apportion.catalog.gpus import Gpu, find_gpu
 from apportion.catalog.toml_table import TomlTable
 from apportion.types.cluster import Cluster, Device, DeviceKind, FigureSource, Link
 from apportion.types.errors import ClusterError
-from apportion.types.units import FORMAT_BYTES
+from apportion.types.units import WEIGHT_BITS
 
 _TORCH_DEVICES: dict[DeviceKind, str] = {
     "cpu": r"cpu",
@@ -202,10 +202,10 @@ def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None) -> Devi
 
 def _flops(table: TomlTable, like: Device | None) -> dict[str, float]:
     flops_per_s = table.numbers("flops_per_s", like and like.flops_per_s)
-    unknown = flops_per_s.keys() - FORMAT_BYTES.keys()
+    unknown = flops_per_s.keys() - WEIGHT_BITS.keys()
     if unknown or not flops_per_s:
         raise ClusterError(
-            f"{table.place}: flops_per_s: the keys are {', '.join(FORMAT_BYTES)}, not {sorted(unknown)}"
+            f"{table.place}: flops_per_s: the keys are {', '.join(WEIGHT_BITS)}, not {sorted(unknown)}"
         )
     return flops_per_s
 

@@ -14,7 +14,7 @@ from apportion.catalog.gpus import Gpu, GpuKind
 from apportion.types.cluster import Device
 from apportion.types.errors import ClusterError
 from apportion.types.pcie import REACHED_SHARE
-from apportion.types.units import FORMAT_BYTES, format_bytes
+from apportion.types.units import WEIGHT_BITS, format_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def gpu_device(gpu: Gpu, device_id: str, host: str) -> Device:
         reserved_bytes=reserve_bytes(gpu),
         mem_bytes_per_s=gpu.mem_bytes_per_s * reached.memory_share,
         flops_per_s={
-            name: rate * COMPUTE_SHARE for name, rate in gpu.flops_per_s.items() if name in FORMAT_BYTES
+            name: rate * COMPUTE_SHARE for name, rate in gpu.flops_per_s.items() if name in WEIGHT_BITS
         },
         layer_overhead_s=reached.layer_overhead_s,
         step_overhead_s=0.0,
@@ -126,7 +126,7 @@ def desktop_cpu(device_id: str, host: str, memory_bytes: int, num_devices: int) 
         memory_bytes=memory_bytes,
         reserved_bytes=0,
         mem_bytes_per_s=CPU_READ_BYTES_PER_S / num_devices,
-        flops_per_s={"fp32": flops_per_s, "bf16": half, "fp16": half},
+        flops_per_s={"fp32": flops_per_s, "bf16": half, "fp16": half, "int8": flops_per_s},
         layer_overhead_s=CPU_LAYER_OVERHEAD_S,
         step_overhead_s=CPU_STEP_OVERHEAD_S,
         num_threads=num_threads,

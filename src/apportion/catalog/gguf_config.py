@@ -10,7 +10,7 @@ from apportion.catalog.config_fields import ConfigFields
 from apportion.catalog.gguf_file import Gguf, Value
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
-from apportion.types.units import FORMAT_BYTES, format_bytes
+from apportion.types.units import WEIGHT_BITS, format_bytes
 
 GGUF_SUFFIX = ".gguf"
 _FAMILIES = {
@@ -117,15 +117,27 @@ def check_gguf(gguf: Gguf, spec: ModelSpec) -> None:
         )
 
 
-def quantisation_note(gguf: Gguf, spec: ModelSpec) -> str | None:
-    """One line where the weights are smaller than what is planned; None where they are planned as they are."""
+def quantised_format(gguf: Gguf) -> str | None:
+    """int8 or int4, whichever is nearer to the file's bits per parameter; None where most are not quantised."""
+    if _main_type(gguf) in _TYPES:
+        return None
+    bits = 8 * gguf.tensor_bytes / _num_parameters(gguf)
+    return min(("int8", "int4"), key=lambda name: abs(WEIGHT_BITS[name] - bits))
+
+
+def quantisation_note(gguf: Gguf, formats: tuple[str, ...]) -> str | None:
+    """One line where the weights are not of the sizes that are planned; None where they are planned as they are."""
     main_type = _main_type(gguf)
     if main_type in _TYPES:
         return None
-    parameters = sum(tensor.num_elements for tensor in gguf.tensors.values())
-    planned = parameters * FORMAT_BYTES[spec.checkpoint_format]
+    planned = " or ".join(
+        f"{format_bytes(_num_parameters(gguf) * WEIGHT_BITS[name] / 8)} of {name}" for name in formats
+    )
     return (
         f"{gguf.path.name} holds {format_bytes(gguf.tensor_bytes)} of weights, most of them {main_type};"
-        f" quantised weights cannot be planned yet, so this plans {format_bytes(planned)} of"
-        f" {spec.checkpoint_format}"
+        f" this plans {planned}"
     )
+
+
+def _num_parameters(gguf: Gguf) -> int:
+    return sum(tensor.num_elements for tensor in gguf.tensors.values())

@@ -18,7 +18,7 @@ from apportion.catalog.gguf_config import GGUF_SUFFIX, check_gguf, gguf_fields
 from apportion.catalog.gguf_file import read_gguf
 from apportion.catalog.known_models import CATALOGUE
 from apportion.types.errors import ModelError
-from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec, Parameters
 
 _FORMATS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 MAX_LAYERS, MAX_PARAMETERS = 1024, 10**14
@@ -164,14 +164,21 @@ def _layer(
     routed, shared = (_routed_experts(fields), _shared_experts(fields)) if moe else (0, 0)
     ffn_bias = family.expert_bias if moe else present(fields, family.mlp_bias)
     ffn_copies = routed + shared if moe else 1
+    columns = ffn_copies * width_per_column
     router_params = routed * (hidden_size + (family.expert_bias or family.dense_first))
     return LayerSpec(
-        attention_params_per_kv_head=attention.params_per_kv_head,
-        ffn_params_per_column=ffn_copies * (3 * hidden_size + 2 * ffn_bias) * width_per_column,
-        replicated_params=family.norms * hidden_size
-        + attention.replicated_params
-        + ffn_copies * ffn_bias * hidden_size
-        + router_params,
+        per_kv_head=attention.per_kv_head,
+        per_ffn_column=Parameters(
+            elements=3 * hidden_size * columns, rows=2 * columns, others=2 * ffn_bias * columns
+        ),
+        replicated=Parameters(
+            elements=attention.replicated.elements,
+            rows=attention.replicated.rows + ffn_copies * hidden_size,
+            others=attention.replicated.others
+            + family.norms * hidden_size
+            + ffn_copies * ffn_bias * hidden_size
+            + router_params,
+        ),
         window_tokens=window_tokens,
         num_experts=routed + shared,
         experts_per_token=fields.positive("num_experts_per_tok") + shared if moe else 0,

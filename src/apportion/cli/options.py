@@ -25,14 +25,6 @@ class ObjectiveChoice(StrEnum):
     THROUGHPUT = "throughput"
 
 
-class WeightFormat(StrEnum):
-    """The keys of types.units.FORMAT_BYTES."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
 Model = Annotated[
     str,
     typer.Argument(
@@ -64,8 +56,11 @@ NoCalibration = Annotated[
     bool, typer.Option("--no-calibration", help="Ignore what earlier runs on this machine measured.")
 ]
 Weights = Annotated[
-    WeightFormat | None,
-    typer.Option(help="Format of the weights [default: fp32 on CPUs, else as in the files]."),
+    str | None,
+    typer.Option(
+        help="Format of the weights, or several of fp32, bf16, fp16, int8, int4 to choose from for each stage, like "
+        "'bf16,int8'; 'auto' is as in the files [default: fp32 on CPUs, else auto]."
+    ),
 ]
 
 
@@ -80,7 +75,7 @@ class PlanChoices:
     concurrency: int | None
     prompt_tokens: int | None
     output_tokens: int | None
-    weights: WeightFormat | None
+    weights: str | None
     no_calibration: bool | None = None
 
 
@@ -89,32 +84,24 @@ def plan_from_options(model_path: Path, choices: PlanChoices) -> "Plan":
     from apportion.calibrate.apply import statement
     from apportion.calibrate.here import calibrate_here
     from apportion.catalog.model_config import read_model_spec
+    from apportion.cli.weights import weight_formats, weights_note
     from apportion.planner.build import make_plan
 
     model = read_model_spec(model_path)
-    _note_quantised(model_path, model, choices)
     workload = workload_from_options(model, choices)
     cluster = cluster_from_options(choices)
-    chosen_format = weight_format(model, cluster, choices)
+    formats = weight_formats(model_path, model, cluster, choices.weights)
+    note = weights_note(model_path, formats)
+    if note is not None:
+        _tell(f"apportion: warning: {note}")
     if choices.no_calibration:
-        return make_plan(model, cluster, workload, chosen_format)
+        return make_plan(model, cluster, workload, formats)
     # What earlier runs measured replaces what is assumed; both lines go to stderr, beside any --json.
-    calibrated = calibrate_here(cluster, chosen_format, lambda text: _tell(f"apportion: warning: {text}"))
-    plan = make_plan(model, calibrated.cluster, workload, chosen_format)
+    calibrated = calibrate_here(cluster, formats, lambda text: _tell(f"apportion: warning: {text}"))
+    plan = make_plan(model, calibrated.cluster, workload, formats)
     for line in statement(calibrated, plan):
         _tell(line)
     return plan
-
-
-def _note_quantised(model_path: Path, model: "ModelSpec", choices: PlanChoices) -> None:
-    """Says what a GGUF file is planned as, where nobody asked for a format."""
-    from apportion.catalog.gguf_config import GGUF_SUFFIX, quantisation_note
-    from apportion.catalog.gguf_file import read_gguf
-
-    if model_path.suffix == GGUF_SUFFIX and choices.weights is None:
-        note = quantisation_note(read_gguf(model_path), model)
-        if note is not None:
-            _tell(f"apportion: warning: {note}")
 
 
 def _tell(line: str) -> None:
@@ -155,14 +142,3 @@ def cluster_from_options(choices: PlanChoices) -> "Cluster":
     if choices.devices is not None:
         return parse_devices(choices.devices, all_local_devices)
     return make_cluster(local_devices(), [])
-
-
-def weight_format(model: "ModelSpec", cluster: "Cluster", choices: PlanChoices) -> str:
-    if choices.weights is not None:
-        return choices.weights.value
-    if any(device.kind == "cpu" for device in cluster.devices):
-        return "fp32"
-    # Older GPUs have no bf16: the same weights then go in fp16, and only where that lacks a rate in fp32.
-    formats = dict.fromkeys((model.checkpoint_format, "fp16", "fp32"))
-    common = (name for name in formats if all(name in device.flops_per_s for device in cluster.devices))
-    return next(common, model.checkpoint_format)

@@ -14,7 +14,9 @@ from apportion.types.units import format_bytes, format_seconds
 
 def print_plan(console: Console, plan: Plan) -> None:
     workload, certificate, estimate = plan.workload, plan.certificate, plan.estimate
-    console.print(f"[bold]{escape(plan.model.name)}[/] in {plan.stages[0].weight_format}: {_shape(plan)}")
+    console.print(
+        f"[bold]{escape(plan.model.name)}[/] in {', '.join(plan.weight_formats_in_use)}: {_shape(plan)}"
+    )
     console.print(
         f"{workload.concurrency} × {workload.max_context_tokens} tokens of context, "
         f"prefill chunks of {plan.chunk_tokens}, {_counted(plan.microbatches, 'microbatch', 'es')}"

@@ -46,6 +46,7 @@ def whatif(
     from rich.console import Console
 
     from apportion.cli.render_whatif import print_whatif, whatif_json
+    from apportion.cli.weights import parse_weights
     from apportion.planner.plan_file import read_plan
     from apportion.planner.whatif import Changes, what_if
 
@@ -56,7 +57,7 @@ def whatif(
         links=tuple(_link(text) for text in link or ()),
         context_tokens=context,
         concurrency=concurrency,
-        weight_format=None if weights is None else weights.value,
+        weight_formats=None if weights is None else parse_weights(weights, before.model.checkpoint_format),
     )
     after = what_if(before, changes)
     if as_json:

@@ -41,8 +41,7 @@ def group_step_s(model: ModelSpec, members: Members, link: Link | None, step: St
 
 def group_attention_s(model: ModelSpec, members: Members, layer: LayerSpec, step: Step) -> float:
     return max(
-        attention_s(device, model, layer, shard.kv_heads, step, shard.weight_format)
-        for device, shard in members
+        attention_s(device, model, layer, shard.kv_heads, step, shard.formats) for device, shard in members
     )
 
 
@@ -67,7 +66,7 @@ def unsynchronised_step_s(model: ModelSpec, members: Members, step: Step) -> flo
         sum(
             count
             * (
-                attention_s(device, model, layer, shard.kv_heads, step, shard.weight_format)
+                attention_s(device, model, layer, shard.kv_heads, step, shard.formats)
                 + _ffn_s(device, shard, layer, step)
                 + device.layer_overhead_s
             )
@@ -80,13 +79,13 @@ def unsynchronised_step_s(model: ModelSpec, members: Members, step: Step) -> flo
 
 
 def _ffn_s(device: Device, shard: Shard, layer: LayerSpec, step: Step) -> float:
-    return shard.ffn_columns * ffn_column_s(device, layer, step.tokens, shard.weight_format)
+    return shard.ffn_columns * ffn_column_s(device, layer, step.tokens, shard.formats)
 
 
 def _head_s(model: ModelSpec, device: Device, shard: Shard, step: Step) -> float:
     if not shard.has_head:
         return 0.0
-    return shard.vocab_rows * head_row_s(device, model, step.sampled_rows, shard.weight_format)
+    return shard.vocab_rows * head_row_s(device, model, step.sampled_rows, shard.formats)
 
 
 def group_exchange_s(model: ModelSpec, shards: Sequence[Shard], link: Link | None, step: Step) -> float:
@@ -103,7 +102,7 @@ def group_exchange_s(model: ModelSpec, shards: Sequence[Shard], link: Link | Non
 
 
 def group_reductions_s(model: ModelSpec, shard: Shard, link: Link, step: Step) -> float:
-    messages = layer_reductions(model, shard.element_bytes)
+    messages = layer_reductions(model, shard.formats.activation_bytes)
     per_layer_s = sum(reduction_s(link, shard.size, step.tokens * size) for size in messages)
     embedding_s = reduction_s(link, shard.size, step.tokens * messages[0]) if shard.has_embedding else 0.0
     return shard.num_layers * per_layer_s + embedding_s
@@ -134,9 +133,9 @@ def objective_steps(workload: Workload, chunk_tokens: int, microbatches: int) ->
     return workload_steps(workload, chunk_tokens, sequences)
 
 
-def hop_timing(model: ModelSpec, link: Link, group_size: int, steps: Steps, weight_format: str) -> Timing:
+def hop_timing(model: ModelSpec, link: Link, group_size: int, steps: Steps, activation_format: str) -> Timing:
     """Hidden states to a stage of `group_size`; its copies share the link."""
-    element_bytes = FORMAT_BYTES[weight_format]
+    element_bytes = FORMAT_BYTES[activation_format]
     return steps.timing(lambda step: link.seconds(hop_bytes(model, group_size, step.tokens, element_bytes)))
 
 
@@ -181,7 +180,7 @@ def plan_timings(model: ModelSpec, cluster: Cluster, stages: Sequence[Stage], st
     return Timings(
         stages=tuple(stage_timing(model, cluster, stage, steps) for stage in stages),
         hops=tuple(
-            hop_timing(model, _joining(cluster, src, dst), stage.split.size, steps, stage.weight_format)
+            hop_timing(model, _joining(cluster, src, dst), stage.split.size, steps, stage.activation_format)
             for (src, dst), stage in zip(pairwise(hosts), stages[1:], strict=True)
         ),
         entry=entry_timing(_joining(cluster, home, hosts[0]), stages[0].split.size, steps),

@@ -6,6 +6,7 @@ Everything here is affine in a shard's KV heads, FFN columns and vocabulary rows
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from apportion.cost.formats import vocab_row_bytes
 from apportion.cost.shard import Shard, stage_shards
 from apportion.cost.streaming import (
     largest_streamed_bytes,
@@ -57,15 +58,8 @@ def kv_blocks(concurrency: int, max_context_tokens: int, block_tokens: int) -> i
 
 
 def shard_parameters(model: ModelSpec, shard: Shard) -> int:
-    layers = sum(
-        count
-        * (
-            shard.kv_heads * layer.attention_params_per_kv_head
-            + shard.ffn_columns * layer.ffn_params_per_column
-            + layer.replicated_params
-        )
-        for layer, count in shard.layers
-    )
+    """A tied table counts once in a stage, also where it is kept for looking up and packed for the head."""
+    layers = sum(count * shard.layer_parameters(layer) for layer, count in shard.layers)
     num_tables = shard.has_embedding + shard.has_head
     if num_tables == 2 and model.tied_embeddings:
         num_tables = 1
@@ -73,8 +67,17 @@ def shard_parameters(model: ModelSpec, shard: Shard) -> int:
     return layers + num_tables * shard.vocab_rows * model.hidden_size + final_norm
 
 
+def shard_weights_bytes(model: ModelSpec, shard: Shard) -> int:
+    """Of streamed layers too."""
+    formats = shard.formats
+    layers = sum(count * shard.layer_bytes(layer) for layer, count in shard.layers)
+    row = vocab_row_bytes(model, formats, has_embedding=shard.has_embedding, has_head=shard.has_head)
+    final_norm = model.hidden_size * formats.activation_bytes if shard.has_head else 0
+    return layers + shard.vocab_rows * row + final_norm
+
+
 def kv_bytes_per_token(model: ModelSpec, shard: Shard) -> int:
-    return shard.num_layers * model.kv_elements(shard.kv_heads) * shard.element_bytes
+    return shard.num_layers * model.kv_elements(shard.kv_heads) * shard.formats.activation_bytes
 
 
 def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
@@ -85,7 +88,7 @@ def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
     """
     tokens, context = capacity.chunk_tokens, capacity.max_context_tokens
     tile = min(tokens, QUERY_TILE)
-    element_bytes = shard.element_bytes
+    element_bytes = shard.formats.activation_bytes
     q_heads = shard.kv_heads * model.q_heads_per_kv_head
     projected = PROJECTION_ACTIVATIONS * (q_heads + shard.kv_heads) * model.head_dim
     ffn_elements = shard.ffn_columns * max(_ffn_activations_per_column(model, shard), default=0)
@@ -102,9 +105,9 @@ def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
 def _ffn_activations_per_column(model: ModelSpec, shard: Shard) -> list[int]:
     """By layer kind: one activation per weight matrix (gate, up and their product) of the experts a token uses."""
     return [
-        -(-layer.ffn_params_per_column * layer.experts_per_token // (layer.num_experts * model.hidden_size))
+        -(-layer.per_ffn_column.count * layer.experts_per_token // (layer.num_experts * model.hidden_size))
         if layer.num_experts
-        else -(-layer.ffn_params_per_column // model.hidden_size)
+        else -(-layer.per_ffn_column.count // model.hidden_size)
         for layer, _ in shard.layers
     ]
 
@@ -120,10 +123,10 @@ def shard_memory(
     model: ModelSpec, shard: Shard, capacity: Capacity, *, reserved_bytes: int, num_buffers: int = 2
 ) -> DeviceMemory:
     """`num_buffers` of the largest streamed layer, if there is one."""
-    element_bytes = shard.element_bytes
+    element_bytes = shard.formats.activation_bytes
     kv_tokens = capacity.num_kv_blocks * capacity.block_tokens
     return DeviceMemory(
-        weights_bytes=shard_parameters(model, shard) * element_bytes - streamed_bytes(shard),
+        weights_bytes=shard_weights_bytes(model, shard) - streamed_bytes(shard),
         kv_bytes=kv_tokens * kv_bytes_per_token(model, shard),
         workspace_bytes=workspace_bytes(model, shard, capacity),
         buffer_bytes=capacity.messages_in_flight * capacity.chunk_tokens * model.hidden_size * element_bytes,

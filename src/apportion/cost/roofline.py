@@ -1,14 +1,15 @@
 """Time of a phase on a device: whichever is longer of its arithmetic and its memory traffic.
 
 Source: Williams, Waterman, Patterson, "Roofline", CACM 2009. Legend: T new tokens, X attended positions
-summed over them, K context positions read, e bytes of one element.
+summed over them, K context positions read. Weights take the bytes of their format (formats.py), keys and values
+those of activations.
 """
 
 from dataclasses import dataclass
 
+from apportion.cost.formats import Formats, head_row_bytes, parameters_bytes
 from apportion.types.cluster import Device
 from apportion.types.model import LayerSpec, ModelSpec
-from apportion.types.units import FORMAT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +60,13 @@ def decode_step(sequences: int, prompt_tokens: int, output_tokens: int) -> Step:
 
 
 def phase_s(device: Device, weight_format: str, flops: float, moved_bytes: float) -> float:
-    return max(flops / device.flops_per_s[weight_format], moved_bytes / device.mem_bytes_per_s)
+    rate = device.rate(weight_format)
+    assert rate is not None
+    return max(flops / rate, moved_bytes / device.mem_bytes_per_s)
 
 
 def attention_s(
-    device: Device, model: ModelSpec, layer: LayerSpec, kv_heads: int, step: Step, weight_format: str
+    device: Device, model: ModelSpec, layer: LayerSpec, kv_heads: int, step: Step, formats: Formats
 ) -> float:
     """Projections and attention of `kv_heads` and their query heads, and the layer's replicated parameters.
 
@@ -73,34 +76,35 @@ def attention_s(
     attended = step.attended(layer.window_tokens)
     context = step.context_read(layer.window_tokens)
     flops = kv_heads * (
-        2 * layer.attention_params_per_kv_head * step.tokens
+        2 * layer.per_kv_head.count * step.tokens
         + 2 * model.q_heads_per_kv_head * (model.head_dim + model.value_dim) * attended
     )
     if model.kv_lora_rank is not None:
-        flops += 2 * layer.replicated_params * step.tokens
-    elements = kv_heads * layer.attention_params_per_kv_head + model.kv_elements(kv_heads) * context
-    return phase_s(
-        device, weight_format, flops, FORMAT_BYTES[weight_format] * (elements + layer.replicated_params)
+        flops += 2 * layer.replicated.count * step.tokens
+    weights = kv_heads * parameters_bytes(layer.per_kv_head, formats) + parameters_bytes(
+        layer.replicated, formats
     )
+    cached = model.kv_elements(kv_heads) * context * formats.activation_bytes
+    return phase_s(device, formats.weights, flops, weights + cached)
 
 
-def ffn_column_s(device: Device, layer: LayerSpec, tokens: int, weight_format: str) -> float:
+def ffn_column_s(device: Device, layer: LayerSpec, tokens: int, formats: Formats) -> float:
     """One FFN column; the phase is proportional to their number. Experts touched: 1 − (1 − k/E)^T of them."""
     active = layer.experts_per_token / layer.num_experts if layer.num_experts else 1.0
     touched = 1 - (1 - active) ** tokens
-    params = layer.ffn_params_per_column
+    column = layer.per_ffn_column
     return phase_s(
-        device, weight_format, 2 * params * active * tokens, FORMAT_BYTES[weight_format] * params * touched
+        device,
+        formats.weights,
+        2 * column.count * active * tokens,
+        parameters_bytes(column, formats) * touched,
     )
 
 
-def head_row_s(device: Device, model: ModelSpec, sampled_rows: int, weight_format: str) -> float:
+def head_row_s(device: Device, model: ModelSpec, sampled_rows: int, formats: Formats) -> float:
     """One vocabulary row of the head; nothing where no token is drawn."""
     if sampled_rows == 0:
         return 0.0
     return phase_s(
-        device,
-        weight_format,
-        2 * model.hidden_size * sampled_rows,
-        FORMAT_BYTES[weight_format] * model.hidden_size,
+        device, formats.weights, 2 * model.hidden_size * sampled_rows, head_row_bytes(model, formats)
     )

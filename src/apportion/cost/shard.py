@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from apportion.cost.formats import Formats, parameters_bytes
 from apportion.types.model import LayerSpec, ModelSpec
 from apportion.types.plan import Stage
-from apportion.types.units import FORMAT_BYTES
 
 LayerCounts = tuple[tuple[LayerSpec, int], ...]
 """How many layers of each kind, in order of first appearance."""
@@ -22,7 +22,7 @@ class Shard:
     vocab_rows: int
     rank: int
     size: int
-    weight_format: str
+    formats: Formats
     has_embedding: bool
     has_head: bool
     streamed: LayerCounts = ()
@@ -32,13 +32,28 @@ class Shard:
     def num_layers(self) -> int:
         return sum(count for _, count in self.layers)
 
-    @property
-    def element_bytes(self) -> int:
-        return FORMAT_BYTES[self.weight_format]
+    def layer_parameters(self, layer: LayerSpec) -> int:
+        return (
+            self.kv_heads * layer.per_kv_head.count
+            + self.ffn_columns * layer.per_ffn_column.count
+            + layer.replicated.count
+        )
+
+    def layer_bytes(self, layer: LayerSpec) -> int:
+        """Of one layer's weights."""
+        return (
+            self.kv_heads * parameters_bytes(layer.per_kv_head, self.formats)
+            + self.ffn_columns * parameters_bytes(layer.per_ffn_column, self.formats)
+            + parameters_bytes(layer.replicated, self.formats)
+        )
 
 
 def layer_counts(layers: Sequence[LayerSpec]) -> LayerCounts:
     return tuple(Counter(layers).items())
+
+
+def stage_formats(stage: Stage) -> Formats:
+    return Formats(weights=stage.weight_format, activations=stage.activation_format)
 
 
 def stage_shards(model: ModelSpec, stage: Stage) -> tuple[Shard, ...]:
@@ -54,7 +69,7 @@ def stage_shards(model: ModelSpec, stage: Stage) -> tuple[Shard, ...]:
             vocab_rows=split.vocab_rows[rank],
             rank=rank,
             size=split.size,
-            weight_format=stage.weight_format,
+            formats=stage_formats(stage),
             has_embedding=stage.has_embedding,
             has_head=stage.has_head,
             streamed=streamed,

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from apportion.cost.formats import head_row_bytes, parameters_bytes, vocab_row_bytes
+from apportion.cost.shard import stage_formats
 from apportion.cost.traffic import layer_reductions
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Plan, Stage
@@ -48,7 +50,7 @@ def replicated_parameters(plan: Plan) -> int:
     model = plan.model
     layers = sum(
         (stage.split.size - 1)
-        * sum(layer.replicated_params for layer in model.layers[stage.layer_start : stage.layer_stop])
+        * sum(layer.replicated.count for layer in model.layers[stage.layer_start : stage.layer_stop])
         for stage in plan.stages
     )
     norms = (plan.stages[-1].split.size - 1) * model.hidden_size
@@ -57,12 +59,42 @@ def replicated_parameters(plan: Plan) -> int:
 
 
 def whole_model_bytes(plan: Plan) -> int:
-    """What one device would hold of weights and KV cache, were the model not divided."""
-    element_bytes = FORMAT_BYTES[plan.stages[0].weight_format]
+    """What one device would hold of weights, each in its stage's format, and KV cache, were the model not divided."""
     model = plan.model
     kv_tokens = plan.num_kv_blocks * plan.block_tokens
     kv_elements = kv_tokens * model.num_layers * model.kv_elements(model.kv_heads)
-    return (model_parameters(model) + kv_elements) * element_bytes
+    layers = sum(
+        model.kv_heads * parameters_bytes(layer.per_kv_head, stage_formats(stage))
+        + model.ffn_columns * parameters_bytes(layer.per_ffn_column, stage_formats(stage))
+        + parameters_bytes(layer.replicated, stage_formats(stage))
+        for stage in plan.stages
+        for layer in model.layers[stage.layer_start : stage.layer_stop]
+    )
+    first, last = stage_formats(plan.stages[0]), stage_formats(plan.stages[-1])
+    embedding = model.vocab_rows * vocab_row_bytes(model, first, has_embedding=True, has_head=False)
+    head = 0 if _shared_table(plan) else model.vocab_rows * head_row_bytes(model, last)
+    activations = kv_elements + model.hidden_size
+    return layers + embedding + head + activations * FORMAT_BYTES[plan.activation_format]
+
+
+def _shared_table(plan: Plan) -> bool:
+    """Whether one table would do for embedding and head, were the model not divided."""
+    ends = (stage_formats(plan.stages[0]), stage_formats(plan.stages[-1]))
+    return plan.model.tied_embeddings and not any(formats.packed for formats in ends)
+
+
+def replicated_bytes(plan: Plan) -> int:
+    """What the division adds to `whole_model_bytes`: everything of a layer that every member of a group holds, the
+    final norm, and a shared table cut off from its other end."""
+    model, last = plan.model, plan.stages[-1]
+    layers = sum(
+        (stage.split.size - 1) * parameters_bytes(layer.replicated, stage_formats(stage))
+        for stage in plan.stages
+        for layer in model.layers[stage.layer_start : stage.layer_stop]
+    )
+    norms = (last.split.size - 1) * model.hidden_size * FORMAT_BYTES[plan.activation_format]
+    cut = _shared_table(plan) and len(plan.stages) > 1
+    return layers + norms + (model.vocab_rows * head_row_bytes(model, stage_formats(last)) if cut else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +107,7 @@ class Communication:
 
 def token_communication(plan: Plan) -> Communication:
     hops = [stage.split.size for stage in plan.stages[1:]]
-    hidden_bytes = plan.model.hidden_size * FORMAT_BYTES[plan.stages[0].weight_format]
+    hidden_bytes = plan.model.hidden_size * FORMAT_BYTES[plan.activation_format]
     exchanges = [_stage_exchange(plan.model, stage) for stage in plan.stages]
     return Communication(
         messages=sum(hops) + sum(messages for messages, _ in exchanges),
@@ -86,7 +118,7 @@ def token_communication(plan: Plan) -> Communication:
 def _stage_exchange(model: ModelSpec, stage: Stage) -> tuple[int, int]:
     """Messages and bytes of one token inside a group, over all ordered pairs."""
     pairs = stage.split.size * (stage.split.size - 1)
-    element_bytes = FORMAT_BYTES[stage.weight_format]
+    element_bytes = FORMAT_BYTES[stage.activation_format]
     sizes = list(layer_reductions(model, element_bytes)) * stage.num_layers
     if stage.has_embedding:
         sizes.append(model.hidden_size * element_bytes)

@@ -14,29 +14,19 @@ A CPU copies with the core that computes: one buffer is enough, and the times ad
 
 from apportion.cost.shard import Shard
 from apportion.types.cluster import Device
-from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.model import ModelSpec
 
 
 def streamed_parameters(shard: Shard) -> int:
-    return sum(count * _layer_parameters(shard, layer) for layer, count in shard.streamed)
+    return sum(count * shard.layer_parameters(layer) for layer, count in shard.streamed)
 
 
 def streamed_bytes(shard: Shard) -> int:
-    return streamed_parameters(shard) * shard.element_bytes
+    return sum(count * shard.layer_bytes(layer) for layer, count in shard.streamed)
 
 
 def largest_streamed_bytes(shard: Shard) -> int:
-    return shard.element_bytes * max(
-        (_layer_parameters(shard, layer) for layer, _ in shard.streamed), default=0
-    )
-
-
-def _layer_parameters(shard: Shard, layer: LayerSpec) -> int:
-    return (
-        shard.kv_heads * layer.attention_params_per_kv_head
-        + shard.ffn_columns * layer.ffn_params_per_column
-        + layer.replicated_params
-    )
+    return max((shard.layer_bytes(layer) for layer, _ in shard.streamed), default=0)
 
 
 def streaming_step_s(device: Device, shard: Shard, computing_s: float) -> float:

@@ -73,14 +73,14 @@ def _hop_link_bytes(model: ModelSpec, stage: Stage, following: Stage, processed:
     sources = stage.split.device_ids
     return {
         (sources[rank % len(sources)], device_id): hop_bytes(
-            model, 1, processed, FORMAT_BYTES[stage.weight_format]
+            model, 1, processed, FORMAT_BYTES[stage.activation_format]
         )
         for rank, device_id in enumerate(following.split.device_ids)
     }
 
 
 def _group_link_bytes(model: ModelSpec, stage: Stage, processed: int, sampled: int) -> LinkBytes:
-    element_bytes = FORMAT_BYTES[stage.weight_format]
+    element_bytes = FORMAT_BYTES[stage.activation_format]
     per_token = stage.num_layers * sum(layer_reductions(model, element_bytes))
     if stage.has_embedding:
         per_token += model.hidden_size * element_bytes

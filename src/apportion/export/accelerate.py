@@ -9,6 +9,7 @@ from apportion.export.accelerators import VISIBLE, ordinal
 from apportion.export.differences import differences
 from apportion.export.launch import Division, Export
 from apportion.export.regroup import all_members, regroup
+from apportion.export.weights import weight_notes
 from apportion.types.cluster import Device
 from apportion.types.errors import PlanError
 from apportion.types.plan import Plan, Stage
@@ -23,6 +24,7 @@ def to_accelerate(plan: Plan) -> Export:
     cpus = [d.id for d in plan.cluster.devices if d.kind == "cpu" and d.id in plan.device_ids]
     notes = [
         *([] if len(cpus) == len(stages) > 1 else differences(plan, stages, "accelerate")),
+        *weight_notes(plan, "accelerate"),
         "accelerate works on one batch at a time: stages wait for each other, KV is not paged, and no device's "
         "memory is limited to its budget",
     ]

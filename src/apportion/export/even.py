@@ -59,8 +59,8 @@ def host_variables(plan: Plan, division: Division, host: str) -> dict[str, str]:
 
 
 def dtype(plan: Plan) -> str:
-    """Of a quantised format the checkpoint itself says what it is."""
-    return DTYPES.get(plan.stages[0].weight_format, "auto")
+    """Of activations; of quantised weights the checkpoint itself says what they are."""
+    return DTYPES[plan.activation_format]
 
 
 def layer_partition(division: Division) -> str:

@@ -18,6 +18,7 @@ from apportion.export.differences import differences
 from apportion.export.launch import MODEL, Division, Export, Launch
 from apportion.export.price import division_tokens_per_s
 from apportion.export.regroup import all_members, cut_down, one_stage, regroup
+from apportion.export.weights import one_weight_format, weight_notes
 from apportion.types.cluster import Device
 from apportion.types.plan import Plan, Stage
 
@@ -138,7 +139,7 @@ def _override(stage: Stage) -> str:
 
 
 def _server(plan: Plan, main: str, gpus: Sequence[Device], offload: Sequence[str]) -> Launch:
-    workload, cache = plan.workload, CACHE_TYPES.get(plan.stages[0].weight_format, "f16")
+    workload, cache = plan.workload, CACHE_TYPES[plan.activation_format]
     options = {
         "--ctx-size": workload.concurrency * workload.max_context_tokens,
         "--parallel": workload.concurrency,
@@ -195,7 +196,8 @@ def _layer_notes(
 
 
 def _common_notes(plan: Plan, main: str) -> list[str]:
-    notes = [f"llama.cpp's weights are as in the GGUF file; the plan counts {plan.stages[0].weight_format}"]
+    notes = [f"llama.cpp's weights are as in the GGUF file; the plan counts {one_weight_format(plan)}"]
+    notes += weight_notes(plan, "llama.cpp")
     first = plan.cluster.device(plan.stages[0].split.device_ids[0])
     if first.kind != "cpu" or first.host != main:
         notes.append(f"the embedding table stays in the memory of {main}'s CPU, not on {first.id}")

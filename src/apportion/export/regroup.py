@@ -5,6 +5,7 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 
 from apportion.export.accelerators import VISIBLE
+from apportion.export.weights import one_weight_format
 from apportion.types.cluster import Device
 from apportion.types.errors import PlanError
 from apportion.types.model import ModelSpec
@@ -85,7 +86,8 @@ def _stage(
             ffn_columns=ffn_columns,
             vocab_rows=vocab_rows,
         ),
-        weight_format=plan.stages[0].weight_format,
+        weight_format=one_weight_format(plan),
+        activation_format=plan.activation_format,
         has_embedding=layers[0] == 0,
         has_head=layers[1] == plan.model.num_layers,
     )

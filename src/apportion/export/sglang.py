@@ -9,6 +9,7 @@ from apportion.cost.objective import microbatch_sequences
 from apportion.export.differences import differences
 from apportion.export.even import dtype, even_division, host_variables, layer_partition, stages_by_host
 from apportion.export.launch import MODEL, Division, Export, Launch
+from apportion.export.weights import weight_notes
 from apportion.types.errors import PlanError
 from apportion.types.plan import Plan
 
@@ -30,6 +31,7 @@ def to_sglang(plan: Plan) -> Export:
         division=division,
         notes=(
             *differences(plan, division.stages, "SGLang"),
+            *weight_notes(plan, "SGLang"),
             "SGLang has one --mem-fraction-static for all devices, no budget for each: what other programs need "
             "of one card is set aside on all",
         ),

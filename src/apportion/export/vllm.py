@@ -9,6 +9,7 @@ v1/executor/ray_executor.py (order of ranks: the driver's node, then nodes with 
 from apportion.export.differences import differences
 from apportion.export.even import dtype, even_division, host_variables, layer_partition, stages_by_host
 from apportion.export.launch import MODEL, Division, Export, Launch
+from apportion.export.weights import weight_notes
 from apportion.types.plan import Plan
 
 
@@ -19,7 +20,11 @@ def to_vllm(plan: Plan) -> Export:
         launches=_launches(plan, division),
         device_map=None,
         division=division,
-        notes=(*differences(plan, division.stages, "vLLM"), *_notes(plan, division)),
+        notes=(
+            *differences(plan, division.stages, "vLLM"),
+            *weight_notes(plan, "vLLM"),
+            *_notes(plan, division),
+        ),
     )
 
 

@@ -41,6 +41,7 @@ class ParameterReader:
         observe_memory: Callable[[], None],
     ) -> None:
         self._weights = weights
+        assert stage.weight_format == stage.activation_format, "packed weights are not implemented"
         self.dtype = FORMAT_DTYPES[stage.weight_format]
         self.torch_device = torch_device
         self.shares = shares

@@ -13,6 +13,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from apportion.cost.formats import Formats
 from apportion.cost.memory import Capacity, shard_memory
 from apportion.cost.shard import LayerCounts, Shard
 from apportion.types.cluster import Device
@@ -86,7 +87,7 @@ class Room:
 def member_room(
     model: ModelSpec,
     capacity: Capacity,
-    weight_format: str,
+    formats: Formats,
     device: Device,
     rank: int,
     size: int,
@@ -95,7 +96,7 @@ def member_room(
     granule = ffn_granule(model)
 
     def engine_bytes(heads: int, columns: int, rows: int) -> int:
-        shard = make_shard(kind, weight_format, rank, size, heads, columns, rows)
+        shard = make_shard(kind, formats, rank, size, heads, columns, rows)
         return shard_memory(model, shard, capacity, reserved_bytes=0).engine_bytes
 
     nothing = engine_bytes(0, 0, 0)
@@ -110,7 +111,7 @@ def member_room(
 
 
 def make_shard(
-    kind: StageKind, weight_format: str, rank: int, size: int, heads: int, columns: int, rows: int
+    kind: StageKind, formats: Formats, rank: int, size: int, heads: int, columns: int, rows: int
 ) -> Shard:
     return Shard(
         layers=kind.layers,
@@ -119,7 +120,7 @@ def make_shard(
         vocab_rows=rows,
         rank=rank,
         size=size,
-        weight_format=weight_format,
+        formats=formats,
         has_embedding=kind.has_embedding,
         has_head=kind.has_head,
     )

@@ -66,7 +66,7 @@ class StageTimes:
 def _reshaped(shard: Shard, kind: StageKind) -> Shard:
     return make_shard(
         kind,
-        shard.weight_format,
+        shard.formats,
         shard.rank,
         shard.size,
         shard.kv_heads,

@@ -16,6 +16,7 @@ from apportion.planner.baselines_rules import (
     greedy_fill,
     memory_proportional,
 )
+from apportion.planner.groups import common_formats
 from apportion.planner.problem import Problem, alternatives, plan_problem
 from apportion.planner.weigh import Division, weigh
 from apportion.types.errors import InfeasibleError
@@ -56,7 +57,17 @@ def plan_baselines(plan: Plan) -> tuple[Baseline, ...]:
 
 def baselines_with_chunk(problem: Problem) -> tuple[Baseline, ...]:
     """Every rule with the problem's prefill chunk."""
-    return tuple(_baseline(name, used_by, rule, problem) for name, (used_by, rule) in RULES.items())
+    return tuple(_in_best_format(name, used_by, rule, problem) for name, (used_by, rule) in RULES.items())
+
+
+def _in_best_format(name: str, used_by: str, rule: Rule, problem: Problem) -> Baseline:
+    """The rules know one weight format for all: the best of those that every device has."""
+    formats = common_formats(problem.weight_formats, problem.cluster.devices)
+    if not formats:
+        return Baseline(
+            rule=name, used_by=used_by, division=None, why_not="the devices have no weight format in common"
+        )
+    return _best([_baseline(name, used_by, rule, problem.in_format(one)) for one in formats])
 
 
 def _baseline(name: str, used_by: str, rule: Rule, problem: Problem) -> Baseline:
@@ -68,6 +79,6 @@ def _baseline(name: str, used_by: str, rule: Rule, problem: Problem) -> Baseline
 
 
 def _best(of_rule: Sequence[Baseline]) -> Baseline:
-    """Where no chunk is feasible, the last: the smallest, which needs the least memory."""
+    """Where none is feasible, the last: the smallest chunk or narrowest format, which needs the least memory."""
     values = {index: one.division.value for index, one in enumerate(of_rule) if one.division}
     return of_rule[min(values, key=lambda index: values[index])] if values else of_rule[-1]

@@ -67,7 +67,7 @@ def compute_proportional(problem: Problem) -> tuple[Stage, ...]:
     caps[0] = min(most_layers(problem, devices[0], 0), caps[0] if len(devices) > 1 else num_layers)
     if sum(caps) < num_layers:
         raise InfeasibleError(f"the devices hold {sum(caps)} of {num_layers} layers")
-    rates = [device.flops_per_s[problem.weight_format] for device in devices]
+    rates = [device.rate(problem.formats.weights) or 0.0 for device in devices]
     return pipeline(problem, zip(devices, largest_remainder(num_layers, rates, caps), strict=True))
 
 

@@ -91,7 +91,8 @@ def even_stage(problem: Problem, devices: Sequence[Device], start: int, stop: in
             ffn_columns=(model.ffn_columns // size,) * size,
             vocab_rows=tuple(after - before for before, after in pairwise(row_stops)),
         ),
-        weight_format=problem.weight_format,
+        weight_format=problem.formats.weights,
+        activation_format=problem.activation_format,
         has_embedding=start == 0,
         has_head=stop == model.num_layers,
     )

@@ -18,9 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.objective import Goal, Timing
+from apportion.planner.formats import group_problems
 from apportion.planner.groups import Group, first_alike, group_link, possible_groups
 from apportion.planner.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
-from apportion.planner.options import Options, numbered_options, optimistic_options, possible_kinds
+from apportion.planner.options import (
+    Options,
+    joined_options,
+    numbered_options,
+    one_format,
+    optimistic_options,
+    possible_kinds,
+)
 from apportion.planner.problem import Problem, microbatch_candidates
 from apportion.planner.relaxed import RelaxedGroup
 from apportion.planner.selection import cheapest_selection, num_states
@@ -95,9 +103,11 @@ class _Bounds:
         self.alike = first_alike(problem, groups)
         self.costs = {number: self._costs(groups[number]) for number in dict.fromkeys(self.alike)}
 
-    def _costs(self, group: Group) -> ShareCosts:
+    def _costs(self, group: Group) -> list[ShareCosts]:
+        """In each weight format that may be best."""
         link, steps = group_link(self.problem, group), self.problem.steps(self.microbatches)
-        return ShareCosts(self.problem, group.devices, link, steps, self.kinds)
+        problems = group_problems(self.problem, group.devices, self.kinds)
+        return [ShareCosts(one, group.devices, link, steps, self.kinds) for one in problems]
 
     def best(self) -> Bound:
         """The quick bound where it is good enough; else with every member's memory, then by integer program."""
@@ -116,7 +126,10 @@ class _Bounds:
         return bound.seconds >= self.value * (1 - gap)
 
     def _tables(self, options: Callable[[ShareCosts], Options]) -> StageTables:
-        found = {number: options(costs) for number, costs in self.costs.items()}
+        found = {
+            number: joined_options([options(costs) for costs in by_format])
+            for number, by_format in self.costs.items()
+        }
         by_group = [found[number] for number in self.alike]
         return StageTables(self.problem, self.microbatches, self.groups, self.kinds, by_group)
 
@@ -140,11 +153,11 @@ class _Bounds:
         possible = possible_kinds(costs)
         path_s[possible, 0] = least[possible, 0]
         none = np.empty((0, len(costs.devices)), dtype=np.int64)
-        return Options(path_s, least[:, 1:], np.full((len(least), 1), -1), none, none)
+        return Options(path_s, least[:, 1:], np.full((len(least), 1), -1), none, none, one_format(none))
 
     def _relaxed(self, costs: ShareCosts) -> RelaxedGroup:
         steps = self.problem.steps(self.microbatches)
-        return RelaxedGroup(self.problem, costs.devices, costs.link, steps)
+        return RelaxedGroup(costs.problem, costs.devices, costs.link, steps)
 
     def _of_paths(self, tables: StageTables) -> Bound:
         arcs = _drop_hopeless(tables, self.goal, _arcs(tables, self.goal), self.value)

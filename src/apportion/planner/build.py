@@ -7,6 +7,7 @@ from apportion.cost.estimate import estimate, objective_value
 from apportion.cost.memory import stages_memory
 from apportion.planner.balance import balance
 from apportion.planner.bound import certify
+from apportion.planner.formats import group_problems, widened
 from apportion.planner.infeasible import infeasible_error, least_bytes
 from apportion.planner.problem import (
     Problem,
@@ -40,11 +41,13 @@ class Found:
     """Of the objective."""
 
 
-def find_division(model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str) -> Found | None:
+def find_division(
+    model: ModelSpec, cluster: Cluster, workload: Workload, weight_formats: tuple[str, ...]
+) -> Found | None:
     """The best division over the prefill chunks to choose among; None where nothing fits."""
 
     def with_chunk(chunk_tokens: int) -> Found | None:
-        return search(make_problem(model, cluster, workload, weight_format, chunk_tokens))
+        return search(make_problem(model, cluster, workload, weight_formats, chunk_tokens))
 
     choices = chunk_choices(workload, len(cluster.devices))
     found = [one for chunk_tokens in choices if (one := with_chunk(chunk_tokens))]
@@ -57,19 +60,22 @@ def find_division(model: ModelSpec, cluster: Cluster, workload: Workload, weight
     return next(one for chunk_tokens in others if (one := with_chunk(chunk_tokens)))
 
 
-def fits(model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str) -> bool:
+def fits(model: ModelSpec, cluster: Cluster, workload: Workload, weight_formats: tuple[str, ...]) -> bool:
     """Whether any division holds this workload."""
     alone = replace(workload, objective="latency", prompt_tokens=1, output_tokens=1)
     chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
-    return search(make_problem(model, cluster, alone, weight_format, chunk_tokens)) is not None
+    return search(make_problem(model, cluster, alone, weight_formats, chunk_tokens)) is not None
 
 
 def search(problem: Problem) -> Found | None:
     if least_bytes(problem) > sum(device.usable_bytes for device in problem.cluster.devices):
         return None
-    groups = possible_groups(problem)
-    memories = [GroupMemory(problem, group.devices) for group in groups]
     kinds = StageKinds(problem.model)
+    groups = possible_groups(problem)
+    memories = [
+        [GroupMemory(one, group.devices) for one in group_problems(problem, group.devices, kinds)]
+        for group in groups
+    ]
     best: tuple[float, int, Division] | None = None
     for microbatches in microbatch_candidates(problem.workload, len(problem.cluster.devices)):
         searched = Search(problem, microbatches, groups, memories, kinds)
@@ -83,6 +89,7 @@ def search(problem: Problem) -> Found | None:
         return None
     stages = name_devices(problem, best[2].stages)
     microbatches = _microbatches(problem, stages, best[1])
+    stages = widened(problem, stages, microbatches)
     value = objective_value(
         problem.model,
         problem.cluster,
@@ -137,20 +144,23 @@ def _stage(problem: Problem, placed: PlacedStage, device_ids: Sequence[str]) -> 
             ffn_columns=choice.ffn_columns,
             vocab_rows=choice.vocab_rows,
         ),
-        weight_format=problem.weight_format,
+        weight_format=choice.weight_format,
+        activation_format=problem.activation_format,
         has_embedding=placed.layer_start == 0,
         has_head=placed.layer_stop == model.num_layers,
     )
 
 
-def make_plan(model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str) -> Plan:
+def make_plan(
+    model: ModelSpec, cluster: Cluster, workload: Workload, weight_formats: tuple[str, ...]
+) -> Plan:
     """The best division of the model, certified.
 
     Raises InfeasibleError where the devices cannot hold it, ClusterError where one lacks a rate it needs.
     """
-    found = find_division(model, cluster, workload, weight_format)
+    found = find_division(model, cluster, workload, weight_formats)
     if found is None:
-        raise infeasible_error(model, cluster, workload, weight_format, fits)
+        raise infeasible_error(model, cluster, workload, weight_formats, fits)
     problem, stages = found.problem, found.stages
     chunk_tokens = problem.capacity.chunk_tokens
     predicted = estimate(
@@ -161,6 +171,7 @@ def make_plan(model: ModelSpec, cluster: Cluster, workload: Workload, weight_for
         model=model,
         cluster=cluster,
         workload=workload,
+        weight_formats=problem.weight_formats,
         stages=stages,
         memory=stages_memory(model, cluster, stages, problem.capacity),
         block_tokens=problem.capacity.block_tokens,

@@ -33,7 +33,7 @@ def forced_division(plan: Plan, device: Device, found: Sequence[Division]) -> Di
 
 
 def replan(plan: Plan, cluster: Cluster) -> Division | None:
-    return best_division(plan.model, cluster, plan.workload, plan.stages[0].weight_format)
+    return best_division(plan.model, cluster, plan.workload, plan.weight_formats)
 
 
 def faster(device: Device, factor: float) -> Device:
@@ -67,10 +67,12 @@ def _lured(plan: Plan, device: Device) -> Iterator[Division]:
 def _at_true_rates(plan: Plan, division: Division) -> Iterator[Division]:
     """The division on the plan's own cluster, its layers moved; nothing where more devices leave it too little room."""
     problem = make_problem(
-        plan.model, plan.cluster, plan.workload, plan.stages[0].weight_format, division.chunk_tokens
+        plan.model, plan.cluster, plan.workload, plan.weight_formats, division.chunk_tokens
     )
     with suppress(InfeasibleError):
-        yield _settled(problem, weigh(problem, division.stages))
+        # On other devices activations may have had another format.
+        stages = (replace(stage, activation_format=plan.activation_format) for stage in division.stages)
+        yield _settled(problem, weigh(problem, tuple(stages)))
 
 
 def _settled(problem: Problem, division: Division) -> Division:

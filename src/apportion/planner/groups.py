@@ -46,7 +46,8 @@ def device_kinds(devices: Sequence[Device]) -> tuple[tuple[Device, ...], ...]:
 
 
 def possible_groups(problem: Problem) -> tuple[Group, ...]:
-    """Every multiset of device kinds on one host, of at most `kv_heads` members, with a link and cores for all."""
+    """Every multiset of device kinds on one host, of at most `kv_heads` members, with a link, cores and a weight
+    format for all."""
     hosts = dict.fromkeys(device.host for device in problem.cluster.devices)
     return tuple(group for host in hosts for group in _host_groups(problem, host))
 
@@ -60,8 +61,13 @@ def _host_groups(problem: Problem, host: str) -> Iterator[Group]:
         size = sum(counts)
         if size == 1 or (joined and 1 < size <= most):
             devices = tuple(d for kind, count in zip(kinds, counts, strict=True) for d in kind[:count])
-            if _have_cores(devices):
+            if _have_cores(devices) and common_formats(problem.weight_formats, devices):
                 yield Group(counts=counts, devices=devices)
+
+
+def common_formats(weight_formats: Sequence[str], devices: Sequence[Device]) -> tuple[str, ...]:
+    """Those that every device has a rate for."""
+    return tuple(name for name in weight_formats if all(device.rate(name) is not None for device in devices))
 
 
 def _have_cores(devices: Sequence[Device]) -> bool:

@@ -27,7 +27,7 @@ class Joins:
             self._hops[key] = (
                 None
                 if link is None
-                else hop_timing(problem.model, link, size, self.steps, problem.weight_format)
+                else hop_timing(problem.model, link, size, self.steps, problem.activation_format)
             )
         return self._hops[key]
 

@@ -32,32 +32,53 @@ FEW_SHARES = 32
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """[kind, option], infinite where there is none; `share` is the row of `heads` and `granules`."""
+    """[kind, option], infinite where there is none; `share` is the row of `heads`, `granules` and `format`, which
+    numbers the group's costs by weight format."""
 
     path_s: FloatArray
     occupied_s: FloatArray
     share: IntArray
     heads: IntArray
     granules: IntArray
+    format: IntArray
 
     def path_within(self, limit: float) -> FloatArray:
         """By kind the least path cost that is occupied for at most `limit`."""
         return np.where(self.occupied_s <= limit, self.path_s, inf).min(axis=1)
 
-    def chosen(self, costs: ShareCosts, kind: int, limit: float) -> StageChoice:
+    def chosen(self, by_format: Sequence[ShareCosts], kind: int, limit: float) -> StageChoice:
         """The option of `path_within`; of several the least occupied."""
         allowed = np.where(self.occupied_s[kind] <= limit, self.path_s[kind], inf)
         option = int(np.lexsort((self.occupied_s[kind], allowed))[0])
         row = int(self.share[kind, option])
         heads, granules = self.heads[row : row + 1], self.granules[row : row + 1]
+        costs = by_format[int(self.format[row])]
         prefill_s, decode_s = costs.timings(costs.costed(heads, granules), np.array([kind]))[0, 0]
         units = tuple(int(count) for count in granules[0])
         return StageChoice(
             kv_heads=tuple(int(count) for count in heads[0]),
             ffn_columns=tuple(costs.granule * count for count in units),
             vocab_rows=vocabulary_rows(costs.problem.model.vocab_rows, units),
+            weight_format=costs.problem.formats.weights,
             timing=Timing(prefill_s=float(prefill_s), decode_s=float(decode_s)),
         )
+
+
+def joined_options(by_format: Sequence[Options]) -> Options:
+    """The options of one group in several weight formats as one."""
+    if len(by_format) == 1:
+        return by_format[0]
+    firsts = np.cumsum([0, *(len(options.heads) for options in by_format)])
+    return Options(
+        np.concatenate([options.path_s for options in by_format], axis=1),
+        np.concatenate([options.occupied_s for options in by_format], axis=1),
+        np.concatenate(
+            [options.share + first for options, first in zip(by_format, firsts, strict=False)], axis=1
+        ),
+        np.concatenate([options.heads for options in by_format]),
+        np.concatenate([options.granules for options in by_format]),
+        np.concatenate([options.format + number for number, options in enumerate(by_format)]),
+    )
 
 
 def num_shares(kv_heads: int, num_granules: int, size: int) -> int:
@@ -109,7 +130,7 @@ def pooled_options(costs: ShareCosts, goal: Goal, pool: Sequence[Shares]) -> Opt
     kept = np.unique([measure.argmin(axis=1) for measure in (path, occupied, path + occupied)])
     path_s, occupied_s = (np.full((num_kinds, len(kept)), inf) for _ in range(2))
     path_s[possible], occupied_s[possible] = path[:, kept], occupied[:, kept]
-    return Options(path_s, occupied_s, np.tile(kept, (num_kinds, 1)), heads, granules)
+    return Options(path_s, occupied_s, np.tile(kept, (num_kinds, 1)), heads, granules, one_format(heads))
 
 
 def optimistic_options(costs: ShareCosts, goal: Goal) -> Options | None:
@@ -195,15 +216,18 @@ def _padded(rows: Sequence[Row], num_kinds: int, pool: tuple[IntArray, IntArray]
         path_s[kind, : len(path)] = path
         occupied_s[kind, : len(path)] = occupied
         share[kind, : len(path)] = chosen
-    return Options(path_s, occupied_s, share, *pool)
+    return Options(path_s, occupied_s, share, *pool, one_format(pool[0]))
+
+
+def one_format(heads: IntArray) -> IntArray:
+    """Every row in the first of the formats."""
+    return np.zeros(len(heads), dtype=np.int64)
 
 
 def possible_kinds(costs: ShareCosts) -> IntArray:
     """The kinds for which there is enough memory in sum."""
     problem, model = costs.problem, costs.problem.model
-    root, other = (
-        costs.kinds.bytes(problem.capacity, problem.weight_format, root=rank) for rank in (True, False)
-    )
+    root, other = (costs.kinds.bytes(problem.capacity, problem.formats, root=rank) for rank in (True, False))
     units = np.array([model.kv_heads, costs.num_granules, model.vocab_rows])
     needed = root[:, 0] + (len(costs.devices) - 1) * other[:, 0] + np.minimum(root, other)[:, 1:] @ units
     return np.flatnonzero(needed <= sum(device.usable_bytes for device in costs.devices))

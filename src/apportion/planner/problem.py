@@ -3,12 +3,14 @@
 from dataclasses import dataclass, replace
 
 from apportion.cost.estimate import Steps, objective_steps
+from apportion.cost.formats import Formats
 from apportion.cost.memory import Capacity, kv_blocks, messages_in_flight, plan_capacity
 from apportion.cost.objective import Goal, goal, microbatch_sequences
 from apportion.types.cluster import Cluster
 from apportion.types.errors import ClusterError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Plan
+from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
 from apportion.types.workload import Workload
 
 BLOCK_TOKENS = 16
@@ -23,8 +25,22 @@ class Problem:
     model: ModelSpec
     cluster: Cluster
     workload: Workload
-    weight_format: str
+    weight_formats: tuple[str, ...]
+    """Those that stages may have, widest first."""
+    activation_format: str
     capacity: Capacity
+
+    @property
+    def formats(self) -> Formats:
+        """Of a problem with a single weight format."""
+        (weight_format,) = self.weight_formats
+        return Formats(weights=weight_format, activations=self.activation_format)
+
+    def in_format(self, weight_format: str) -> "Problem":
+        return replace(self, weight_formats=(weight_format,))
+
+    def narrowest(self) -> "Problem":
+        return self.in_format(self.weight_formats[-1])
 
     def goal(self, microbatches: int) -> Goal:
         return goal(self.workload, self.capacity.chunk_tokens, microbatches)
@@ -34,18 +50,23 @@ class Problem:
 
 
 def make_problem(
-    model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str, chunk_tokens: int
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    weight_formats: tuple[str, ...],
+    chunk_tokens: int,
 ) -> Problem:
-    """Raises ClusterError where a device has no rate for the weight format."""
+    """Raises ClusterError where a device has no rate for any of the weight formats."""
     for device in cluster.devices:
-        if weight_format not in device.flops_per_s:
-            known = ", ".join(sorted(device.flops_per_s))
-            raise ClusterError(f"device {device.id} has no flops_per_s for '{weight_format}'; it has {known}")
+        if all(device.rate(name) is None for name in weight_formats):
+            known, wanted = ", ".join(sorted(device.flops_per_s)), "' or '".join(weight_formats)
+            raise ClusterError(f"device {device.id} has no flops_per_s for '{wanted}'; it has {known}")
     return Problem(
         model=model,
         cluster=cluster,
         workload=workload,
-        weight_format=weight_format,
+        weight_formats=tuple(name for name in WEIGHT_BITS if name in weight_formats),
+        activation_format=activation_format(model, cluster, weight_formats),
         capacity=Capacity(
             num_kv_blocks=kv_blocks(workload.concurrency, workload.max_context_tokens, BLOCK_TOKENS),
             block_tokens=BLOCK_TOKENS,
@@ -55,6 +76,19 @@ def make_problem(
             messages_in_flight=messages_in_flight(workload.concurrency, len(cluster.devices)),
         ),
     )
+
+
+def activation_format(model: ModelSpec, cluster: Cluster, weight_formats: tuple[str, ...]) -> str:
+    """fp32 where all devices are CPUs, whose kernels take it; else as the widest weights, where these are not
+    quantised, else the model's own 16 bits (fp16 on cards older than bf16)."""
+    if all(device.kind == "cpu" for device in cluster.devices):
+        return "fp32"
+    widest = next((name for name in FORMAT_BYTES if name in weight_formats), None)
+    if widest is not None:
+        return widest
+    half = "bf16" if model.checkpoint_format == "fp32" else model.checkpoint_format
+    known = all(half in device.flops_per_s for device in cluster.devices if device.kind != "cpu")
+    return half if known else "fp16"
 
 
 def chunk_candidates(max_context_tokens: int) -> tuple[int, ...]:
@@ -98,6 +132,7 @@ def plan_problem(plan: Plan) -> Problem:
         model=plan.model,
         cluster=plan.cluster,
         workload=plan.workload,
-        weight_format=plan.stages[0].weight_format,
+        weight_formats=plan.weight_formats,
+        activation_format=plan.activation_format,
         capacity=plan_capacity(plan),
     )

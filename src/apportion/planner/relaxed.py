@@ -135,14 +135,12 @@ class RelaxedGroup:
 
     def _further_head(self, caps: NDArray[np.int64]) -> FloatArray:
         """What the head takes beyond its bound in `_fixed`, for rows that follow at most `caps` granules."""
-        model, weight_format = self.problem.model, self.problem.weight_format
+        model, formats = self.problem.model, self.problem.formats
         most_rows = model.vocab_rows * caps // self.num_granules + 1
         further = np.zeros((len(caps), len(self.steps)))
         for column, step in enumerate(self.steps):
             if step.sampled_rows:
-                rates = [
-                    head_row_s(device, model, step.sampled_rows, weight_format) for device in self.devices
-                ]
+                rates = [head_row_s(device, model, step.sampled_rows, formats) for device in self.devices]
                 head_s = _real_level(np.array(rates), most_rows, model.vocab_rows)
                 further[:, column] = np.maximum(0, head_s - self._head_s(step))
         return further
@@ -150,14 +148,13 @@ class RelaxedGroup:
     def _composed_attention(self, layer: LayerSpec) -> FloatArray:
         """Slowest member's attention by composition and step."""
         if layer not in self._composed:
-            model, weight_format = self.problem.model, self.problem.weight_format
+            model, formats = self.problem.model, self.problem.formats
             slowest = np.zeros((len(self.compositions), len(self.steps)))
             for device, held in zip(self.devices, self.compositions.T, strict=True):
                 table = np.zeros((model.kv_heads + 1, len(self.steps)))
                 for heads in np.unique(held):
                     table[heads] = [
-                        attention_s(device, model, layer, int(heads), step, weight_format)
-                        for step in self.steps
+                        attention_s(device, model, layer, int(heads), step, formats) for step in self.steps
                     ]
                 slowest = np.maximum(slowest, table[held])
             self._composed[layer] = slowest
@@ -165,14 +162,14 @@ class RelaxedGroup:
 
     def _granule_rates(self, layer: LayerSpec, tokens: int) -> list[float]:
         return [
-            self.granule * ffn_column_s(device, layer, tokens, self.problem.weight_format)
+            self.granule * ffn_column_s(device, layer, tokens, self.problem.formats)
             for device in self.devices
         ]
 
     def _rooms(self, kind: StageKind) -> list[Room]:
         problem, size = self.problem, len(self.devices)
         return [
-            member_room(problem.model, problem.capacity, problem.weight_format, device, rank, size, kind)
+            member_room(problem.model, problem.capacity, problem.formats, device, rank, size, kind)
             for rank, device in enumerate(self.devices)
         ]
 
@@ -202,9 +199,9 @@ class RelaxedGroup:
     def _attention_s(self, layer: LayerSpec, caps: Caps) -> FloatArray:
         """By step."""
         if (layer, caps) not in self._attention:
-            model, weight_format = self.problem.model, self.problem.weight_format
+            model, formats = self.problem.model, self.problem.formats
             times = [
-                [attention_s(device, model, layer, heads, step, weight_format) for step in self.steps]
+                [attention_s(device, model, layer, heads, step, formats) for step in self.steps]
                 for device, cap in zip(self.devices, caps, strict=True)
                 for heads in range(1, cap + 1)
             ]
@@ -232,7 +229,7 @@ class RelaxedGroup:
         seconds = np.full(len(self.steps), overhead_s)
         if len(self.devices) > 1:
             assert self.link is not None
-            shard = make_shard(kind, self.problem.weight_format, 0, len(self.devices), 0, 0, 0)
+            shard = make_shard(kind, self.problem.formats, 0, len(self.devices), 0, 0, 0)
             seconds += [group_reductions_s(self.problem.model, shard, self.link, step) for step in self.steps]
         if kind.has_head:
             seconds += [self._head_s(step) for step in self.steps]
@@ -242,10 +239,8 @@ class RelaxedGroup:
         """Head and gathering for real-valued rows: convex in rank 0's rows, so least at an end or at the kink."""
         if step.sampled_rows == 0:
             return 0.0
-        model, weight_format = self.problem.model, self.problem.weight_format
-        root, *others = [
-            head_row_s(device, model, step.sampled_rows, weight_format) for device in self.devices
-        ]
+        model, formats = self.problem.model, self.problem.formats
+        root, *others = [head_row_s(device, model, step.sampled_rows, formats) for device in self.devices]
         if not others:
             return model.vocab_rows * root
         assert self.link is not None

@@ -7,13 +7,13 @@ numbers of layers are chosen first (selection.py) and put in order afterwards.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from math import inf
 from typing import NamedTuple
 
 from apportion.cost.objective import Goal
 from apportion.planner.groups import Group, device_kinds, first_alike, group_link, possible_groups
-from apportion.planner.options import Options, numbered_options, pooled_options, share_pool
+from apportion.planner.options import Options, joined_options, numbered_options, pooled_options, share_pool
 from apportion.planner.pipeline import Pipelines, Placed
 from apportion.planner.problem import Problem
 from apportion.planner.selection import FIRST, LAST, MIDDLE, ONLY, Taken, cheapest_selection, num_states
@@ -64,7 +64,7 @@ class Search:
         problem: Problem,
         microbatches: int,
         groups: Sequence[Group],
-        memories: Sequence[GroupMemory],
+        memories: Sequence[Sequence[GroupMemory]],
         stage_kinds: StageKinds,
     ) -> None:
         self.problem = problem
@@ -72,27 +72,31 @@ class Search:
         self.steps = problem.steps(microbatches)
         self.groups = groups
         self.memories = memories
+        """By group, in each weight format that may be best there."""
         self.stage_kinds = stage_kinds
         self.pooled: set[int] = set()
         """Groups whose shares are too many to be numbered."""
-        self.costs: dict[int, ShareCosts] = {}
+        self.costs: dict[int, list[ShareCosts]] = {}
+        """By group and weight format, as the memories."""
         found: dict[int, Options] = {}
         self.alike = first_alike(problem, groups)
         for number in dict.fromkeys(self.alike):
-            self.costs[number] = ShareCosts(
-                problem,
-                groups[number].devices,
-                group_link(problem, groups[number]),
-                self.steps,
-                stage_kinds,
+            group, link = groups[number], group_link(problem, groups[number])
+            self.costs[number] = [
+                ShareCosts(memory.problem, group.devices, link, self.steps, stage_kinds)
+                for memory in memories[number]
+            ]
+            found[number] = joined_options(
+                [
+                    self._options(number, costs, memory)
+                    for costs, memory in zip(self.costs[number], memories[number], strict=True)
+                ]
             )
-            found[number] = self._options(number)
         self.tables = StageTables(
             problem, microbatches, groups, stage_kinds, [found[number] for number in self.alike]
         )
 
-    def _options(self, number: int) -> Options:
-        costs, memory = self.costs[number], self.memories[number]
+    def _options(self, number: int, costs: ShareCosts, memory: GroupMemory) -> Options:
         options = numbered_options(costs, self.goal)
         if options is None:
             self.pooled.add(number)
@@ -149,8 +153,9 @@ class Search:
             if first not in self.pooled:
                 continue
             kind = stage_kind(self.problem.model, stage.layer_start, stage.layer_stop)
-            for goal in (self.goal, path_only(self.goal)):
-                shares = GroupShares(self.memories[first], self.costs[first].link, goal, self.steps)
+            link = self.costs[first][0].link
+            for goal, memory in product((self.goal, path_only(self.goal)), self.memories[first]):
+                shares = GroupShares(memory, link, goal, self.steps)
                 choice = shares.choose(kind)
                 if choice is not None:
                     stages = list(division.stages)

@@ -33,7 +33,7 @@ class CostedShares:
 
 
 class ShareCosts:
-    """Costs on one group; times are pairs (whole prompt, one decode step) in the last axis."""
+    """Costs on one group in one weight format; times are pairs (whole prompt, one decode step) in the last axis."""
 
     def __init__(
         self, problem: Problem, devices: Sequence[Device], link: Link | None, steps: Steps, kinds: StageKinds
@@ -56,7 +56,7 @@ class ShareCosts:
             self.embedding_s = outer - inner
 
     def _reductions(self, link: Link, kind: StageKind) -> FloatArray:
-        shard = make_shard(kind, self.problem.weight_format, 0, len(self.devices), 0, 0, 0)
+        shard = make_shard(kind, self.problem.formats, 0, len(self.devices), 0, 0, 0)
         return self._pair(lambda step: group_reductions_s(self.problem.model, shard, link, step))
 
     def _pair(self, seconds: Callable[[Step], float]) -> FloatArray:
@@ -68,26 +68,24 @@ class ShareCosts:
 
     def attention_s(self, layer: LayerSpec, heads: IntArray) -> FloatArray:
         """By row of heads: the slowest member's attention."""
-        model, weight_format = self.problem.model, self.problem.weight_format
+        model, formats = self.problem.model, self.problem.formats
         slowest = np.zeros((len(heads), len(self.steps)))
         for rank, device in enumerate(self.devices):
             table = np.zeros((model.kv_heads + 1, len(self.steps)))
             for held in np.unique(heads[:, rank]):
                 table[held] = [
-                    attention_s(device, model, layer, int(held), step, weight_format) for step in self.steps
+                    attention_s(device, model, layer, int(held), step, formats) for step in self.steps
                 ]
             np.maximum(slowest, table[heads[:, rank]], out=slowest)
         return self._sum(slowest)
 
     def ffn_s(self, layer: LayerSpec, granules: IntArray) -> FloatArray:
         """By row of granules: the slowest member's FFN."""
-        weight_format = self.problem.weight_format
+        formats = self.problem.formats
         by_tokens = {
             tokens: np.max(
                 granules
-                * np.array(
-                    [self.granule * ffn_column_s(d, layer, tokens, weight_format) for d in self.devices]
-                ),
+                * np.array([self.granule * ffn_column_s(d, layer, tokens, formats) for d in self.devices]),
                 axis=1,
             )
             for tokens in {step.tokens for step in self.steps}
@@ -109,8 +107,8 @@ class ShareCosts:
     def _head(self, rows: IntArray, sampled: int) -> FloatArray:
         if sampled == 0:
             return np.zeros(len(rows))
-        model, weight_format = self.problem.model, self.problem.weight_format
-        rates = [head_row_s(device, model, sampled, weight_format) for device in self.devices]
+        model, formats = self.problem.model, self.problem.formats
+        rates = [head_row_s(device, model, sampled, formats) for device in self.devices]
         seconds = np.max(rows * np.array(rates), axis=1)
         if self.link is not None and len(self.devices) > 1:
             gathered_bytes = rows[:, 1:].max(axis=1) * sampled * LOGIT_BYTES
@@ -138,7 +136,7 @@ class ShareCosts:
         fits = np.ones((len(numbers), len(heads)), dtype=bool)
         rows = -(-problem.model.vocab_rows * granules // self.num_granules)
         for rank, device in enumerate(self.devices):
-            size = self.kinds.bytes(problem.capacity, problem.weight_format, root=rank == 0)[numbers, :, None]
+            size = self.kinds.bytes(problem.capacity, problem.formats, root=rank == 0)[numbers, :, None]
             needed = size[:, 0] + size[:, 1] * heads[:, rank]
             needed = needed + size[:, 2] * granules[:, rank] + size[:, 3] * rows[:, rank]
             fits &= needed <= device.usable_bytes

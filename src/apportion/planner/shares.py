@@ -43,6 +43,7 @@ class StageChoice:
     kv_heads: tuple[int, ...]
     ffn_columns: tuple[int, ...]
     vocab_rows: tuple[int, ...]
+    weight_format: str
     timing: Timing
 
 
@@ -51,7 +52,7 @@ Shares = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class GroupMemory:
-    """The room each member of a group has, by kind of stage; the same for every objective."""
+    """The room each member of a group has in one weight format, by kind of stage; the same for every objective."""
 
     def __init__(self, problem: Problem, devices: Sequence[Device]) -> None:
         self.problem = problem
@@ -64,7 +65,7 @@ class GroupMemory:
         if kind not in self._rooms:
             problem, size = self.problem, len(self.devices)
             self._rooms[kind] = tuple(
-                member_room(problem.model, problem.capacity, problem.weight_format, device, rank, size, kind)
+                member_room(problem.model, problem.capacity, problem.formats, device, rank, size, kind)
                 for rank, device in enumerate(self.devices)
             )
         return self._rooms[kind]
@@ -175,13 +176,12 @@ class GroupShares:
 
     def _layer_attention(self, layer: LayerSpec, steps: Sequence[Step]) -> FloatArray:
         """Slowest member's attention time, by composition and step."""
-        model, weight_format = self.problem.model, self.problem.weight_format
+        model, formats = self.problem.model, self.problem.formats
         slowest = np.zeros((len(self.compositions), len(steps)))
         for rank, device in enumerate(self.devices):
             heads, inverse = np.unique(self.compositions[:, rank], return_inverse=True)
             table = [
-                [attention_s(device, model, layer, int(h), step, weight_format) for step in steps]
-                for h in heads
+                [attention_s(device, model, layer, int(h), step, formats) for step in steps] for h in heads
             ]
             slowest = np.maximum(slowest, np.array(table)[inverse])
         return slowest
@@ -202,7 +202,7 @@ class GroupShares:
     def _ffn_rates(self, layer: LayerSpec, step: Step, weight: float) -> Rates:
         granule = ffn_granule(self.problem.model)
         return tuple(
-            weight * granule * ffn_column_s(device, layer, step.tokens, self.problem.weight_format)
+            weight * granule * ffn_column_s(device, layer, step.tokens, self.problem.formats)
             for device in self.devices
         )
 
@@ -210,9 +210,7 @@ class GroupShares:
         model = self.problem.model
         rows_per_granule = model.vocab_rows * ffn_granule(model) / model.ffn_columns
         head = tuple(
-            weight
-            * rows_per_granule
-            * head_row_s(device, model, step.sampled_rows, self.problem.weight_format)
+            weight * rows_per_granule * head_row_s(device, model, step.sampled_rows, self.problem.formats)
             for device in self.devices
         )
         if self.link is None or len(self.devices) == 1:
@@ -229,15 +227,19 @@ class GroupShares:
         members = [
             (
                 device,
-                make_shard(
-                    kind, self.problem.weight_format, rank, size, heads[rank], columns[rank], rows[rank]
-                ),
+                make_shard(kind, self.problem.formats, rank, size, heads[rank], columns[rank], rows[rank]),
             )
             for rank, device in enumerate(self.devices)
         ]
         prefill, decode = self._attention_times(kind)
         timing = self._timing(members, float(prefill[composition]), float(decode[composition]))
-        return StageChoice(kv_heads=heads, ffn_columns=columns, vocab_rows=rows, timing=timing)
+        return StageChoice(
+            kv_heads=heads,
+            ffn_columns=columns,
+            vocab_rows=rows,
+            weight_format=self.problem.formats.weights,
+            timing=timing,
+        )
 
     def _timing(self, members: Members, attention_prefill_s: float, attention_decode_s: float) -> Timing:
         model = self.problem.model

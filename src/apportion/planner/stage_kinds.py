@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from apportion.cost.formats import Formats
 from apportion.cost.memory import Capacity
 from apportion.cost.shard import layer_counts
 from apportion.planner.axes import Room, StageKind, member_room
@@ -50,20 +51,20 @@ class StageKinds:
         self.num_layers: IntArray = self.counts.sum(axis=1)
         self.position: IntArray = self.has_embedding + 2 * self.has_head
         """0: between others, 1: first, 2: last, 3: the only stage."""
-        self._bytes: dict[tuple[Capacity, str, bool], IntArray] = {}
+        self._bytes: dict[tuple[Capacity, Formats, bool], IntArray] = {}
 
-    def bytes(self, capacity: Capacity, weight_format: str, *, root: bool) -> IntArray:
+    def bytes(self, capacity: Capacity, formats: Formats, *, root: bool) -> IntArray:
         """Bytes of (nothing, a KV head, an FFN granule, a vocabulary row) by kind, on rank 0 or on another."""
-        key = (capacity, weight_format, root)
+        key = (capacity, formats, root)
         if key not in self._bytes:
-            rooms = [self._room(capacity, weight_format, root, kind) for kind in self.kinds]
+            rooms = [self._room(capacity, formats, root, kind) for kind in self.kinds]
             rows = [(-r.free_bytes, r.head_bytes, r.granule_bytes, r.row_bytes) for r in rooms]
             self._bytes[key] = np.array(rows, dtype=np.int64)
         return self._bytes[key]
 
-    def _room(self, capacity: Capacity, weight_format: str, root: bool, kind: StageKind) -> Room:
+    def _room(self, capacity: Capacity, formats: Formats, root: bool, kind: StageKind) -> Room:
         rank, size = (0, 1) if root else (1, 2)
-        return member_room(self.model, capacity, weight_format, NO_MEMORY, rank, size, kind)
+        return member_room(self.model, capacity, formats, NO_MEMORY, rank, size, kind)
 
 
 NO_MEMORY = Device(

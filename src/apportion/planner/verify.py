@@ -13,6 +13,7 @@ from apportion.cost.memory import parameters, plan_memory
 from apportion.cost.statements import (
     model_parameters,
     pipeline,
+    replicated_bytes,
     replicated_parameters,
     token_communication,
     whole_model_bytes,
@@ -23,7 +24,7 @@ from apportion.planner.bound import certify
 from apportion.planner.problem import alternatives, plan_problem
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
-from apportion.types.units import FORMAT_BYTES, format_bytes, format_seconds
+from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS, format_bytes, format_seconds
 
 RELATIVE_TOLERANCE = 1e-9
 BOUND_TOLERANCE = 1e-6
@@ -38,7 +39,7 @@ class Check:
 
 def verify(plan: Plan) -> list[Check]:
     """All checks; where the plan's structure is wrong, only those of the structure: the rest has no meaning."""
-    structure = [_layers(plan), _shares(plan), _devices(plan), _links(plan)]
+    structure = [_layers(plan), _shares(plan), _devices(plan), _formats(plan), _links(plan)]
     if not all(check.ok for check in structure):
         return structure
     return [
@@ -104,11 +105,28 @@ def _devices(plan: Plan) -> Check:
     ok &= all(
         len({hosts.get(device_id) for device_id in stage.split.device_ids}) == 1 for stage in plan.stages
     )
-    ok &= len({stage.weight_format for stage in plan.stages}) == 1
     return Check(
         name="devices",
-        statement=f"{len(used)} of {len(hosts)} devices are used, each once, a group's on one host, "
-        f"all with {plan.stages[0].weight_format} weights",
+        statement=f"{len(used)} of {len(hosts)} devices are used, each once, a group's on one host",
+        ok=ok,
+    )
+
+
+def _formats(plan: Plan) -> Check:
+    """Of stages whose devices are known."""
+    known = {device.id: device for device in plan.cluster.devices}
+    ok = len({stage.activation_format for stage in plan.stages}) == 1
+    ok &= plan.activation_format in FORMAT_BYTES and set(plan.weight_formats) <= WEIGHT_BITS.keys()
+    ok &= all(
+        stage.weight_format in plan.weight_formats
+        and all(known[name].rate(stage.weight_format) for name in stage.split.device_ids if name in known)
+        for stage in plan.stages
+    )
+    return Check(
+        name="formats",
+        statement=f"weights are in {', '.join(plan.weight_formats_in_use)} "
+        f"(allowed: {', '.join(plan.weight_formats)}), which their devices have a rate for; hidden states and KV "
+        f"cache in {plan.activation_format}",
         ok=ok,
     )
 
@@ -160,7 +178,7 @@ def _conservation(plan: Plan) -> Check:
     after = {name: memory.weights_bytes + memory.kv_bytes for name, memory in plan.memory.items()}
     each = ", ".join(f"{name} {format_bytes(size)}" for name, size in after.items())
     planned = sum(after.values())
-    conserved = before + replicated * FORMAT_BYTES[plan.stages[0].weight_format]
+    conserved = before + replicated_bytes(plan)
     return Check(
         name="conservation",
         statement=f"weights and KV undivided {format_bytes(before)}; divided {each}; "

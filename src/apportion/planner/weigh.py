@@ -33,10 +33,10 @@ class Division:
 
 
 def best_division(
-    model: ModelSpec, cluster: Cluster, workload: Workload, weight_format: str
+    model: ModelSpec, cluster: Cluster, workload: Workload, weight_formats: tuple[str, ...]
 ) -> Division | None:
     """The planner's, without its certificate; None where nothing fits."""
-    found = find_division(model, cluster, workload, weight_format)
+    found = find_division(model, cluster, workload, weight_formats)
     return None if found is None else weigh(found.problem, found.stages)
 
 

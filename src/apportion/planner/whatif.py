@@ -27,7 +27,7 @@ class Changes:
     links: tuple[LinkChange, ...] = ()
     context_tokens: int | None = None
     concurrency: int | None = None
-    weight_format: str | None = None
+    weight_formats: tuple[str, ...] | None = None
 
 
 def what_if(plan: Plan, changes: Changes) -> Plan:
@@ -41,9 +41,9 @@ def what_if(plan: Plan, changes: Changes) -> Plan:
         raise PlanError(
             f"the plan uses {', '.join(sorted(unknown))}, not in its cluster; see apportion verify"
         )
-    weight_format = changes.weight_format or plan.stages[0].weight_format
+    weight_formats = changes.weight_formats or plan.weight_formats
     return make_plan(
-        plan.model, changed_cluster(plan.cluster, changes), _changed_workload(plan, changes), weight_format
+        plan.model, changed_cluster(plan.cluster, changes), _changed_workload(plan, changes), weight_formats
     )
 
 

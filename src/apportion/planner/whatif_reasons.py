@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from apportion.cost.estimate import plan_timings, workload_steps
 from apportion.types.plan import Plan
-from apportion.types.units import FORMAT_BYTES, format_bytes, format_seconds
+from apportion.types.units import format_bytes, format_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +111,14 @@ def _holds(use: DeviceUse) -> str:
 
 
 def _memory_reasons(before: Plan, after: Plan) -> Iterator[str]:
-    old, new = before.stages[0].weight_format, after.stages[0].weight_format
+    old, new = (", ".join(plan.weight_formats_in_use) for plan in (before, after))
     if old != new:
-        factor = FORMAT_BYTES[new] / FORMAT_BYTES[old]
-        yield f"weights and KV cache take {factor:g}× the bytes: {new} instead of {old}"
+        held, holds = (sum(d.weights_bytes for d in plan.memory.values()) for plan in (before, after))
+        yield f"weights take {holds / held:.2g}× the bytes: {new} instead of {old}"
+    if before.activation_format != after.activation_format:
+        yield (
+            f"hidden states and KV cache are in {after.activation_format} instead of {before.activation_format}"
+        )
     was, now = (plan.num_kv_blocks * plan.block_tokens for plan in (before, after))
     if was != now:
         yield (

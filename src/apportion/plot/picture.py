@@ -31,7 +31,7 @@ def plan_svg(plan: Plan) -> str:
 
 def _title(plan: Plan) -> str:
     devices, stages = _counted(len(plan.device_ids), "device"), _counted(len(plan.stages), "stage")
-    return f"{plan.model.name} in {plan.stages[0].weight_format}: {stages} on {devices}"
+    return f"{plan.model.name} in {', '.join(plan.weight_formats_in_use)}: {stages} on {devices}"
 
 
 def _figures(plan: Plan) -> str:

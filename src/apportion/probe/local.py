@@ -52,7 +52,7 @@ def measure_cpu(num_devices: int) -> Device:
         memory_bytes=int(psutil.virtual_memory().available * MEMORY_FRACTION),
         reserved_bytes=0,
         mem_bytes_per_s=read_bytes_per_s,
-        flops_per_s={"fp32": flops_per_s, "bf16": half, "fp16": half},
+        flops_per_s={"fp32": flops_per_s, "bf16": half, "fp16": half, "int8": flops_per_s},
         layer_overhead_s=CPU_LAYER_OVERHEAD_S,
         step_overhead_s=CPU_STEP_OVERHEAD_S,
         num_threads=num_threads,
@@ -118,8 +118,8 @@ def _cuda_device(nvml: Any, index: int) -> Device:
         memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).free * MEMORY_FRACTION),
         reserved_bytes=0,
         mem_bytes_per_s=2 * memory_hz * nvml.nvmlDeviceGetMemoryBusWidth(handle) / 8,
-        # Without tensor cores counted, 16-bit products are at least as fast as fp32.
-        flops_per_s={"fp32": flops_per_s, "bf16": flops_per_s, "fp16": flops_per_s},
+        # Without tensor cores counted, 16-bit and int8 products are at least as fast as fp32.
+        flops_per_s=dict.fromkeys(("fp32", "bf16", "fp16", "int8"), flops_per_s),
         layer_overhead_s=GPU_LAYER_OVERHEAD_S,
         step_overhead_s=GPU_STEP_OVERHEAD_S,
         num_threads=1,

@@ -127,7 +127,7 @@ class _Worker:
         self._place, self._plan = place, plan
         self._stage = plan.stages[place.stage_index]
         self._device = place.device
-        self._dtype = FORMAT_DTYPES[self._stage.weight_format]
+        self._dtype = FORMAT_DTYPES[self._stage.activation_format]
         self._coordinator = coordinator
         self._inbox = Inbox(context, inbox_address(place.run_dir, self._device.id))
         self._next = {

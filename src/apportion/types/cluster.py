@@ -42,6 +42,12 @@ class Device:
     def usable_bytes(self) -> int:
         return self.memory_bytes - self.reserved_bytes
 
+    def rate(self, weight_format: str) -> float | None:
+        """FLOP/s of products with such weights, None where there is no figure. int4 weights are turned into 16 bits
+        first, and go at that rate unless they have one of their own."""
+        names = (weight_format, "fp16", "bf16") if weight_format == "int4" else (weight_format,)
+        return next((self.flops_per_s[name] for name in names if name in self.flops_per_s), None)
+
     @property
     def stream_buffers(self) -> int:
         """Of one streamed layer each: a GPU copies into one while it computes from the other; a CPU copies itself."""

@@ -4,19 +4,36 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Parameters by how they are stored: elements of matrices, which take the weight format, and others (norms,
+    routers, biases, sinks), which stay in that of activations.
+
+    `rows` are output rows of matrices, for formats that keep figures beside each; a matrix whose inputs are cut has
+    its rows on every member.
+    """
+
+    elements: int
+    rows: int
+    others: int
+
+    @property
+    def count(self) -> int:
+        return self.elements + self.others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
     """One decoder layer.
 
     Parameters are counted per unit of the axis that cuts them: a *KV head* with the query heads it serves,
     an *FFN column* (one unit of `ModelSpec.ffn_columns`; in an MoE layer, that column of every expert), and
     those *replicated* on every member of a tensor-parallel group (norms, routers, biases added after a
-    reduction). A share of `h` KV heads and `c` columns holds
-    `h·attention_params_per_kv_head + c·ffn_params_per_column + replicated_params`.
+    reduction). A share of `h` KV heads and `c` columns holds `h·per_kv_head + c·per_ffn_column + replicated`.
     """
 
-    attention_params_per_kv_head: int
-    ffn_params_per_column: int
-    replicated_params: int
+    per_kv_head: Parameters
+    per_ffn_column: Parameters
+    replicated: Parameters
     window_tokens: int | None
     """Sliding attention window, None for full attention."""
     num_experts: int
@@ -76,9 +93,9 @@ class ModelSpec:
         """Of one whole layer."""
         part = self.layers[layer]
         return (
-            self.kv_heads * part.attention_params_per_kv_head
-            + self.ffn_columns * part.ffn_params_per_column
-            + part.replicated_params
+            self.kv_heads * part.per_kv_head.count
+            + self.ffn_columns * part.per_ffn_column.count
+            + part.replicated.count
         )
 
     @property

@@ -6,7 +6,7 @@ from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ class Stage:
     layer_stop: int
     split: TensorSplit
     weight_format: str
+    activation_format: str
+    """Of hidden states, of reductions inside the group and of the KV cache; the same in all stages of a plan."""
     has_embedding: bool
     has_head: bool
     streamed_layers: tuple[int, ...] = ()
@@ -109,6 +111,8 @@ class Plan:
     model: ModelSpec
     cluster: Cluster
     workload: Workload
+    weight_formats: tuple[str, ...]
+    """Those allowed, widest first; each stage has the one that is best for it."""
     stages: tuple[Stage, ...]
     memory: dict[str, DeviceMemory]
     block_tokens: int
@@ -121,6 +125,15 @@ class Plan:
     balance: Balance
     num_swap_blocks: int = 0
     """Blocks that every device can swap to its host's memory."""
+
+    @property
+    def weight_formats_in_use(self) -> tuple[str, ...]:
+        """In stage order."""
+        return tuple(dict.fromkeys(stage.weight_format for stage in self.stages))
+
+    @property
+    def activation_format(self) -> str:
+        return self.stages[0].activation_format
 
     @property
     def device_ids(self) -> tuple[str, ...]:

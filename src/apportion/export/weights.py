@@ -1,0 +1,42 @@
+"""In words: what the weights of a plan become in an engine, which has one format for all of them."""
+
+from apportion.types.plan import Plan
+from apportion.types.units import WEIGHT_BITS
+
+NEAREST: dict[str, dict[str, str]] = {
+    "vLLM": {
+        "int8": "a checkpoint quantised to INT8 W8A8 (llm-compressor)",
+        "int4": "an AWQ or GPTQ checkpoint of 4 bits",
+    },
+    "SGLang": {
+        "int8": "a checkpoint quantised to INT8 W8A8 (--quantization w8a8_int8)",
+        "int4": "an AWQ or GPTQ checkpoint of 4 bits",
+    },
+    "llama.cpp": {"int8": "a Q8_0 file (8.5 bits)", "int4": "a Q4_0 file (4.5 bits)"},
+    "accelerate": {
+        "int8": "bitsandbytes' load_in_8bit",
+        "int4": "bitsandbytes' load_in_4bit (nf4, 4.5 bits with its scales)",
+    },
+    "exllamav3": {"int8": "an EXL3 checkpoint of 8.0 bits", "int4": "an EXL3 checkpoint of 4.5 bits"},
+}
+"""By engine and format of ours."""
+
+
+def one_weight_format(plan: Plan) -> str:
+    """The narrowest of the stages' formats: what holds a stage in it does not hold it in a wider one."""
+    return min(plan.weight_formats_in_use, key=lambda name: (WEIGHT_BITS[name], name))
+
+
+def weight_notes(plan: Plan, engine: str) -> list[str]:
+    """One sentence where the engine's weights are not those of the plan."""
+    name, used = one_weight_format(plan), plan.weight_formats_in_use
+    notes: list[str] = []
+    if len(used) > 1:
+        notes.append(
+            f"{engine} has one weight format for all stages: {' and '.join(used)} become {name} everywhere"
+        )
+    if name in NEAREST[engine]:
+        notes.append(
+            f"the nearest to the plan's {name} weights is {NEAREST[engine][name]}: give {engine} that"
+        )
+    return notes
