@@ -45,7 +45,13 @@ def batch(*lengths: int) -> ScheduledBatch:
 
 def report(meter: WorkMeter) -> WorkerReport:
     return WorkerReport(
-        device_id="d", parameters=0, read_bytes=0, peak_bytes=0, sent_bytes={}, **meter.report()
+        device_id="d",
+        parameters=0,
+        read_bytes=0,
+        streamed_bytes=0,
+        peak_bytes=0,
+        sent_bytes={},
+        **meter.report(),
     )
 
 

@@ -28,6 +28,7 @@ from apportion.model.parameters import ParameterReader, parameter_shapes
 from apportion.model.shard import Axis, RankShares, Shape
 from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
 from apportion.model.stage import StageModel
+from apportion.model.streaming import LayerStream, StreamedLayer
 from apportion.model.weights import FORMAT_DTYPES, Weights
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
@@ -109,7 +110,7 @@ def build_hf_stage(
         modules,
         pool,
         parameters=reader.parameters,
-        weights_bytes=reader.parameters * reader.dtype.itemsize,
+        weights_bytes=(reader.parameters - reader.streamed_parameters) * reader.dtype.itemsize,
         read_bytes=weights.read_bytes,
     )
 
@@ -153,13 +154,14 @@ def _build_modules(
     all_reduce: AllReduce,
 ) -> StageModules:
     skeleton = _skeleton(configs.local)
-    layers = _build_layers(type(skeleton.model.layers[0]), configs, reader, stage)
+    layers, stream = _build_layers(type(skeleton.model.layers[0]), configs, reader, stage)
     for layer in layers:
         _install_reductions(layer, model, rank, all_reduce)
     embedding = _embedding(skeleton.model.embed_tokens, reader, all_reduce) if stage.has_embedding else None
     rotary = type(skeleton.model.rotary_emb)(configs.local).to(reader.torch_device)
     return StageModules(
         layers=layers,
+        stream=stream,
         rotary=rotary,
         rotary_kinds=_rotary_kinds(rotary, configs.local, stage),
         embedding=embedding,
@@ -231,8 +233,10 @@ def _skeleton(config: PreTrainedConfig) -> Any:
 
 def _build_layers(
     layer_class: type[nn.Module], configs: _Configs, reader: ParameterReader, stage: Stage
-) -> list[nn.Module]:
-    layers = []
+) -> tuple[list[nn.Module], LayerStream | None]:
+    assert stage.split.size == 1 or not stage.streamed_layers, "the members of a group hold their layers"
+    layers: list[nn.Module] = []
+    streamed: list[StreamedLayer] = []
     for index in range(stage.layer_start, stage.layer_stop):
         with torch.device("meta"):
             layer = layer_class(configs.local, index)
@@ -240,9 +244,12 @@ def _build_layers(
             shrunk: dict[Axis, dict[str, Shape]] = {}
             if stage.split.size > 1:
                 shrunk = {axis: parameter_shapes(layer_class(configs.shrunk[axis], index)) for axis in _AXES}
-        reader.layer(layer.eval(), index, parameter_shapes(full), shrunk)
-        layers.append(layer)
-    return layers
+        layers.append(layer.eval())
+        if index in stage.streamed_layers:
+            streamed.append(reader.streamed_layer(layer, index))
+        else:
+            reader.layer(layer, index, parameter_shapes(full), shrunk)
+    return layers, reader.stream(streamed) if streamed else None
 
 
 def _install_reductions(layer: Any, model: ModelSpec, rank: int, all_reduce: AllReduce) -> None:

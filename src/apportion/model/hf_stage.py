@@ -14,11 +14,14 @@ from transformers import PreTrainedConfig
 
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
+from apportion.model.streaming import LayerStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageModules:
     layers: list[nn.Module]
+    stream: LayerStream | None
+    """Brings the weights of some of the layers."""
     rotary: nn.Module
     rotary_kinds: list[str] | None
     """Each layer's type, where the types differ in their rotary frequencies."""
@@ -53,6 +56,10 @@ class HfStage:
         self._embedding_multiplier = getattr(config, "embedding_multiplier", 1.0)
         self._logits_divisor = getattr(config, "logits_scaling", 1.0)
         self._logits_softcap = getattr(config, "final_logit_softcapping", None)
+
+    @property
+    def streamed_bytes(self) -> int:
+        return self._modules.stream.streamed_bytes if self._modules.stream else 0
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:

@@ -1,6 +1,6 @@
 """Gives modules on the meta device their parameters, one at a time, counting them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from apportion.model.shard import (
     sharded_dim,
     whole_placements,
 )
+from apportion.model.streaming import LayerStream, StreamedLayer, StreamedParameter, stream_layers
 from apportion.model.weights import FORMAT_DTYPES, Weights
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
@@ -46,6 +47,8 @@ class ParameterReader:
         self.torch_device = torch_device
         self.shares = shares
         self.parameters = 0
+        self.streamed_parameters = 0
+        """Of them."""
         self._model = model
         self._observe_memory = observe_memory
 
@@ -53,13 +56,35 @@ class ParameterReader:
         self, layer: nn.Module, index: int, full: dict[str, Shape], shrunk: dict[Axis, dict[str, Shape]]
     ) -> None:
         """Fills a layer, given its parameters' full shapes and their shapes with each axis shrunk."""
-        prefix = f"model.layers.{index}."
         for name, shape in parameter_shapes(layer).items():
-            shrunk_shapes: dict[Axis, Shape] = {axis: shapes[name] for axis, shapes in shrunk.items()}
-            sharded = sharded_dim(name, full[name], shrunk_shapes, self._model, self.shares)
-            reads = placements(prefix, name, self._model.family, self._weights, full[name], sharded)
-            module_name, _, leaf = name.rpartition(".")
-            setattr(layer.get_submodule(module_name), leaf, self._read(shape, reads))
+            sharded = sharded_dim(name, full[name], _of(name, shrunk), self._model, self.shares)
+            _set(layer, name, self._read(shape, self._reads(index, name, full[name], sharded)))
+
+    def streamed_layer(self, layer: nn.Module, index: int) -> StreamedLayer:
+        """The same for a whole layer, of one member, whose weights are to be streamed."""
+        parameters: list[StreamedParameter] = []
+        for name, shape in parameter_shapes(layer).items():
+            parameter = nn.Parameter(
+                torch.empty(0, dtype=self.dtype, device=self.torch_device), requires_grad=False
+            )
+            _set(layer, name, parameter)
+            reads = tuple(self._reads(index, name, shape, None))
+            parameters.append(StreamedParameter(parameter=parameter, shape=shape, reads=reads))
+        streamed = StreamedLayer(module=layer, parameters=tuple(parameters))
+        self.parameters += streamed.num_parameters
+        self.streamed_parameters += streamed.num_parameters
+        return streamed
+
+    def stream(self, layers: Sequence[StreamedLayer]) -> LayerStream:
+        """Begins to stream `layers`; what that reads by now is not counted as read."""
+        read_bytes = self._weights.read_bytes
+        stream = stream_layers(layers, self._weights, self.dtype, self.torch_device)
+        self._weights.read_bytes = read_bytes
+        self._observe_memory()
+        return stream
+
+    def _reads(self, index: int, name: str, full: Shape, sharded: ShardedDim | None) -> Iterator[Placement]:
+        return placements(f"model.layers.{index}.", name, self._model.family, self._weights, full, sharded)
 
     def embedding_weight(self) -> nn.Parameter:
         return self._vocab_table(_EMBEDDING_NAME)
@@ -88,3 +113,12 @@ class ParameterReader:
         self.parameters += tensor.numel()
         self._observe_memory()
         return nn.Parameter(tensor, requires_grad=False)
+
+
+def _of(name: str, shrunk: dict[Axis, dict[str, Shape]]) -> dict[Axis, Shape]:
+    return {axis: shapes[name] for axis, shapes in shrunk.items()}
+
+
+def _set(layer: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    module_name, _, leaf = name.rpartition(".")
+    setattr(layer.get_submodule(module_name), leaf, parameter)

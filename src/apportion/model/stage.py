@@ -20,6 +20,11 @@ class StageModel(Protocol):
     """Small constants beside the parameters (rotary frequencies, scales)."""
     kv_pool: KVPool
 
+    @property
+    def streamed_bytes(self) -> int:
+        """Weights brought from host memory since the start, layers of `Stage.streamed_layers` anew in every step."""
+        ...
+
     def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
         """One microbatch through the stage.
 

@@ -6,6 +6,8 @@ writable, which counts against a worker's RLIMIT_DATA. Format: https://huggingfa
 
 import json
 import math
+import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +55,16 @@ class Weights(Protocol):
         """Largest magnitude of each row `[start, stop)` of matrix `name`, in fp32; not counted in `read_bytes`."""
         ...
 
+    def will_read(self, name: str) -> None:
+        """Says that tensor `name` will be read next, for a disk to begin with it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
     """One tensor of a checkpoint file, mapped."""
 
     file: Path
+    file_start: int
     shape: tuple[int, ...]
     dtype: str
     array: np.ndarray
@@ -73,8 +79,11 @@ class Checkpoint:
         self._tensors: dict[str, StoredTensor] = {}
         self._staging = np.empty(PIECE_BYTES, dtype=np.uint8)
         expected_files = _expected_files(folder)
+        self._descriptors: dict[Path, int] = {}
         for file in dict.fromkeys(expected_files.values()) or [folder / _SINGLE_NAME]:
             self._tensors |= _map_file(file)
+            self._descriptors[file] = os.open(file, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptors[file])
         for name, file in expected_files.items():
             if name not in self._tensors:
                 raise ModelError(f"{file} lacks tensor '{name}' that {_INDEX_NAME} names; download it again")
@@ -116,8 +125,24 @@ class Checkpoint:
         for piece in _pieces(ranges, PIECE_BYTES // item_bytes):
             source = tensor.array[tuple(slice(start, stop) for start, stop in piece)]
             staged = self._staging[: source.size * item_bytes].view(numpy_type).reshape(source.shape)
-            np.copyto(staged, source)
+            self._stage(tensor, source, staged)
             yield piece, torch.from_numpy(staged).view(torch_type)
+
+    def _stage(self, tensor: StoredTensor, source: np.ndarray, staged: np.ndarray) -> None:
+        """Reads what lies in one piece, so that its pages are not mapped: a mapped page counts as the worker's."""
+        if not source.flags.c_contiguous:
+            np.copyto(staged, source)
+            return
+        start = tensor.file_start + source.ctypes.data - tensor.array.ctypes.data
+        target = memoryview(staged.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
+        if os.preadv(self._descriptors[tensor.file], [target], start) != len(target):
+            raise ModelError(f"{tensor.file} has become shorter; download it again")
+
+    def will_read(self, name: str) -> None:
+        tensor = self._tensor(name)
+        os.posix_fadvise(
+            self._descriptors[tensor.file], tensor.file_start, tensor.array.nbytes, os.POSIX_FADV_WILLNEED
+        )
 
     def _tensor(self, name: str) -> StoredTensor:
         if name not in self._tensors:
@@ -180,7 +205,7 @@ def _map_file(file: Path) -> dict[str, StoredTensor]:
                 " download it again"
             )
         data = np.memmap(file, dtype=np.uint8, mode="r")
-        return {name: _map_tensor(file, name, entry, data[data_start:]) for name, entry in entries.items()}
+        return {name: _map_tensor(file, name, entry, data, data_start) for name, entry in entries.items()}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _corrupt(file, repr(error)) from error
 
@@ -202,17 +227,21 @@ def _read_header(file: Path, file_bytes: int) -> tuple[dict[str, Any], int]:
     return header, data_start
 
 
-def _map_tensor(file: Path, name: str, entry: dict[str, Any], data: np.ndarray) -> StoredTensor:
+def _map_tensor(
+    file: Path, name: str, entry: dict[str, Any], data: np.ndarray, data_start: int
+) -> StoredTensor:
     start, stop = entry["data_offsets"]
     shape, dtype = tuple(int(size) for size in entry["shape"]), str(entry["dtype"])
-    raw = data[start:stop]
+    raw = data[data_start + start : data_start + stop]
+    file_start = data_start + start
     if dtype not in _DTYPES:  # refused only if it is asked for
-        return StoredTensor(file=file, shape=shape, dtype=dtype, array=raw)
+        return StoredTensor(file=file, file_start=file_start, shape=shape, dtype=dtype, array=raw)
     numpy_type = _DTYPES[dtype][0]
     expected_bytes = math.prod(shape) * np.dtype(numpy_type).itemsize
     if not 0 <= start <= stop or stop - start != expected_bytes:
         raise _corrupt(file, f"tensor '{name}' has {stop - start} bytes, its shape expects {expected_bytes}")
-    return StoredTensor(file=file, shape=shape, dtype=dtype, array=raw.view(numpy_type).reshape(shape))
+    array = raw.view(numpy_type).reshape(shape)
+    return StoredTensor(file=file, file_start=file_start, shape=shape, dtype=dtype, array=array)
 
 
 def _corrupt(file: Path, reason: str) -> ModelError:

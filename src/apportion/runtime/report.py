@@ -47,6 +47,9 @@ class WorkerReport:
     device_id: str
     parameters: int
     read_bytes: int
+    """Of the checkpoint, once."""
+    streamed_bytes: int
+    """Of streamed layers' weights, in every step, since the start."""
     peak_bytes: int
     sent_bytes: dict[str, int]
     work: dict[str, tuple[Any, ...]]

@@ -198,6 +198,7 @@ class _Worker:
             drawing = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.5)
             sample(torch.zeros(self._plan.model.vocab_rows), drawing, 0)
         self._group.reset_counts()
+        self._rehearsed_bytes = self._model.streamed_bytes
         self._work.clear()
 
     def _flat(self, batch: ScheduledBatch) -> FlatBatch:
@@ -260,6 +261,7 @@ class _Worker:
             device_id=self._device.id,
             parameters=self._model.parameters,
             read_bytes=self._model.read_bytes,
+            streamed_bytes=self._model.streamed_bytes - self._rehearsed_bytes,
             peak_bytes=self._meter.peak_bytes(),
             sent_bytes=sent_bytes,
             **self._work.report(),
