@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -107,16 +108,24 @@ def plan() -> Plan:
     return hand_plan(model, [[1, 1], [1]], [4, 4], devices=devices)
 
 
-def run(engine: Engine, first_id: int, num: int) -> tuple[dict[str, WorkerReport], float]:
-    """What the workers report of these requests, and the wall time here."""
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    reports: dict[str, WorkerReport]
+    least_s: float
+    """Wall time here between the reports before and those after the run, and with the time of asking for them."""
+    most_s: float
+
+
+def run(engine: Engine, first_id: int, num: int) -> Seen:
+    outer_s = time.perf_counter()
     engine.collect()
-    begun_s = time.perf_counter()
+    inner_s = time.perf_counter()
     sampling = SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True)
     ids = range(first_id, first_id + num)
     for _ in engine.generate([Request(id=i, prompt_ids=tuple(range(9)), sampling=sampling) for i in ids]):
         pass
-    reports = engine.collect()
-    return reports, time.perf_counter() - begun_s
+    least_s = time.perf_counter() - inner_s
+    return Seen(reports=engine.collect(), least_s=least_s, most_s=time.perf_counter() - outer_s)
 
 
 def test_uses_add_up_to_the_wall_time_and_the_trace_shows_them():
@@ -124,15 +133,14 @@ def test_uses_add_up_to_the_wall_time_and_the_trace_shows_them():
         trace = Trace(engine.plan)
         seen = []
         for i in range(2):
-            reports, wall_s = run(engine, 2 * i, 2)
-            trace.add(reports, engine.meter.take_spans())
-            seen.append((reports, wall_s))
-    for reports, wall_s in seen:
-        for one in reports.values():
-            assert set(one.use_s) == set(USES)
-            assert min(one.use_s.values()) >= 0
-            assert sum(one.use_s.values()) == pytest.approx(wall_s, rel=0.02)
-        a, b, slow = (reports[name].use_s for name in ("a", "b", "slow"))
+            seen.append(run(engine, 2 * i, 2))
+            trace.add(seen[-1].reports, engine.meter.take_spans())
+    for one in seen:
+        for report in one.reports.values():
+            assert set(report.use_s) == set(USES)
+            assert min(report.use_s.values()) >= 0
+            assert one.least_s <= sum(report.use_s.values()) <= one.most_s
+        a, b, slow = (one.reports[name].use_s for name in ("a", "b", "slow"))
         assert a["exchange"] > 0 < b["exchange"]
         assert slow["exchange"] == 0 == a["swap"]
         assert slow["compute"] > 2 * max(a["compute"], b["compute"])
@@ -140,7 +148,7 @@ def test_uses_add_up_to_the_wall_time_and_the_trace_shows_them():
     check_trace(json.loads(json.dumps(trace.document())), seen)
 
 
-def check_trace(document: dict[str, Any], seen: list[tuple[dict[str, WorkerReport], float]]) -> None:
+def check_trace(document: dict[str, Any], seen: list[Seen]) -> None:
     events = document["traceEvents"]
     names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
     assert names == {(1, 0): "a", (1, 1): "b", (2, 0): "slow"}
@@ -158,7 +166,7 @@ def check_trace(document: dict[str, Any], seen: list[tuple[dict[str, WorkerRepor
             assert one["ts"] + one["dur"] <= following["ts"] + 0.01  # µs
         for event in inner:
             assert any(is_within(event, step) for step in outer if step["name"].startswith("step"))
-        wall_us = 1e6 * sum(reports[device_id].wall_s for reports, _ in seen)
+        wall_us = 1e6 * sum(one.reports[device_id].wall_s for one in seen)
         assert sum(event["dur"] for event in outer) == pytest.approx(wall_us, rel=1e-3)
     tokens = [e["args"]["tokens"] for e in rows[2, 0] if e["name"].startswith("step")]
     assert sum(tokens) == 2 * 2 * (9 + OUTPUT_TOKENS - 1)

@@ -167,8 +167,9 @@ class _Worker:
             if message.kind is Kind.STOP:
                 break
             if message.kind is Kind.REPORT:
-                self._coordinator.send(Kind.REPORTED, pack(asdict(self._report())))
+                report = self._report()
                 self._work.clear()
+                self._coordinator.send(Kind.REPORTED, pack(asdict(report)))
                 continue
             self._work.begin_step(message.sent_s)
             self._pacer.start()
