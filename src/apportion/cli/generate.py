@@ -62,11 +62,11 @@ def generate(
     stats = run_stats(plan, outputs, prompt_tokens, timing, engine.sent_bytes(), engine.reports)
     print_run(console, stats)
     alone_tpot_s = timing.tpot_s if len(requests) == 1 else None
-    _keep_measurements(console, plan, engine.reports, alone_tpot_s)
+    keep_measurements(console, plan, engine.reports, alone_tpot_s)
     return stats
 
 
-def _keep_measurements(
+def keep_measurements(
     console: Console, plan: Plan, reports: Mapping[str, WorkerReport], alone_tpot_s: float | None
 ) -> None:
     """For the next plan on this machine; what fails here is a warning, the text has been generated."""

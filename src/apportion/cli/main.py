@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import apportion
+from apportion.cli.bench import bench
 from apportion.cli.export import export
 from apportion.cli.plan import plan
 from apportion.cli.probe import probe
@@ -21,6 +22,7 @@ app.command()(plan)
 app.command()(probe)
 app.command()(export)
 app.command()(run)
+app.command()(bench)
 app.command()(verify)
 app.command()(whatif)
 

@@ -70,9 +70,7 @@ def _run(
         from apportion.cli.generate import generate
         from apportion.runtime.text import Text
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"running needs {error.name}, which is not installed; pip install torch==2.13.0, then apportion[run]"
-        ) from None
+        raise missing_engine(error) from None
     folder = resolve_model(model, weights=True)
     text = Text(folder)
     requests = [
@@ -80,10 +78,16 @@ def _run(
     ]
     plan = _plan(plan_file, folder, choices, requests)
     check_runnable(plan)
-    _check_one_host(plan)
+    check_one_host(plan)
     stats = generate(plan, folder, text, prompts, requests)
     if stats_file is not None:
         stats_file.write_text(json.dumps(asdict(stats), indent=2) + "\n")
+
+
+def missing_engine(error: ModuleNotFoundError) -> UsageError:
+    return UsageError(
+        f"running needs {error.name}, which is not installed; pip install torch==2.13.0, then apportion[run]"
+    )
 
 
 def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:
@@ -107,7 +111,7 @@ def _plan(
 ) -> "Plan":
     """The given plan, or the best for exactly these requests where nothing else is asked for."""
     if file is not None:
-        return _read_plan(file, folder, choices)
+        return read_given_plan(file, folder, choices)
     prompt_tokens = max(len(request.prompt_ids) for request in requests)
     output_tokens = requests[0].sampling.max_tokens
     if choices.context is not None and prompt_tokens >= choices.context:
@@ -128,7 +132,7 @@ def _plan(
     )
 
 
-def _check_one_host(plan: "Plan") -> None:
+def check_one_host(plan: "Plan") -> None:
     """Raises UsageError for devices of several hosts: they can be planned but not run yet."""
     hosts = sorted({plan.cluster.device(device_id).host for device_id in plan.device_ids})
     if len(hosts) > 1:
@@ -137,7 +141,7 @@ def _check_one_host(plan: "Plan") -> None:
         )
 
 
-def _read_plan(file: Path, folder: Path, choices: options.PlanChoices) -> "Plan":
+def read_given_plan(file: Path, folder: Path, choices: options.PlanChoices) -> "Plan":
     """Raises UsageError beside options that make a plan, PlanError for a plan of another model."""
     from apportion.catalog.model_config import read_model_spec
     from apportion.planner.plan_file import read_plan

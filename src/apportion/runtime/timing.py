@@ -14,11 +14,13 @@ class Timing:
         self._first_s: dict[int, float] = {}
         self._last_s: dict[int, float] = {}
         self._num_tokens: dict[int, int] = {}
+        self._times_s: list[float] = []
 
     def record(self, event: TokenEvent) -> None:
         now_s = time.perf_counter() - self._begun_s
         self._first_s.setdefault(event.request_id, now_s)
         self._last_s[event.request_id] = now_s
+        self._times_s.append(now_s)
         self._num_tokens[event.request_id] = self._num_tokens.get(event.request_id, 0) + 1
 
     @property
@@ -39,3 +41,16 @@ class Timing:
     @property
     def tokens_per_s(self) -> float:
         return sum(self._num_tokens.values()) / max(self._last_s.values())
+
+    @property
+    def prefill_s(self) -> float:
+        """Until every request has its first token."""
+        return max(self._first_s.values())
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """While every request draws: from the last first token to the first end; 0 where there is no such time."""
+        begun_s, ended_s = self.prefill_s, min(self._last_s.values())
+        if ended_s <= begun_s:
+            return 0.0
+        return sum(begun_s < time_s <= ended_s for time_s in self._times_s) / (ended_s - begun_s)

@@ -1,0 +1,130 @@
+"""`apportion bench`: how fast a plan is, against what the memory allows and what was predicted, and where time goes."""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apportion.cli import options
+from apportion.cli.run import check_one_host, missing_engine, read_given_plan
+from apportion.types.errors import UsageError
+
+if TYPE_CHECKING:
+    from apportion.types.plan import Plan
+
+Levels = Annotated[str, typer.Option("--concurrency", help="Sequences at once, each measured: like 1,4,16.")]
+PromptTokens = Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")]
+OutputTokens = Annotated[int, typer.Option(min=2, help="Tokens generated for each prompt.")]
+
+
+def bench(
+    model: options.Model,
+    plan: Annotated[Path | None, typer.Option(help="Measure this plan instead of making one.")] = None,
+    devices: options.Devices = None,
+    cluster: options.ClusterFile = None,
+    objective: options.ObjectiveOption = None,
+    context: options.Context = None,
+    concurrency: Levels = "1,4,16",
+    prompt_tokens: PromptTokens = 512,
+    output_tokens: OutputTokens = 64,
+    weights: options.Weights = None,
+    no_calibration: options.NoCalibration = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Measure any config's shapes; needs no checkpoint.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each concurrency; medians are shown.")] = 3,
+    trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace (opens in Perfetto).")] = None,
+) -> None:
+    """Measure a model divided among devices."""
+    levels = _levels(concurrency)
+    choices = options.PlanChoices(
+        devices=devices,
+        cluster_file=cluster,
+        objective=objective,
+        context=context,
+        concurrency=None,
+        prompt_tokens=None,
+        output_tokens=None,
+        weights=weights,
+        no_calibration=no_calibration or None,
+    )
+    folder = _folder(model, random_weights=random_weights)
+    if trace is not None and not trace.parent.is_dir():
+        raise UsageError(f"cannot write --trace {trace}: {trace.parent} is no folder")
+    made = _plan(plan, folder, choices, levels, prompt_tokens, output_tokens)
+    _check_runnable(made)
+    try:
+        from apportion.cli.bench_run import BenchRun, run_bench
+    except ModuleNotFoundError as error:
+        raise missing_engine(error) from None
+    job = BenchRun(
+        plan=made,
+        folder=folder,
+        random_weights=random_weights,
+        levels=levels,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        rounds=rounds,
+        trace_file=trace,
+    )
+    sys.stdout.write(json.dumps(asdict(run_bench(job))) + "\n")
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--concurrency '{text}': write numbers of sequences, like 1,4,16")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _folder(model: str, *, random_weights: bool) -> Path:
+    from apportion.catalog.gguf_config import GGUF_SUFFIX
+    from apportion.catalog.hub import resolve_model
+
+    folder = resolve_model(model, weights=not random_weights)
+    if folder.suffix == GGUF_SUFFIX:
+        raise UsageError(
+            f"'{model}' is a GGUF file; --random-weights needs a config.json or a catalogue name"
+        )
+    return folder
+
+
+def _check_runnable(plan: "Plan") -> None:
+    from apportion.catalog.runnable import check_runnable
+
+    check_runnable(plan)
+    check_one_host(plan)
+
+
+def _plan(
+    file: Path | None,
+    folder: Path,
+    choices: options.PlanChoices,
+    levels: tuple[int, ...],
+    prompt_tokens: int,
+    output_tokens: int,
+) -> "Plan":
+    """The given plan, or the best for the most sequences at once. Raises UsageError where it is not made for them."""
+    most, tokens = max(levels), prompt_tokens + output_tokens
+    if file is None:
+        return options.plan_from_options(
+            folder,
+            replace(
+                choices,
+                context=choices.context or tokens,
+                concurrency=most,
+                prompt_tokens=prompt_tokens,
+                output_tokens=output_tokens,
+            ),
+        )
+    plan = read_given_plan(file, folder, choices)
+    workload = plan.workload
+    if most > workload.concurrency or tokens > workload.max_context_tokens:
+        raise UsageError(
+            f"{file} is made for {workload.concurrency} sequences of up to {workload.max_context_tokens} tokens, not"
+            f" for {most} of {tokens}; plan with --concurrency {most} --context {tokens}, or ask for less"
+        )
+    return plan
