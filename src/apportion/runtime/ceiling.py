@@ -16,8 +16,10 @@ _REPEATS = 10
 
 
 def read_bytes_per_s(device: Device, cores: frozenset[int]) -> float:
-    """The best of several sums over a large buffer, with the device's threads on `cores` and at its emulated speed, in
-    a process of its own."""
+    """The best of several sums over a large buffer, in a process of its own, at the device's emulated speed.
+
+    Its threads run on `cores`, on any where there are none.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     ours, theirs = context.Pipe(duplex=False)
