@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apportion.cli import options
+from apportion.cli.bench_choices import Lengths, Measured
 from apportion.cli.run import check_one_host, missing_engine, read_given_plan
 from apportion.types.errors import UsageError
 
@@ -39,7 +40,6 @@ def bench(
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace (opens in Perfetto).")] = None,
 ) -> None:
     """Measure a model divided among devices."""
-    levels = _levels(concurrency)
     choices = options.PlanChoices(
         devices=devices,
         cluster_file=cluster,
@@ -51,26 +51,38 @@ def bench(
         weights=weights,
         no_calibration=no_calibration or None,
     )
-    folder = _folder(model, random_weights=random_weights)
-    if trace is not None and not trace.parent.is_dir():
-        raise UsageError(f"cannot write --trace {trace}: {trace.parent} is no folder")
-    made = _plan(plan, folder, choices, levels, prompt_tokens, output_tokens)
-    _check_runnable(made)
+    lengths = Lengths(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+    measured = Measured(
+        levels=_levels(concurrency), lengths=lengths, rounds=rounds, trace_file=_checked(trace)
+    )
+    _bench(_folder(model, random_weights=random_weights), random_weights, plan, choices, measured)
+
+
+def _bench(
+    folder: Path,
+    random_weights: bool,
+    plan_file: Path | None,
+    choices: options.PlanChoices,
+    measured: Measured,
+) -> None:
+    from apportion.catalog.runnable import check_runnable
+
+    plan = _plan(plan_file, folder, choices, measured)
+    check_runnable(plan)
+    check_one_host(plan)
     try:
-        from apportion.cli.bench_run import BenchRun, run_bench
+        from apportion.cli.bench_run import run_bench
     except ModuleNotFoundError as error:
         raise missing_engine(error) from None
-    job = BenchRun(
-        plan=made,
-        folder=folder,
-        random_weights=random_weights,
-        levels=levels,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        rounds=rounds,
-        trace_file=trace,
-    )
-    sys.stdout.write(json.dumps(asdict(run_bench(job))) + "\n")
+    result = run_bench(plan, folder, measured, random_weights=random_weights)
+    sys.stdout.write(json.dumps(asdict(result)) + "\n")
+
+
+def _checked(trace: Path | None) -> Path | None:
+    """Refused before the measuring, which takes long."""
+    if trace is not None and not trace.parent.is_dir():
+        raise UsageError(f"cannot write --trace {trace}: {trace.parent} is no folder")
+    return trace
 
 
 def _levels(text: str) -> tuple[int, ...]:
@@ -92,23 +104,10 @@ def _folder(model: str, *, random_weights: bool) -> Path:
     return folder
 
 
-def _check_runnable(plan: "Plan") -> None:
-    from apportion.catalog.runnable import check_runnable
-
-    check_runnable(plan)
-    check_one_host(plan)
-
-
-def _plan(
-    file: Path | None,
-    folder: Path,
-    choices: options.PlanChoices,
-    levels: tuple[int, ...],
-    prompt_tokens: int,
-    output_tokens: int,
-) -> "Plan":
+def _plan(file: Path | None, folder: Path, choices: options.PlanChoices, measured: Measured) -> "Plan":
     """The given plan, or the best for the most sequences at once. Raises UsageError where it is not made for them."""
-    most, tokens = max(levels), prompt_tokens + output_tokens
+    lengths, most = measured.lengths, max(measured.levels)
+    tokens = lengths.prompt_tokens + lengths.output_tokens
     if file is None:
         return options.plan_from_options(
             folder,
@@ -116,8 +115,8 @@ def _plan(
                 choices,
                 context=choices.context or tokens,
                 concurrency=most,
-                prompt_tokens=prompt_tokens,
-                output_tokens=output_tokens,
+                prompt_tokens=lengths.prompt_tokens,
+                output_tokens=lengths.output_tokens,
             ),
         )
     plan = read_given_plan(file, folder, choices)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from apportion.calibrate.observation import mean_step, step_work
+from apportion.cli.bench_choices import Lengths
 from apportion.cli.run_stats import Speed, predicted_speed
 from apportion.cost.estimate import stage_members
 from apportion.cost.roofline import Step
@@ -27,6 +28,7 @@ class Round:
     reports: dict[str, WorkerReport]
     coordinator_s: float
     num_steps: int
+    coordinator_spans: list[tuple[str, float, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +56,6 @@ class Level:
     devices: list[DeviceLevel]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    prompt_tokens: int
-    output_tokens: int
-    vocab_rows: int
-
-
 class Bench:
     """Runs requests of random prompts, no two alike, so that nothing is found in a prefix cache."""
 
@@ -75,6 +70,7 @@ class Bench:
     def round(self, concurrency: int) -> Round:
         meter = self._engine.meter
         self._engine.collect()
+        meter.take_spans()
         busy_s, num_steps = meter.busy_s, meter.num_steps
         timing = self._run(concurrency, self._lengths.output_tokens)
         return Round(
@@ -83,6 +79,7 @@ class Bench:
             reports=self._engine.collect(),
             coordinator_s=meter.busy_s - busy_s,
             num_steps=meter.num_steps - num_steps,
+            coordinator_spans=meter.take_spans(),
         )
 
     def _run(self, concurrency: int, output_tokens: int) -> Timing:
@@ -98,7 +95,7 @@ class Bench:
         for _ in range(num):
             draw = random.Random(self._next_id)
             prompt = tuple(
-                draw.randrange(self._lengths.vocab_rows) for _ in range(self._lengths.prompt_tokens)
+                draw.randrange(self._engine.plan.model.vocab_rows) for _ in range(self._lengths.prompt_tokens)
             )
             yield Request(id=self._next_id, prompt_ids=prompt, sampling=sampling)
             self._next_id += 1

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from apportion.cli.bench_levels import Bench, Lengths, Level, Round, level
+from apportion.cli.bench_choices import Measured
+from apportion.cli.bench_levels import Bench, Level, Round, level
 from apportion.cli.bench_render import print_ceiling, print_levels
 from apportion.cli.generate import StopSignals, keep_measurements
 from apportion.cli.render import print_plan
@@ -21,20 +22,6 @@ from apportion.types.plan import Plan
 
 _FILE_WIDTH = 120
 """Of tables where no terminal says how wide it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchRun:
-    """`folder` may be a config.json where the weights are random."""
-
-    plan: Plan
-    folder: Path
-    random_weights: bool
-    levels: tuple[int, ...]
-    prompt_tokens: int
-    output_tokens: int
-    rounds: int
-    trace_file: Path | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,44 +38,47 @@ class BenchResult:
     levels: list[Level]
 
 
-def run_bench(job: BenchRun) -> BenchResult:
-    """Tables go to stdout. Every worker has ended when this returns or raises."""
-    plan, console = job.plan, Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+def run_bench(plan: Plan, folder: Path, measured: Measured, *, random_weights: bool) -> BenchResult:
+    """Tables go to stdout; `folder` may be a config.json where the weights are random. Every worker has ended when this
+    returns or raises."""
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     print_plan(console, plan)
     stop_signals = StopSignals()
-    lengths = Lengths(
-        prompt_tokens=job.prompt_tokens, output_tokens=job.output_tokens, vocab_rows=plan.model.vocab_rows
-    )
-    tracing = job.trace_file is not None
-    with Engine(plan, job.folder, [], random_weights=job.random_weights, trace=tracing) as engine:
+    trace = Trace(plan) if measured.trace_file is not None else None
+    with Engine(plan, folder, [], random_weights=random_weights, trace=trace is not None) as engine:
         ceiling = _ceiling(plan)
         print_ceiling(console, plan, ceiling)
-        bench, trace = Bench(engine, lengths, stop_signals.check), Trace(plan)
-        bench.warm_up()
-        engine.meter.take_spans()
-        rounds: dict[int, list[Round]] = {num: [] for num in job.levels}
-        for _ in range(job.rounds):
-            for num in job.levels:
-                one = bench.round(num)
-                rounds[num].append(one)
-                trace.add(one.reports, engine.meter.take_spans())
-    levels = [level(plan, rounds[num], lengths, ceiling) for num in job.levels]
+        rounds = _rounds(Bench(engine, measured.lengths, stop_signals.check), measured, trace)
+    levels = [level(plan, rounds[num], measured.lengths, ceiling) for num in measured.levels]
     print_levels(console, levels)
-    for num in job.levels:
+    for num in measured.levels:
         last = rounds[num][-1]
         keep_measurements(console, plan, last.reports, last.timing.tpot_s if num == 1 else None)
-    if job.trace_file is not None:
-        _write_trace(job.trace_file, trace)
+    if measured.trace_file is not None and trace is not None:
+        _write_trace(measured.trace_file, trace)
     return BenchResult(
         model=plan.model.name,
         weight_format=plan.stages[0].weight_format,
-        random_weights=job.random_weights,
-        prompt_tokens=job.prompt_tokens,
-        output_tokens=job.output_tokens,
-        rounds=job.rounds,
+        random_weights=random_weights,
+        prompt_tokens=measured.lengths.prompt_tokens,
+        output_tokens=measured.lengths.output_tokens,
+        rounds=measured.rounds,
         ceiling_bytes_per_s=ceiling,
         levels=levels,
     )
+
+
+def _rounds(bench: Bench, measured: Measured, trace: Trace | None) -> dict[int, list[Round]]:
+    """By concurrency."""
+    bench.warm_up()
+    rounds: dict[int, list[Round]] = {num: [] for num in measured.levels}
+    for _ in range(measured.rounds):
+        for num in measured.levels:
+            one = bench.round(num)
+            rounds[num].append(one)
+            if trace is not None:
+                trace.add(one.reports, one.coordinator_spans)
+    return rounds
 
 
 def _ceiling(plan: Plan) -> dict[str, float]:
