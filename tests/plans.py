@@ -14,12 +14,14 @@ from apportion.types.plan import (
     Plan,
     Stage,
     TensorSplit,
+    Uncertainty,
 )
 from apportion.types.units import FORMAT_BYTES
 from apportion.types.workload import Workload
 
 GIB = 2**30
 BLOCK_TOKENS = 4
+CERTAIN = Uncertainty(ttft=0, tpot=0, tokens_per_s=0, source="")
 
 
 def cpu_device(device_id: str, memory_bytes: int = GIB, speed: float = 1.0) -> Device:
@@ -103,7 +105,9 @@ def hand_plan(
         max_context_tokens=max_context_tokens,
         messages_in_flight=messages_in_flight(concurrency, num_members),
     )
-    nothing = Estimate(ttft_s=0, tpot_s=0, tokens_per_s=0, stage_s=(), link_s=(), bottleneck="")
+    nothing = Estimate(
+        ttft_s=0, tpot_s=0, tokens_per_s=0, stage_s=(), link_s=(), bottleneck="", uncertainty=CERTAIN
+    )
     return Plan(
         version=PLAN_VERSION,
         model=model,

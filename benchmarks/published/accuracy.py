@@ -165,9 +165,11 @@ def report(name: str, rows: Sequence[Row], predict: Callable[[Row], float]) -> d
     figures: dict[str, object] = {"what": name}
     for subset, chosen in (("all", rows), ("consumer_8_24gb", [row for row in rows if row.consumer])):
         errors = _errors(chosen, predict)
-        middle, tenth = median(errors), quantiles(errors, n=10)[8]
-        print(f"{name:36} {subset:16} {len(errors):4} rows   median {middle:6.1%}   p90 {tenth:6.1%}")
-        figures[subset] = {"rows": len(errors), "median": round(middle, 4), "p90": round(tenth, 4)}
+        cuts = quantiles(errors, n=100)
+        levels = {"median": median(errors), "p68": cuts[67], "p90": cuts[89]}
+        shown = "".join(f"   {level} {error:6.1%}" for level, error in levels.items())
+        print(f"{name:36} {subset:16} {len(errors):4} rows{shown}")
+        figures[subset] = {"rows": len(errors), **{level: round(error, 4) for level, error in levels.items()}}
     return figures
 
 

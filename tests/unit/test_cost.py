@@ -4,6 +4,7 @@ from dataclasses import replace
 from math import isclose
 
 import pytest
+from plans import CERTAIN
 
 from apportion.cost.estimate import (
     estimate,
@@ -125,7 +126,9 @@ def plan(stages: tuple[Stage, ...], model: ModelSpec = MODEL) -> Plan:
         num_kv_blocks=2,
         microbatches=1,
         chunk_tokens=4,
-        estimate=Estimate(ttft_s=0, tpot_s=0, tokens_per_s=0, stage_s=(), link_s=(), bottleneck=""),
+        estimate=Estimate(
+            ttft_s=0, tpot_s=0, tokens_per_s=0, stage_s=(), link_s=(), bottleneck="", uncertainty=CERTAIN
+        ),
         certificate=Certificate(objective="latency", value=1, lower_bound=1, gap=0, method=""),
         balance=Balance(epsilon_s=0, smallest_epsilon_s=0),
     )

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from apportion.calibrate.fit import UNCALIBRATED_SPREAD, Constants, Fit, fit_device, fit_latency_s
+from apportion.calibrate.fit import Constants, Fit, fit_device, fit_latency_s
 from apportion.calibrate.observation import Observation, link_hardware
-from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.cluster import Cluster, Device, Link, Spread
 from apportion.types.plan import Plan
-from apportion.types.units import format_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,14 +16,6 @@ class Calibrated:
     cluster: Cluster
     hardware: Mapping[str, str]
     fits: Mapping[str, Fit]
-
-    def spreads(self, device_ids: Sequence[str]) -> tuple[float, float]:
-        """(decode, prefill) relative errors to expect of a plan on these devices: those of the worst of them."""
-        fits = [self.fits.get(device_id) for device_id in device_ids]
-        return (
-            max(fit.decode_spread if fit else UNCALIBRATED_SPREAD for fit in fits),
-            max(fit.prefill_spread if fit else UNCALIBRATED_SPREAD for fit in fits),
-        )
 
 
 def apply(
@@ -81,7 +72,14 @@ def _fitted(device: Device, fit: Fit, weight_format: str) -> Device:
         layer_overhead_s=fit.constants.layer_overhead_s,
         step_overhead_s=fit.constants.step_overhead_s,
         source="measured",
+        spread=Spread(
+            decode=fit.decode_spread, prefill=fit.prefill_spread, source=f"calibrated from {_runs(fit)}"
+        ),
     )
+
+
+def _runs(fit: Fit) -> str:
+    return f"{fit.num_runs} run{'s' if fit.num_runs > 1 else ''}"
 
 
 def _fitted_link(
@@ -98,25 +96,28 @@ def _fitted_link(
 
 
 def statement(calibrated: Calibrated, plan: Plan) -> list[str]:
-    """What a plan's output says of its calibration, and how uncertain the estimate therefore is."""
+    """What a plan's output says of its calibration; how uncertain the estimate therefore is, is in the plan."""
     by_hardware = {
         calibrated.hardware[device_id]: fit
         for device_id in plan.device_ids
         if (fit := calibrated.fits.get(device_id)) is not None
     }
     lines = [
-        f"calibrated from {fit.num_runs} run{'s' if fit.num_runs > 1 else ''} on {name}:"
+        f"calibrated from {_runs(fit)} on {name}:"
         f" decode ±{fit.decode_spread:.0%}, prefill ±{fit.prefill_spread:.0%}"
         for name, fit in by_hardware.items()
     ]
-    unknown = [device_id for device_id in plan.device_ids if device_id not in calibrated.fits]
-    if unknown:
-        lines.append(
-            f"not calibrated: {', '.join(unknown)}; expect ±{UNCALIBRATED_SPREAD:.0%} until a run there"
-        )
-    decode, prefill = calibrated.spreads(plan.device_ids)
-    lines.append(
-        f"estimate: TTFT {format_seconds(plan.estimate.ttft_s)} ±{prefill:.0%}, "
-        f"TPOT {format_seconds(plan.estimate.tpot_s)} ±{decode:.0%}"
-    )
-    return lines
+    return [*lines, *_uncalibrated(calibrated, plan)]
+
+
+def _uncalibrated(calibrated: Calibrated, plan: Plan) -> list[str]:
+    """One line for every reason to trust the others' rates so far."""
+    others: dict[Spread, list[str]] = {}
+    for device_id in plan.device_ids:
+        if device_id not in calibrated.fits:
+            others.setdefault(plan.cluster.device(device_id).spread, []).append(device_id)
+    return [
+        f"not calibrated: {', '.join(ids)}; expect decode ±{spread.decode:.0%}, prefill ±{spread.prefill:.0%} "
+        f"({spread.source})"
+        for spread, ids in others.items()
+    ]

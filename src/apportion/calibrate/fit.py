@@ -16,6 +16,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from apportion.calibrate.observation import Observation
+from apportion.types.cluster import ASSUMED_SPREAD
 
 RATE_TRUST, OVERHEAD_TRUST, FLOPS_TRUST = 0.25, 0.7, 0.4
 """Standard deviations of the assumed constants, as logarithms: rates are measured or stated, overheads are guessed."""
@@ -23,8 +24,6 @@ DECODE_NOISE, PREFILL_NOISE = 0.04, 0.12
 """Of one run's mean step. A prefill is a single step, the first with its shape, so it scatters more."""
 BOUND = 2.0
 """Residuals beyond so many standard deviations count linearly."""
-UNCALIBRATED_SPREAD = 0.3
-"""Relative error of a prediction from assumed constants: benchmarks/calibration.py shows what it was here."""
 ASSUMED_WAITING_S = 3e-4
 """Messages and waking up per step and stage, until a run of one sequence alone shows them."""
 
@@ -129,7 +128,7 @@ def _residuals(constants: Constants, seen: Sequence[Observation], noise: float) 
 def _spread(constants: Constants, seen: Sequence[Observation]) -> float:
     """Residuals, with the spread of uncalibrated predictions as one more observation."""
     squares = [log(constants.seconds(one) / one.measured_s) ** 2 for one in seen]
-    return sqrt((UNCALIBRATED_SPREAD**2 + sum(squares)) / (1 + len(squares)))
+    return sqrt((ASSUMED_SPREAD.decode**2 + sum(squares)) / (1 + len(squares)))
 
 
 def _median_or(values: Sequence[float], otherwise: float) -> float:

@@ -28,7 +28,7 @@ from apportion.catalog.datasheet import (
 )
 from apportion.catalog.gpus import Gpu, find_gpu
 from apportion.catalog.toml_table import TomlTable
-from apportion.types.cluster import Cluster, Device, DeviceKind, FigureSource, Link
+from apportion.types.cluster import ASSUMED_SPREAD, Cluster, Device, DeviceKind, FigureSource, Link
 from apportion.types.errors import ClusterError
 from apportion.types.units import WEIGHT_BITS
 
@@ -192,6 +192,7 @@ def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None) -> Devi
         host_cores=like and like.host_cores,
         speed=1.0,
         source="datasheet" if like is None else like.source,
+        spread=ASSUMED_SPREAD if like is None else like.spread,
         stream_bytes_per_s=stream_bytes_per_s,
     )
     if device.usable_bytes <= 0:

@@ -23,11 +23,14 @@ def print_plan(console: Console, plan: Plan) -> None:
     )
     console.print(_share_table(plan))
     console.print(_memory_table(plan))
+    spread = estimate.uncertainty
     console.print(
-        f"TTFT {format_seconds(estimate.ttft_s)} · TPOT {format_seconds(estimate.tpot_s)} · "
-        f"{estimate.tokens_per_s:.1f} tokens/s for prompts of {workload.prompt_tokens} and outputs of "
-        f"{workload.output_tokens}"
+        f"TTFT {format_seconds(estimate.ttft_s)} ±{spread.ttft:.0%} · "
+        f"TPOT {format_seconds(estimate.tpot_s)} ±{spread.tpot:.0%} · "
+        f"{estimate.tokens_per_s:.1f} tokens/s ±{spread.tokens_per_s:.0%} for prompts of "
+        f"{workload.prompt_tokens} and outputs of {workload.output_tokens}"
     )
+    console.print(f"± one standard deviation: {escape(spread.source)}")
     console.print(f"bottleneck: {escape(estimate.bottleneck)}")
     console.print(
         f"balance: ε = {format_seconds(plan.balance.epsilon_s)}, smallest reachable "

@@ -18,6 +18,7 @@ from apportion.cost.traffic import (
     layer_reductions,
     reduction_s,
 )
+from apportion.cost.uncertainty import uncertainty
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.errors import PlanError
 from apportion.types.model import LayerSpec, ModelSpec
@@ -240,6 +241,7 @@ def estimate(
         stage_s=tuple(timing.decode_s for timing in timings.stages),
         link_s=tuple(timing.decode_s for timing in timings.hops),
         bottleneck=_bottleneck(stages, timings),
+        uncertainty=uncertainty(cluster, stages, prefill_s / total_s),
     )
 
 

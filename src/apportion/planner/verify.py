@@ -230,6 +230,7 @@ def _same_estimate(a: Estimate, b: Estimate) -> bool:
         and _all_equal(a.stage_s, b.stage_s)
         and _all_equal(a.link_s, b.link_s)
         and a.bottleneck == b.bottleneck
+        and a.uncertainty == b.uncertainty
     )
 
 

@@ -35,10 +35,11 @@ def _title(plan: Plan) -> str:
 
 
 def _figures(plan: Plan) -> str:
-    estimate, workload = plan.estimate, plan.workload
+    estimate, workload, spread = plan.estimate, plan.workload, plan.estimate.uncertainty
     return (
-        f"TTFT {format_seconds(estimate.ttft_s)} · TPOT {format_seconds(estimate.tpot_s)} · "
-        f"{estimate.tokens_per_s:.1f} tokens/s · room for {workload.concurrency} × "
+        f"TTFT {format_seconds(estimate.ttft_s)} ±{spread.ttft:.0%} · "
+        f"TPOT {format_seconds(estimate.tpot_s)} ±{spread.tpot:.0%} · "
+        f"{estimate.tokens_per_s:.1f} tokens/s ±{spread.tokens_per_s:.0%} · room for {workload.concurrency} × "
         f"{workload.max_context_tokens} tokens"
     )
 

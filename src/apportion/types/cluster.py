@@ -9,6 +9,19 @@ FigureSource = Literal["measured", "datasheet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Relative standard deviation to expect of a device's predicted times, and where that is known from."""
+
+    decode: float
+    prefill: float
+    source: str
+
+
+ASSUMED_SPREAD = Spread(decode=0.3, prefill=0.3, source="rates probed or assumed, no run yet")
+"""Before any run on a device: benchmarks/calibration.py shows what it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One device. Its rates are those the engine sees: an emulated device's are already scaled by `speed`.
 
@@ -37,6 +50,7 @@ class Device:
     stream_bytes_per_s: float | None = None
     """How fast weights come from host memory while steps run: over a card's own connector; on a CPU a copy out of the
     page cache, which takes its own time. A disk is slower. None where layers cannot be streamed to it."""
+    spread: Spread = ASSUMED_SPREAD
 
     @property
     def usable_bytes(self) -> int:

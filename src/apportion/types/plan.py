@@ -75,6 +75,17 @@ class DeviceMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Uncertainty:
+    """Relative standard deviations to expect of an estimate's figures: those of the least certain device in use."""
+
+    ttft: float
+    tpot: float
+    tokens_per_s: float
+    source: str
+    """Where the least certain device's decode times are known from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """Predicted speed. `stage_s` are decode times of one microbatch, `link_s` those of its hops (one fewer)."""
 
@@ -84,6 +95,7 @@ class Estimate:
     stage_s: tuple[float, ...]
     link_s: tuple[float, ...]
     bottleneck: str
+    uncertainty: Uncertainty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
