@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apportion.parallel.pairs import SocketExchange, connect_pairs
 from apportion.parallel.shared import SharedExchange
-from apportion.parallel.wire import flat_bytes
+from apportion.parallel.tensors import flat_bytes
 
 ROUNDS = 5
 CASES = [("zmq", 2), ("sockets", 2), ("shared", 2), ("sockets", 3), ("shared", 3)]

@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from apportion.calibrate.observation import Observation
 from apportion.types.cluster import ASSUMED_SPREAD
@@ -109,6 +108,10 @@ def _likeliest(
 
 
 def _minimum(residuals: Callable[[Any], list[float]], trust: Sequence[float]) -> Any:
+    from scipy.optimize import (
+        least_squares,  # half a second that a cluster without measurements does not spend
+    )
+
     def terms(logs: Any) -> Any:
         distances = [x / sigma for x, sigma in zip(logs, trust, strict=True)]
         return np.array([*map(_bounded, residuals(logs)), *distances])

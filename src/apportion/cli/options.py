@@ -1,5 +1,6 @@
 """Options that `plan` and `run` share, and the plan that they ask for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -79,8 +80,11 @@ class PlanChoices:
     no_calibration: bool | None = None
 
 
-def plan_from_options(model_path: Path, choices: PlanChoices) -> "Plan":
-    """Raises UsageError for what was typed, InfeasibleError where the devices cannot hold it."""
+def plan_from_options(
+    model_path: Path, choices: PlanChoices, when_measured: Callable[[], None] = lambda: None
+) -> "Plan":
+    """`when_measured` is called once this machine need not be quiet any more. Raises UsageError for what was typed,
+    InfeasibleError where the devices cannot hold it."""
     from apportion.calibrate.apply import statement
     from apportion.calibrate.here import calibrate_here
     from apportion.catalog.model_config import read_model_spec
@@ -90,6 +94,7 @@ def plan_from_options(model_path: Path, choices: PlanChoices) -> "Plan":
     model = read_model_spec(model_path)
     workload = workload_from_options(model, choices)
     cluster = cluster_from_options(choices)
+    when_measured()
     formats = weight_formats(model_path, model, cluster, choices.weights)
     note = weights_note(model_path, formats)
     if note is not None:

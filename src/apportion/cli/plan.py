@@ -20,9 +20,9 @@ WhyOption = Annotated[bool, typer.Option("--why", help="Show what would help, an
 
 def _checked_picture(path: Path | None) -> Path | None:
     """Refused before the planning, which may take long."""
-    from apportion.plot.write import check_picture_path
-
     if path is not None:
+        from apportion.plot.write import check_picture_path
+
         check_picture_path(path)
     return path
 
@@ -72,24 +72,26 @@ def plan(
 
 
 def _write(made: "Plan", out: Path | None, plot: Path | None) -> None:
-    from apportion.planner.plan_file import write_plan
-    from apportion.plot.write import write_picture
-
     if out is not None:
+        from apportion.planner.plan_file import write_plan
+
         write_plan(made, out)
     if plot is not None:
+        from apportion.plot.write import write_picture
+
         write_picture(made, plot)
 
 
 def _show(made: "Plan", *, as_json: bool, compare: bool, why: bool) -> None:
+    if as_json:
+        from apportion.planner.plan_file import plan_json
+
+        sys.stdout.write(plan_json(made))
+        return
     from rich.console import Console
 
     from apportion.cli.render import print_plan
-    from apportion.planner.plan_file import plan_json
 
-    if as_json:
-        sys.stdout.write(plan_json(made))
-        return
     console = Console()
     print_plan(console, made)
     if compare:

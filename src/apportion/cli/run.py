@@ -110,7 +110,10 @@ def _plan(
     file: Path | None, folder: Path, choices: options.PlanChoices, requests: Sequence[Request]
 ) -> "Plan":
     """The given plan, or the best for exactly these requests where nothing else is asked for."""
+    from apportion.runtime.launcher import preload
+
     if file is not None:
+        preload()
         return read_given_plan(file, folder, choices)
     prompt_tokens = max(len(request.prompt_ids) for request in requests)
     output_tokens = requests[0].sampling.max_tokens
@@ -129,6 +132,7 @@ def _plan(
             prompt_tokens=choices.prompt_tokens or prompt_tokens,
             output_tokens=choices.output_tokens or min(output_tokens, context - prompt_tokens),
         ),
+        preload,
     )
 
 

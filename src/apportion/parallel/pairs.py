@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apportion.parallel.wire import flat_bytes
+from apportion.parallel.tensors import flat_bytes
 
 Pairs = dict[int, socket.socket]
 """By the other member's rank."""

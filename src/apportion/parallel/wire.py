@@ -8,9 +8,6 @@ from enum import Enum
 from typing import Any
 
 import msgpack
-import numpy as np
-import torch
-from torch import Tensor
 
 from apportion.types.request import StepResult
 
@@ -51,18 +48,3 @@ def pack_result(result: StepResult) -> bytes:
 def unpack_result(data: bytes) -> StepResult:
     step_id, token_ids, logits = unpack(data)
     return StepResult(step_id=step_id, token_ids=token_ids, logits=logits)
-
-
-def flat_bytes(x: Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the host, as bytes."""
-    return x.view(-1).view(torch.uint8).numpy().data
-
-
-def tensor_bytes(x: Tensor) -> memoryview:
-    """The tensor's elements as bytes, wherever it is."""
-    return flat_bytes(x.detach().cpu().contiguous())
-
-
-def tensor_from_bytes(data: bytes | memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of its own on the host; one dimension may be -1."""
-    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).view(dtype).view(shape)

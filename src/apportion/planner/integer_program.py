@@ -5,6 +5,7 @@
 
 Cost is the path's sum and the most occupied arc together, as the goal combines them. Where the program is too
 large its LP relaxation is solved, and where time runs out HiGHS's dual bound is taken: weaker, still sound.
+scipy is imported where it is called: that takes longer than most plans.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array, vstack
 
 from apportion.cost.objective import Goal
 
@@ -106,6 +105,8 @@ def _finite(bound: float | None) -> float:
 
 def _highs(network: Network, goal: Goal, arcs: Arcs, value: float, *, integer: bool) -> Any:
     """HiGHS's result, in units of `value`; the last variable is the most occupied arc, or the whole."""
+    from scipy.optimize import Bounds, milp
+
     scale = value * goal.per
     latency = goal.objective == "latency"
     objective = np.append(arcs.path_s / scale if latency else np.zeros(len(arcs)), 1.0)
@@ -127,8 +128,11 @@ def _weakest(arcs: Arcs, goal: Goal) -> float:
     return goal.combine(float(arcs.path_s[first].min()), float(arcs.occupied_s[first].min()))
 
 
-def _constraints(network: Network, arcs: Arcs, scale: float, latency: bool) -> list[LinearConstraint]:
+def _constraints(network: Network, arcs: Arcs, scale: float, latency: bool) -> list[Any]:
     """Last column: the most occupied stage or link (latency), the whole (throughput)."""
+    from scipy.optimize import LinearConstraint
+    from scipy.sparse import coo_array, vstack
+
     layers, hosts = network.num_layers, network.num_hosts
     columns = np.arange(len(arcs))
     ones = np.ones(len(arcs))
@@ -155,4 +159,6 @@ def _constraints(network: Network, arcs: Arcs, scale: float, latency: bool) -> l
 
 def _rows(rows: IntArray, columns: IntArray, values: FloatArray, layers: int, hosts: int) -> Any:
     """A sparse matrix with a row per node and a last, empty column."""
+    from scipy.sparse import coo_array
+
     return coo_array((values, (rows, columns)), shape=((layers + 1) * hosts, len(columns) + 1)).tocsr()

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog
 
 FloatArray = NDArray[np.float64]
 
@@ -17,6 +16,8 @@ def shared_level(rates: FloatArray, weights: FloatArray, total: int) -> float:
     shapes = rates / rates.max(axis=1, keepdims=True)
     if np.ptp(shapes, axis=0).max() < 1e-9 or weights.max() == 0:
         return 0.0  # all phases are fastest with the same shares: apart they cost as much
+    from scipy.optimize import linprog  # takes longer to import than most plans to make
+
     scale = rates.max() * total
     above = np.zeros((num_phases * size, size + num_phases))
     for phase in range(num_phases):

@@ -1,25 +1,41 @@
 """Starts one worker process per device of a plan on this machine.
 
-forkserver with torch preloaded: the imports are paid once, a worker then starts in hundredths of a second.
+forkserver with torch preloaded: the imports are paid once, a worker then starts in hundredths of a second. This process
+needs none of them.
 """
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from itertools import islice
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from apportion.runtime.worker import WorkerPlace, run_worker
+from apportion.runtime.place import WorkerPlace
 from apportion.types.plan import Plan
+
+_PRELOAD = ["apportion.runtime.worker"]
+
+
+def preload() -> None:
+    """Starts importing what workers need, beside whatever the caller does next."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
+    resource_tracker.ensure_running()  # by itself it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()  # inherits the mask: Ctrl-C is for the coordinator alone
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def launch(
     plan: Plan, folder: Path, run_dir: Path, *, random_weights: bool, trace: bool
 ) -> dict[str, BaseProcess]:
     """The started processes by device id."""
+    preload()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["apportion.runtime.worker"])
     cores = own_cores(plan, sorted(os.sched_getaffinity(0)))
     processes: dict[str, BaseProcess] = {}
     for stage_index, stage in enumerate(plan.stages):
@@ -35,11 +51,18 @@ def launch(
                 cores=cores.get(device_id, frozenset()),
             )
             process = context.Process(
-                target=run_worker, args=(place,), name=f"apportion {device_id}", daemon=True
+                target=_run_worker, args=(place,), name=f"apportion {device_id}", daemon=True
             )
             process.start()
             processes[device_id] = process
     return processes
+
+
+def _run_worker(place: WorkerPlace) -> None:
+    """Runs in the worker's process, where the import has been made already."""
+    from apportion.runtime.worker import run_worker
+
+    run_worker(place)
 
 
 def own_cores(plan: Plan, available: Sequence[int]) -> dict[str, frozenset[int]]:

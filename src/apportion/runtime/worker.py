@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -29,45 +29,19 @@ from apportion.parallel.batches import BatchUnpacker
 from apportion.parallel.group import TensorGroup
 from apportion.parallel.links import COORDINATOR, LINGER_MS, Inbox, Outbox, inbox_address
 from apportion.parallel.pairs import PeerLostError
-from apportion.parallel.wire import (
-    Kind,
-    pack,
-    pack_result,
-    tensor_bytes,
-    tensor_from_bytes,
-)
+from apportion.parallel.tensors import tensor_bytes, tensor_from_bytes
+from apportion.parallel.wire import Kind, pack, pack_result
 from apportion.runtime.memory import lift_limit, memory_meter
 from apportion.runtime.pacing import Pacer
+from apportion.runtime.place import WorkerPlace
 from apportion.runtime.report import WorkerReport, WorkMeter
-from apportion.types.cluster import Device
 from apportion.types.errors import ApportionError, InfeasibleError
-from apportion.types.plan import Plan
 from apportion.types.request import Chunk, Draw, SamplingParams, ScheduledBatch, StepResult
 from apportion.types.units import format_bytes
 
 _SPIN_S = 2e-4
 """How long a member of a group with a core of its own waits actively for another's partial."""
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerPlace:
-    """Which member of the plan a process is. `folder` holds config.json and, unless they are random, the weights;
-    `run_dir` the sockets of this run; `cores` are the worker's own, none where it shares them."""
-
-    plan: Plan
-    folder: Path
-    random_weights: bool
-    trace: bool
-    run_dir: Path
-    stage_index: int
-    rank: int
-    cores: frozenset[int]
-
-    @property
-    def device(self) -> Device:
-        device_id = self.plan.stages[self.stage_index].split.device_ids[self.rank]
-        return self.plan.cluster.device(device_id)
 
 
 def run_worker(place: WorkerPlace) -> None:
@@ -132,7 +106,7 @@ class _Worker:
         self._inbox = Inbox(context, inbox_address(place.run_dir, self._device.id))
         self._next = {
             device_id: Outbox(context, inbox_address(place.run_dir, device_id))
-            for device_id in receivers(plan, place.stage_index, place.rank)
+            for device_id in place.receivers
         }
         self._pacer = Pacer(self._device.speed)
         size = self._stage.split.size
@@ -282,12 +256,3 @@ def _timed_all_reduce(group: TensorGroup, pacer: Pacer, work: WorkMeter) -> Call
         return total
 
     return all_reduce if group.size > 1 else lambda partial: partial
-
-
-def receivers(plan: Plan, stage_index: int, rank: int) -> list[str]:
-    """Members of the next stage that `rank` of this one sends to: member i is served by rank i mod size."""
-    if stage_index + 1 == len(plan.stages):
-        return []
-    size = plan.stages[stage_index].split.size
-    following = plan.stages[stage_index + 1].split.device_ids
-    return [device_id for i, device_id in enumerate(following) if i % size == rank]
