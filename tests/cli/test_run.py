@@ -130,10 +130,10 @@ def test_a_plan_of_several_hosts_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_without_the_engine_run_says_what_to_install():
-    code = "import sys; sys.modules['zmq'] = None; from apportion.cli.main import main; main()"
+    code = "import sys; sys.modules['torch'] = None; from apportion.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "run", "demo", "x"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("apportion: error: running needs zmq")
+    assert done.stderr.startswith("apportion: error: running needs torch")
     assert done.stderr.count("\n") == 1
 
 

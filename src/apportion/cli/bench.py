@@ -10,7 +10,7 @@ import typer
 
 from apportion.cli import options
 from apportion.cli.bench_choices import Lengths, Measured
-from apportion.cli.run import check_one_host, missing_engine, read_given_plan
+from apportion.cli.run import check_engine, check_one_host, read_given_plan
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,10 +70,9 @@ def _bench(
     plan = _plan(plan_file, folder, choices, measured)
     check_runnable(plan)
     check_one_host(plan)
-    try:
-        from apportion.cli.bench_run import run_bench
-    except ModuleNotFoundError as error:
-        raise missing_engine(error) from None
+    check_engine()
+    from apportion.cli.bench_run import run_bench
+
     result = run_bench(plan, folder, measured, random_weights=random_weights)
     sys.stdout.write(json.dumps(asdict(result)) + "\n")
 

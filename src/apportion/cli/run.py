@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ from apportion.types.request import Request, SamplingParams
 
 if TYPE_CHECKING:
     from apportion.types.plan import Plan
+
+_ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "msgpack", "zmq")
 
 
 def run(
@@ -66,11 +69,10 @@ def _run(
     from apportion.catalog.hub import resolve_model
     from apportion.catalog.runnable import check_runnable
 
-    try:
-        from apportion.cli.generate import generate
-        from apportion.runtime.text import Text
-    except ModuleNotFoundError as error:
-        raise missing_engine(error) from None
+    check_engine()
+    from apportion.cli.generate import generate
+    from apportion.runtime.text import Text
+
     folder = resolve_model(model, weights=True)
     text = Text(folder)
     requests = [
@@ -84,10 +86,13 @@ def _run(
         stats_file.write_text(json.dumps(asdict(stats), indent=2) + "\n")
 
 
-def missing_engine(error: ModuleNotFoundError) -> UsageError:
-    return UsageError(
-        f"running needs {error.name}, which is not installed; pip install torch==2.13.0, then apportion[run]"
-    )
+def check_engine() -> None:
+    """Raises UsageError where a package is missing. Looks for them only: this process does without some."""
+    missing = next((name for name in _ENGINE_PACKAGES if find_spec(name) is None), None)
+    if missing is not None:
+        raise UsageError(
+            f"running needs {missing}, which is not installed; pip install torch==2.13.0, then apportion[run]"
+        )
 
 
 def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:
