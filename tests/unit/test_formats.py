@@ -139,7 +139,7 @@ def test_the_command_chooses_among_formats(capfd):
 
 def test_int4_is_for_other_engines():
     plan = make_plan(llama(), cluster([gpu("a", 8)]), workload(), ("int4",))
-    with pytest.raises(UsageError, match="int4 weights .* can be planned and exported to other engines, but not run"):
+    with pytest.raises(UsageError, match=r"int4 weights .* can be planned and exported to other engines, but not run"):
         check_runnable(plan)
     notes = " ".join(export(plan, "vllm").notes)
     assert "the nearest to the plan's int4 weights is an AWQ or GPTQ checkpoint" in notes
