@@ -58,7 +58,7 @@ def check_refused(done, code, *messages):
 def test_a_plan_is_printed_without_torch(model):
     report = (
         "from apportion.cli.main import exit_code\nimport sys\ncode = exit_code(sys.argv[1:])\n"
-        "heavy = {'torch', 'transformers', 'zmq'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else code)"
+        "heavy = {'torch', 'transformers', 'msgpack'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else code)"
     )
     done = apportion("plan", model, "--devices", DEVICES, code=report)
     assert done.returncode == 0, done.stderr

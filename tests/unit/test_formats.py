@@ -53,7 +53,9 @@ def test_a_packed_table_is_not_shared():
 
 
 def test_a_shard_in_int8():
-    model = llama(2, hidden=64)  # per KV head 40960 elements in 384 rows, 192 a column in 2, 128 norms in 128 rows
+    model = llama(
+        2, hidden=64
+    )  # per KV head 40960 elements in 384 rows, 192 a column in 2, 128 norms in 128 rows
     stage = hand_plan(model, [[1]], [2], weight_format="bf16").stages[0]
     shard = stage_shards(model, replace(stage, weight_format="int8"))[0]
     layer = 8 * (40960 + 384 * 8) + 8192 * (192 + 2 * 8) + (128 * 8 + 128 * 2)
@@ -115,7 +117,9 @@ def test_what_costs_nothing_is_wider():
 
 
 def test_a_device_without_any_of_the_formats_is_refused():
-    with pytest.raises(ClusterError, match="device a has no flops_per_s for 'fp32' or 'fp16'; it has bf16, int8"):
+    with pytest.raises(
+        ClusterError, match="device a has no flops_per_s for 'fp32' or 'fp16'; it has bf16, int8"
+    ):
         make_plan(llama(), cluster([gpu("a", 8)]), workload(), ("fp32", "fp16"))
 
 
@@ -139,7 +143,9 @@ def test_the_command_chooses_among_formats(capfd):
 
 def test_int4_is_for_other_engines():
     plan = make_plan(llama(), cluster([gpu("a", 8)]), workload(), ("int4",))
-    with pytest.raises(UsageError, match=r"int4 weights .* can be planned and exported to other engines, but not run"):
+    with pytest.raises(
+        UsageError, match=r"int4 weights .* can be planned and exported to other engines, but not run"
+    ):
         check_runnable(plan)
     notes = " ".join(export(plan, "vllm").notes)
     assert "the nearest to the plan's int4 weights is an AWQ or GPTQ checkpoint" in notes

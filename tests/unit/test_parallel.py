@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import zmq
 
 from apportion.parallel.group import TensorGroup
-from apportion.parallel.links import Inbox, Outbox, inbox_address
+from apportion.parallel.links import Inbox, Outbox
 from apportion.parallel.pairs import PeerLostError
 from apportion.parallel.shared import can_share_memory
 from apportion.parallel.wire import Kind, pack_result, unpack_result
@@ -98,16 +97,55 @@ def test_a_lost_member_is_noticed(tmp_path: Path):
 
 
 def test_links_keep_order_and_count_payload(tmp_path: Path):
-    context = zmq.Context()
-    inbox, outbox = (make(context, inbox_address(tmp_path, "a")) for make in (Inbox, Outbox))
+    inbox, outbox = Inbox(tmp_path, "a"), Outbox(tmp_path, "a")
     assert inbox.receive(0.01) is None
-    for i in range(50):
-        outbox.send(Kind.STEP, bytes([i]), b"x" * i)
-    assert [inbox.receive(5)[:3] for _ in range(50)] == [(Kind.STEP, bytes([i]), b"x" * i) for i in range(50)]
-    assert outbox.sent_bytes == sum(range(50))
+    payloads = [bytes([i]) * (i * 700) for i in range(50)]  # from those in a packet to those beside it
+    for i, payload in enumerate(payloads):
+        outbox.send(Kind.STEP, bytes([i]), payload)
+    for i, payload in enumerate(payloads):
+        message = inbox.receive(5)
+        assert message is not None
+        assert (message.kind, message.header, bytes(message.payload)) == (Kind.STEP, bytes([i]), payload)
+    assert outbox.sent_bytes == sum(map(len, payloads))
     inbox.close()
     outbox.close()
-    context.destroy()
+
+
+def test_a_segment_is_used_again_once_it_has_been_read(tmp_path: Path):
+    inbox, outbox = Inbox(tmp_path, "a"), Outbox(tmp_path, "a")
+    payload = memoryview(bytearray(10_000))
+    for i in range(20):
+        payload[0] = i
+        outbox.send(Kind.STEP, b"", payload)
+        message = inbox.receive(5)
+        assert message is not None
+        assert message.payload == payload
+    assert len(outbox._segments) == 2  # of which one is being read while the other is written
+    inbox.close()
+    outbox.close()
+
+
+def test_a_receiver_that_is_slow_or_gone_blocks_nobody(tmp_path: Path):
+    inbox, outbox = Inbox(tmp_path, "a"), Outbox(tmp_path, "a")
+    for _ in range(64):
+        outbox.send(Kind.STEP, b"header", bytes(2**16))
+    inbox.close()
+    outbox.send(Kind.STEP, b"header", b"lost")
+    outbox.close()
+    never_bound = Outbox(tmp_path, "b")
+    never_bound.send(Kind.STOP)
+    never_bound.close()
+
+
+def test_what_was_sent_before_the_end_arrives(tmp_path: Path):
+    inbox = Inbox(tmp_path, "a")
+    senders = [Outbox(tmp_path, "a") for _ in range(3)]
+    for i, sender in enumerate(senders):
+        sender.send(Kind.FAILED, bytes([i]), bytes(5000))
+        sender.close()
+    assert sorted(message.header for _ in senders if (message := inbox.receive(5))) == [b"\0", b"\1", b"\2"]
+    assert inbox.receive(0.01) is None
+    inbox.close()
 
 
 def test_results_round_trip():

@@ -16,7 +16,7 @@ from apportion.types.request import Request, SamplingParams
 if TYPE_CHECKING:
     from apportion.types.plan import Plan
 
-_ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "msgpack", "zmq")
+_ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "msgpack")
 
 
 def run(

@@ -1,70 +1,170 @@
-"""Links between coordinator and stages: one ZeroMQ message per hop, no rendezvous.
+"""Links between coordinator and stages on one host: a packet a message, sent and received by the threads that compute.
 
-Each process binds one inbox and connects an outbox to every process it sends to, so a slow or dead receiver blocks
-nobody else. Payload bytes are counted where they are sent. Every message says when it was sent, by the sender's
+Each process binds one inbox and connects an outbox to every process it sends to. A packet waits in the kernel until its
+receiver asks for it, so a slow receiver blocks nobody, and what a process sent before it died still arrives. More than
+some kilobytes lie in a segment of shared memory, which the packet names: the receiver frees it with its next call, and
+the sender uses it again; the batches in flight bound how many there are. With an I/O thread on either side, as in
+ZeroMQ, a hop waits twice for a core: benchmarks/hops.py.
+
+Payload bytes are counted where they are sent. Every message says when it was sent, by the sender's
 `time.perf_counter`: comparable on one host, where all processes read the same clock, and not across hosts.
 """
 
+import contextlib
+import mmap
+import os
+import select
+import socket
 import struct
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import zmq
-
 from apportion.parallel.wire import Kind
 
 COORDINATOR = "coordinator"
-LINGER_MS = 2000
-"""How long a closing process goes on handing over what it sent last."""
 
-
-def inbox_address(run_dir: Path, name: str) -> str:
-    return f"ipc://{run_dir}/{name}"
-
-
-_SENT = struct.Struct("<d")
+_HEAD = struct.Struct("<dIQBI")
+"""When it was sent; bytes of the header, of the payload and of the kind; number of the segment that header and payload
+lie in, 0 where they follow."""
+_INLINE_BYTES = 2 * 2**10
+"""Small enough that a socket (Linux: 208 KiB) holds more packets than batches are ever in flight."""
+_PACKET_BYTES = 4 * 2**10
+_DATA = 64
+"""Where a segment's data begins. Its first byte is 1 from writing to freeing."""
+_BACKLOG = 128
 
 
 class Message(NamedTuple):
+    """`payload` is valid until the inbox is asked for the next message."""
+
     kind: Kind
     header: bytes
-    payload: bytes
+    payload: memoryview
     sent_s: float
 
 
 class Inbox:
     """Receives from any number of senders; messages of one sender stay in order."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
-        self._socket = context.socket(zmq.PULL)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.bind(address)
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(run_dir / name))
+        self._listener.listen(_BACKLOG)
+        self._senders: dict[int, _Sender] = {}
+        self._last: _Sender | None = None
+        self._poll = select.poll()
+        self._poll.register(self._listener, select.POLLIN)
 
     def receive(self, timeout_s: float | None = None) -> Message | None:
         """The next message, None after `timeout_s` without one."""
-        if timeout_s is not None and not self._socket.poll(round(timeout_s * 1000)):
-            return None
-        kind, header, payload, sent = self._socket.recv_multipart()
-        return Message(Kind(kind), header, payload, *_SENT.unpack(sent))
+        if self._last is not None:
+            self._last.free()
+        timeout_ms = None if timeout_s is None else round(timeout_s * 1000)
+        while ready := self._poll.poll(timeout_ms):
+            for descriptor, _ in ready:
+                if descriptor == self._listener.fileno():
+                    self._accept()
+                    continue
+                self._last = self._senders[descriptor]
+                if (message := self._last.take()) is not None:
+                    return message
+                self._forget(descriptor)
+        return None
 
     def close(self) -> None:
-        self._socket.close(linger=0)
+        for descriptor in list(self._senders):
+            self._forget(descriptor)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        self._senders[connection.fileno()] = _Sender(connection)
+        self._poll.register(connection, select.POLLIN)
+
+    def _forget(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        self._senders.pop(descriptor).connection.close()
+
+
+class _Sender:
+    """The receiving end of a connection, with the segments that came through it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._segments: list[mmap.mmap] = []
+        self._taken: mmap.mmap | None = None
+
+    def take(self) -> Message | None:
+        """None where the other side has closed."""
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self.connection, _PACKET_BYTES, 1)
+        except ConnectionError:
+            return None
+        if not packet:
+            return None
+        for descriptor in descriptors:
+            self._segments.append(mmap.mmap(descriptor, 0))
+            os.close(descriptor)
+        sent_s, header_bytes, payload_bytes, kind_bytes, number = _HEAD.unpack_from(packet)
+        kind_stop = _HEAD.size + kind_bytes
+        self._taken = self._segments[number - 1] if number else None
+        body = memoryview(packet)[kind_stop:] if self._taken is None else memoryview(self._taken)[_DATA:]
+        stop = header_bytes + payload_bytes
+        kind = Kind(packet[_HEAD.size : kind_stop])
+        return Message(kind, bytes(body[:header_bytes]), body[header_bytes:stop], sent_s)
+
+    def free(self) -> None:
+        if self._taken is not None:
+            self._taken[0] = 0
+            self._taken = None
 
 
 class Outbox:
-    """Sends to one inbox and counts the payload."""
+    """Sends to one inbox and counts the payload. What goes to a process that is gone is lost: others watch it."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+    def __init__(self, run_dir: Path, name: str) -> None:
         self.sent_bytes = 0
-        self._socket = context.socket(zmq.PUSH)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self._socket.connect(address)
+        self._path = str(run_dir / name)
+        self._connection: socket.socket | None = None
+        self._segments: list[mmap.mmap] = []
 
     def send(self, kind: Kind, header: bytes = b"", payload: bytes | memoryview = b"") -> None:
-        self._socket.send_multipart([kind.value, header, payload, _SENT.pack(time.perf_counter())])
         self.sent_bytes += len(payload)
+        number, descriptors = 0, []
+        sent_s = time.perf_counter()
+        body = [header, payload]
+        if len(header) + len(payload) > _INLINE_BYTES:
+            number, descriptors = self._fill(header, payload)
+            body = []
+        head = _HEAD.pack(sent_s, len(header), len(payload), len(kind.value), number)
+        with contextlib.suppress(ConnectionError, FileNotFoundError):
+            socket.send_fds(self._connected(), [head, kind.value, *body], descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
     def close(self) -> None:
-        self._socket.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _connected(self) -> socket.socket:
+        if self._connection is None:
+            self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._connection.connect(self._path)
+        return self._connection
+
+    def _fill(self, header: bytes, payload: bytes | memoryview) -> tuple[int, list[int]]:
+        """The number of the segment that now holds both, and its descriptor where the receiver has not seen it yet."""
+        size = _DATA + len(header) + len(payload)
+        free = (i for i, segment in enumerate(self._segments) if not segment[0] and len(segment) >= size)
+        index, descriptors = next(free, None), []
+        if index is None:
+            index, descriptors = len(self._segments), [os.memfd_create("apportion-link")]
+            os.ftruncate(descriptors[0], 1 << (size - 1).bit_length())
+            self._segments.append(mmap.mmap(descriptors[0], 0))
+        segment = self._segments[index]
+        data = _DATA + len(header)
+        segment[_DATA:data] = header
+        segment[data:size] = payload
+        segment[0] = 1
+        return index + 1, descriptors

@@ -9,10 +9,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import zmq
-
 from apportion.parallel.batches import BatchPacker
-from apportion.parallel.links import COORDINATOR, Inbox, Outbox, inbox_address
+from apportion.parallel.links import COORDINATOR, Inbox, Outbox
 from apportion.parallel.wire import Kind, unpack, unpack_result
 from apportion.runtime.launcher import launch
 from apportion.runtime.report import CoordinatorMeter, WorkerReport
@@ -66,13 +64,9 @@ class Engine:
         with self._exit:
             run_dir = Path(tempfile.mkdtemp(prefix="apportion-"))  # mode 0700: only this user can connect
             self._exit.callback(shutil.rmtree, run_dir, ignore_errors=True)
-            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-            self._exit.callback(context.destroy, linger=0)
-            self._inbox = Inbox(context, inbox_address(run_dir, COORDINATOR))
-            self._outboxes = {
-                device_id: Outbox(context, inbox_address(run_dir, device_id))
-                for device_id in self.plan.device_ids
-            }
+            self._inbox = Inbox(run_dir, COORDINATOR)
+            self._outboxes = {device_id: Outbox(run_dir, device_id) for device_id in self.plan.device_ids}
+            self._exit.callback(self._close_links)
             self._processes = launch(
                 self.plan,
                 self._folder,
@@ -174,6 +168,10 @@ class Engine:
         """A worker that is gone without having said so."""
         gone = (device_id for device_id, process in self._processes.items() if not process.is_alive())
         return next((device_id for device_id in gone if device_id not in self._left), None)
+
+    def _close_links(self) -> None:
+        for link in (self._inbox, *self._outboxes.values()):
+            link.close()
 
     def _kill(self) -> None:
         deadline_s = time.monotonic() + (_STOP_S if len(self._left) == len(self._processes) else 0)

@@ -16,7 +16,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
-import zmq
 from torch import Tensor
 
 from apportion.model.batch import FlatBatch
@@ -27,7 +26,7 @@ from apportion.model.sampling import sample
 from apportion.model.weights import FORMAT_DTYPES, Checkpoint
 from apportion.parallel.batches import BatchUnpacker
 from apportion.parallel.group import TensorGroup
-from apportion.parallel.links import COORDINATOR, LINGER_MS, Inbox, Outbox, inbox_address
+from apportion.parallel.links import COORDINATOR, Inbox, Outbox
 from apportion.parallel.pairs import PeerLostError
 from apportion.parallel.tensors import tensor_bytes, tensor_from_bytes
 from apportion.parallel.wire import Kind, pack, pack_result
@@ -48,24 +47,19 @@ def run_worker(place: WorkerPlace) -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    coordinator = Outbox(context, inbox_address(place.run_dir, COORDINATOR))
+    coordinator = Outbox(place.run_dir, COORDINATOR)
     if place.cores:
-        # Of this thread and those it starts: ZeroMQ's own, started above, runs where there is room.
-        os.sched_setaffinity(0, place.cores)
+        os.sched_setaffinity(0, place.cores)  # of this thread and those it starts
     torch.set_num_threads(place.device.num_threads)
     try:
         with torch.inference_mode():
-            _Worker(place, context, coordinator).serve()
+            _Worker(place, coordinator).serve()
         coordinator.close()
-        context.destroy(linger=LINGER_MS)  # the last report is handed over before the process ends
     except PeerLostError:
         signal.pause()  # the lost peer tells the coordinator why, and the coordinator ends us
     except BaseException as error:
         lift_limit()
         coordinator.send(Kind.FAILED, pack((place.device.id, *_describe(error, place))))
-        coordinator.close()
-        context.term()
         os._exit(1)  # a peer may be blocked on us: leave at once, its sentinel tells the coordinator
 
 
@@ -94,20 +88,15 @@ def _describe(error: BaseException, place: WorkerPlace) -> tuple[str, str]:
 
 
 class _Worker:
-    def __init__(
-        self, place: WorkerPlace, context: zmq.Context[zmq.Socket[bytes]], coordinator: Outbox
-    ) -> None:
+    def __init__(self, place: WorkerPlace, coordinator: Outbox) -> None:
         plan = place.plan
         self._place, self._plan = place, plan
         self._stage = plan.stages[place.stage_index]
         self._device = place.device
         self._dtype = FORMAT_DTYPES[self._stage.activation_format]
         self._coordinator = coordinator
-        self._inbox = Inbox(context, inbox_address(place.run_dir, self._device.id))
-        self._next = {
-            device_id: Outbox(context, inbox_address(place.run_dir, device_id))
-            for device_id in place.receivers
-        }
+        self._inbox = Inbox(place.run_dir, self._device.id)
+        self._next = {device_id: Outbox(place.run_dir, device_id) for device_id in place.receivers}
         self._pacer = Pacer(self._device.speed)
         size = self._stage.split.size
         name = f"group-{place.stage_index}"
@@ -181,7 +170,7 @@ class _Worker:
             batch, block_tokens=self._plan.block_tokens, torch_device=self._device.torch_device
         )
 
-    def _step(self, batch: ScheduledBatch, header: bytes, payload: bytes) -> None:
+    def _step(self, batch: ScheduledBatch, header: bytes, payload: memoryview) -> None:
         if batch.moves:
             begun_s = time.perf_counter()
             self._mover.apply(batch.moves)
@@ -197,7 +186,7 @@ class _Worker:
         for outbox in self._next.values():
             outbox.send(Kind.STEP, header, data)
 
-    def _hidden(self, payload: bytes) -> Tensor:
+    def _hidden(self, payload: memoryview) -> Tensor:
         hidden_TD = tensor_from_bytes(payload, self._dtype, (-1, self._plan.model.hidden_size))
         return hidden_TD.to(self._device.torch_device)
 
@@ -244,8 +233,7 @@ class _Worker:
 
 
 def _timed_all_reduce(group: TensorGroup, pacer: Pacer, work: WorkMeter) -> Callable[[Tensor], Tensor]:
-    """Not a method of the worker: it would keep the worker in a reference cycle, and so the sockets open whose closing
-    sends the last report."""
+    """Not a method of the worker: that would hold a model that holds it, in a cycle that delays the end of both."""
 
     def all_reduce(partial: Tensor) -> Tensor:
         pacer.settle()
