@@ -23,7 +23,8 @@ PIECE_BYTES = 2**16
 _WORD_BYTES = 8
 _LINE_WORDS = 8
 """Each member's counters have a cache line to themselves."""
-_QUICK_LOOKS = 50
+_LOOKS = 50
+"""Between two looks at the clock."""
 _SLEEP_MS = 5
 """A sleeping member is woken by a byte on its socket. A member that counts may not yet see that another has just
 gone to sleep (a store may pass a later load); the sleeper then finds out by itself after this long."""
@@ -132,14 +133,13 @@ class SharedExchange:
 
     def _await(self, peer: int, number: int) -> None:
         words, word = self._words, peer * _LINE_WORDS
-        for _ in range(_QUICK_LOOKS):
-            if words[word] >= number:
-                return
         stop_s = perf_counter() + self._spin_s
-        while perf_counter() < stop_s:
-            os.sched_yield()
-            if words[word] >= number:
-                return
+        while True:  # without yielding: on a busy machine that gives the core away for milliseconds
+            for _ in range(_LOOKS):
+                if words[word] >= number:
+                    return
+            if perf_counter() >= stop_s:
+                break
         words[self._rank * _LINE_WORDS + 1] = peer + 1
         try:
             self._sleep_until(peer, number)
