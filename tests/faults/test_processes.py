@@ -87,9 +87,9 @@ def test_the_budget_is_enforced():
 
 def test_a_broken_checkpoint_is_the_users_error(tmp_path: Path):
     make_checkpoint("qwen3", tmp_path, num_layers=4)
+    plan = hand_plan(read_model_spec(tmp_path), [[1], [1]], [2, 2])
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    plan = hand_plan(read_model_spec(tmp_path), [[1], [1]], [2, 2])
     with pytest.raises(ModelError, match=r"model\.safetensors") as caught, Engine(plan, tmp_path, []):
         pass
     assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ FITTED = Spread(decode=0.05, prefill=0.5, source="calibrated from 9 runs")
 
 
 def planned(*devices: Device):
-    return make_plan(llama(), cluster(devices), workload(), "fp32")
+    return make_plan(llama(), cluster(devices), workload(), ("fp32",))
 
 
 def test_the_least_certain_device_in_use_decides():

@@ -18,6 +18,8 @@ DEFAULT_PORT = 7453
 MIN_KEY_CHARACTERS = 16
 MOST_MESSAGE_BYTES = 2**16
 HANDSHAKE_S = 5.0
+ANSWER_S = 15.0
+"""A listener takes one peer at a time: silent ones before us keep it for HANDSHAKE_S each."""
 _MAGIC = b"apportion probe 1\n"
 _NONCE_BYTES = _MAC_BYTES = 32
 
@@ -62,7 +64,7 @@ class Channel:
 
 def connect(address: Address, key: str) -> Channel:
     """Raises OSError, of which KeyMismatchError where the keys differ."""
-    peer = socket.create_connection(address, HANDSHAKE_S)
+    peer = socket.create_connection(address, ANSWER_S)
     try:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ours = secrets.token_bytes(_NONCE_BYTES)
