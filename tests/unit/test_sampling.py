@@ -1,10 +1,14 @@
 import pytest
 import torch
 
-from apportion.model.sampling import sample
-from apportion.types.request import SamplingParams
+from apportion.model import sampling
+from apportion.types.request import Draw, SamplingParams
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0])
+
+
+def sample(logits_V: torch.Tensor, params: SamplingParams, position: int) -> int:
+    return sampling.sample(logits_V[None], [(0, Draw(7, params), position)])[7]
 
 
 def params(**changes: float) -> SamplingParams:
@@ -13,6 +17,18 @@ def params(**changes: float) -> SamplingParams:
 
 def test_zero_temperature_takes_the_largest():
     assert sample(LOGITS, params(), 0) == 1
+
+
+def test_draws_of_a_batch_are_those_of_each_alone():
+    logits_NV = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    wanted = [params(), params(temperature=0.9, seed=3), params(), params(temperature=0.5), params()]
+    rows = [0, 1, 1, 3, 4]
+    draws = [(row, Draw(10 + i, one), 6 + i) for i, (row, one) in enumerate(zip(rows, wanted, strict=True))]
+    alone = {
+        10 + i: sample(logits_NV[row], one, 6 + i)
+        for i, (row, one) in enumerate(zip(rows, wanted, strict=True))
+    }
+    assert sampling.sample(logits_NV, draws) == alone
 
 
 def test_draw_depends_on_seed_and_position_alone():

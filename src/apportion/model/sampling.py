@@ -1,19 +1,33 @@
-"""Draws the next token of a sequence from its logits, the same wherever and with whomever it is computed."""
+"""Draws the next tokens of sequences from their logits, the same wherever and with whomever they are computed."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from apportion.types.request import SamplingParams
+from apportion.types.request import Draw, SamplingParams
 
 _POSITIONS_PER_SEED = 2**31
 """Stride between seeds, so that (seed, position) pairs never meet below 2 G positions."""
 
 
-def sample(logits_V: Tensor, params: SamplingParams, position: int) -> int:
-    """The token after `position`: the largest logit, or at `temperature > 0` a draw among the most likely tokens whose
-    probabilities reach `top_p` (nucleus sampling, Holtzman et al. 2020)."""
-    if params.temperature == 0:
-        return int(logits_V.argmax())
+def sample(logits_NV: Tensor, draws: Sequence[tuple[int, Draw, int]]) -> dict[int, int]:
+    """By sequence id the token after `position`, for each draw as (row, draw, position).
+
+    The largest logit, or at `temperature > 0` a draw among the most likely tokens whose probabilities reach `top_p`
+    (nucleus sampling, Holtzman et al. 2020).
+    """
+    greedy = any(draw.sampling.temperature == 0 for _, draw, _ in draws)
+    likeliest_N: list[int] = logits_NV.argmax(dim=-1).tolist() if greedy else []
+    return {
+        draw.sequence_id: likeliest_N[row]
+        if draw.sampling.temperature == 0
+        else _sample_row(logits_NV[row], draw.sampling, position)
+        for row, draw, position in draws
+    }
+
+
+def _sample_row(logits_V: Tensor, params: SamplingParams, position: int) -> int:
     # On the host in fp64, so that a draw does not depend on the device.
     probabilities_V = torch.softmax(logits_V.cpu().double() / params.temperature, dim=-1)
     sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)

@@ -160,7 +160,7 @@ class _Worker:
             self._model.forward(flat.token_ids_T if self._stage.has_embedding else hidden_TD, flat)
         if self._stage.has_head:
             drawing = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.5)
-            sample(torch.zeros(self._plan.model.vocab_rows), drawing, 0)
+            sample(torch.zeros(1, self._plan.model.vocab_rows), [(0, Draw(0, drawing), 0)])
         self._group.reset_counts()
         self._rehearsed_bytes = self._model.streamed_bytes
         self._work.clear()
@@ -192,27 +192,27 @@ class _Worker:
 
     def _finish(self, batch: ScheduledBatch, logits_NV: Tensor) -> None:
         """Draws the tokens on rank 0 and tells the coordinator that the step is over."""
-        drawn = [
-            (chunk.stop - 1, (Draw(chunk.sequence_id, chunk.sampling), *chunk.forks))
-            for chunk in batch.chunks
-            if chunk.sampling is not None
-        ]
+        drawing = [(chunk, chunk.sampling) for chunk in batch.chunks if chunk.sampling is not None]
         vocab_rows = list(self._stage.split.vocab_rows)
         self._pacer.settle()
         begun_s = time.perf_counter()
-        whole_NV = self._group.gather_columns(logits_NV, vocab_rows) if drawn else logits_NV
+        whole_NV = self._group.gather_columns(logits_NV, vocab_rows) if drawing else logits_NV
         if self._group.size > 1:
             self._work.spent("exchange", time.perf_counter() - begun_s)
         self._pacer.start()
         if self._place.rank != 0 or whole_NV is None:
             return
-        token_ids: dict[int, int] = {}
-        logits: dict[int, bytes] = {}
-        for row_V, (position, draws) in zip(whole_NV, drawn, strict=True):
-            for sequence_id, sampling in draws:
-                token_ids[sequence_id] = sample(row_V, sampling, position)
-                if sampling.return_logits:
-                    logits[sequence_id] = bytes(tensor_bytes(row_V.float()))
+        draws = [
+            (row, draw, chunk.stop - 1)
+            for row, (chunk, sampling) in enumerate(drawing)
+            for draw in (Draw(chunk.sequence_id, sampling), *chunk.forks)
+        ]
+        token_ids = sample(whole_NV, draws)
+        logits = {
+            draw.sequence_id: bytes(tensor_bytes(whole_NV[row].float()))
+            for row, draw, _ in draws
+            if draw.sampling.return_logits
+        }
         self._pacer.settle()
         result = StepResult(step_id=batch.step_id, token_ids=token_ids, logits=logits)
         self._coordinator.send(Kind.RESULT, pack_result(result))
