@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
-from apportion.model.hf import build_hf_stage
+from apportion.model.hf import build_stage
+from apportion.model.lean import LEAN_FAMILIES
 from apportion.model.stage import StageModel
 from apportion.model.weights import Checkpoint
 from apportion.types.model import ModelSpec
@@ -108,10 +109,10 @@ def make_stages(
     ]
 
 
-def build(folder: Path, model: ModelSpec, stage: Stage) -> RunningStage:
+def build(folder: Path, model: ModelSpec, stage: Stage, *, lean: bool | None = None) -> RunningStage:
     group = ThreadGroup(stage.split.size)
     members = [
-        build_hf_stage(
+        build_stage(
             folder,
             model,
             stage,
@@ -122,6 +123,7 @@ def build(folder: Path, model: ModelSpec, stage: Stage) -> RunningStage:
             all_reduce=group.all_reduce(rank),
             torch_device="cpu",
             observe_memory=lambda: None,
+            lean=lean,
         )
         for rank in range(stage.split.size)
     ]
@@ -213,6 +215,22 @@ def test_split_equals_whole(family: str, division: str, references):
                 logits_V, expected[chunk.sequence_id][chunk.stop - 1], atol=1e-4, rtol=0
             )
     for running in stages:
+        check_share(model, running)
+
+
+@pytest.mark.parametrize("family", sorted(LEAN_FAMILIES))
+def test_lean_layers_equal_transformers(family: str, references):
+    folder, ids, _ = references(family)
+    model = read_model_spec(folder)
+    (stage,) = make_stages(model, DIVISIONS["3:1"])
+    lean, transformers = (build(folder, model, stage, lean=lean) for lean in (True, False))
+    for step in range(len(STEPS)):
+        flat = FlatBatch.build(scheduled(step, ids), block_tokens=BLOCK_TOKENS, torch_device="cpu")
+        lean_NV, transformers_NV = (
+            running.forward(flat.token_ids_T, flat) for running in (lean, transformers)
+        )
+        torch.testing.assert_close(lean_NV, transformers_NV, atol=2e-5, rtol=0)
+    for running in (lean, transformers):
         check_share(model, running)
 
 

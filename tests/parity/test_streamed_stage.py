@@ -10,7 +10,7 @@ from plans import hand_plan
 
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
-from apportion.model.hf import build_hf_stage
+from apportion.model.hf import build_stage
 from apportion.model.stage import StageModel
 from apportion.model.weights import Checkpoint
 from apportion.types.plan import Stage
@@ -23,7 +23,7 @@ EVERY_RUN = {"llama", "olmo2", "qwen3_moe", "gpt_oss"}
 
 
 def build(folder: Path, stage: Stage) -> StageModel:
-    return build_hf_stage(
+    return build_stage(
         folder,
         read_model_spec(folder),
         stage,
@@ -34,6 +34,7 @@ def build(folder: Path, stage: Stage) -> StageModel:
         all_reduce=lambda partial: partial,
         torch_device="cpu",
         observe_memory=lambda: None,
+        lean=False,
     )
 
 

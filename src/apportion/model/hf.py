@@ -1,7 +1,8 @@
-"""A stage made of transformers' own decoder layers: the only file that touches transformers' internals.
+"""Builds a stage from transformers' decoder layers: the only file that touches transformers' internals.
 
-Each layer is built on the meta device from a config shrunk to the member's share, and its parameters are then
-read one at a time. Attention goes to the paged pool through `AttentionInterface`.
+Each layer is built on the meta device from a config shrunk to the member's share, and its parameters are then read one
+at a time; for the families in `lean` a layer of our own takes its place, unless its weights are streamed. Attention
+goes to the paged pool through `AttentionInterface`.
 
 Shapes: T = tokens of the batch, H = hidden size; the member's share of: N = query heads, K = KV heads,
 V = vocabulary rows; D = head dim.
@@ -10,6 +11,7 @@ V = vocabulary rows; D = head dim.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
 from apportion.model.hf_stage import HfStage, StageModules
 from apportion.model.kv_pool import KVPool
+from apportion.model.lean import LeanLayer, can_be_lean, lean_layer
+from apportion.model.lean_reader import LeanReader
 from apportion.model.parameters import ParameterReader, parameter_shapes
 from apportion.model.shard import Axis, RankShares, Shape
 from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
@@ -80,7 +84,7 @@ def import_family(folder: Path) -> None:
     _skeleton(_read_config(folder))
 
 
-def build_hf_stage(
+def build_stage(
     folder: Path,
     model: ModelSpec,
     stage: Stage,
@@ -92,9 +96,11 @@ def build_hf_stage(
     all_reduce: AllReduce,
     torch_device: str,
     observe_memory: Callable[[], None],
+    lean: bool | None = None,
 ) -> StageModel:
     """Member `rank` of `stage`, of the config in `folder`: first it reads its `weights`, then it takes the KV pool.
 
+    `lean` forces our own layers or transformers'; None takes ours where the family has them.
     `all_reduce` sums over the members (identity for one); `observe_memory` is called after each allocation.
     Raises ModelError for a checkpoint that cannot be used.
     """
@@ -102,15 +108,27 @@ def build_hf_stage(
     config = _read_config(folder)
     assert config.model_type == model.family
     reader = ParameterReader(weights, model, stage, shares, torch_device, observe_memory)
-    modules = _build_modules(_Configs.of(config, model, shares), reader, model, stage, rank, all_reduce)
+    lean_reader = LeanReader(weights, model, stage, shares, torch_device, observe_memory)
+    if lean is None:
+        lean = can_be_lean(model, stage, weights)
+    modules = _build_modules(
+        _Configs.of(config, model, shares),
+        reader,
+        lean_reader if lean else None,
+        model,
+        stage,
+        rank,
+        all_reduce,
+    )
     pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)
     observe_memory()
     return HfStage(
         config,
         modules,
         pool,
-        parameters=reader.parameters,
-        weights_bytes=(reader.parameters - reader.streamed_parameters) * reader.dtype.itemsize,
+        parameters=reader.parameters + lean_reader.parameters,
+        weights_bytes=(reader.parameters - reader.streamed_parameters) * reader.dtype.itemsize
+        + lean_reader.weights_bytes,
         read_bytes=weights.read_bytes,
     )
 
@@ -148,15 +166,18 @@ def _kv_pool(
 def _build_modules(
     configs: "_Configs",
     reader: ParameterReader,
+    lean_reader: LeanReader | None,
     model: ModelSpec,
     stage: Stage,
     rank: int,
     all_reduce: AllReduce,
 ) -> StageModules:
     skeleton = _skeleton(configs.local)
-    layers, stream = _build_layers(type(skeleton.model.layers[0]), configs, reader, stage)
+    make_lean = lean_reader and partial(lean_layer, lean_reader, model, all_reduce)
+    layers, stream = _build_layers(type(skeleton.model.layers[0]), configs, reader, stage, make_lean)
     for layer in layers:
-        _install_reductions(layer, model, rank, all_reduce)
+        if not isinstance(layer, LeanLayer):
+            _install_reductions(layer, model, rank, all_reduce)
     embedding = _embedding(skeleton.model.embed_tokens, reader, all_reduce) if stage.has_embedding else None
     rotary = type(skeleton.model.rotary_emb)(configs.local).to(reader.torch_device)
     return StageModules(
@@ -232,7 +253,11 @@ def _skeleton(config: PreTrainedConfig) -> Any:
 
 
 def _build_layers(
-    layer_class: type[nn.Module], configs: _Configs, reader: ParameterReader, stage: Stage
+    layer_class: type[nn.Module],
+    configs: _Configs,
+    reader: ParameterReader,
+    stage: Stage,
+    make_lean: Callable[..., nn.Module] | None,
 ) -> tuple[list[nn.Module], LayerStream | None]:
     assert stage.split.size == 1 or not stage.streamed_layers, "the members of a group hold their layers"
     layers: list[nn.Module] = []
@@ -244,6 +269,9 @@ def _build_layers(
             shrunk: dict[Axis, dict[str, Shape]] = {}
             if stage.split.size > 1:
                 shrunk = {axis: parameter_shapes(layer_class(configs.shrunk[axis], index)) for axis in _AXES}
+        if make_lean is not None and index not in stage.streamed_layers:
+            layers.append(make_lean(layer, parameter_shapes(full), shrunk))
+            continue
         layers.append(layer.eval())
         if index in stage.streamed_layers:
             streamed.append(reader.streamed_layer(layer, index))

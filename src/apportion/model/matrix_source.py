@@ -4,7 +4,7 @@ Shapes: R = some of the member's rows, K = its columns.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,13 @@ class MatrixSource:
                 yield read, first, last, read.ranges[0][0] + first - begin
 
 
+def expert_reads(reads: tuple[Placement, ...], expert: int) -> tuple[Placement, ...]:
+    """Those of a weight [expert, row, column] that fill one expert's matrix."""
+    return tuple(
+        replace(read, target=read.target[1:]) for read in reads if read.target and read.target[0] == expert
+    )
+
+
 def stacked(sources: tuple[MatrixSource, ...]) -> MatrixSource:
     """The rows of one matrix after those of another, of as many columns."""
     reads: list[Placement] = []
@@ -72,9 +79,4 @@ def _moved(read: Placement, by_rows: int, rows: int) -> Placement:
     target = read.target[0] if read.target else slice(None)
     assert isinstance(target, slice)
     start, stop, _ = target.indices(rows)
-    return Placement(
-        source=read.source,
-        source_shape=read.source_shape,
-        ranges=read.ranges,
-        target=(slice(start + by_rows, stop + by_rows), *read.target[1:]),
-    )
+    return replace(read, target=(slice(start + by_rows, stop + by_rows), *read.target[1:]))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from apportion.model.batch import FlatBatch
 from apportion.model.block_moves import BlockMover
-from apportion.model.hf import build_hf_stage, import_family
+from apportion.model.hf import build_stage, import_family
 from apportion.model.random_weights import RandomWeights
 from apportion.model.sampling import sample
 from apportion.model.weights import FORMAT_DTYPES, Checkpoint
@@ -107,7 +107,7 @@ class _Worker:
         self._meter = memory_meter(self._device)
         import_family(place.folder)
         self._meter.start()
-        self._model = build_hf_stage(
+        self._model = build_stage(
             place.folder,
             plan.model,
             self._stage,

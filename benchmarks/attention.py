@@ -1,0 +1,131 @@
+"""Time of attention per sequence and layer on one core: the compiled decode kernel beside one
+scaled_dot_product_attention call per sequence, over the pool's layout and over one with a token's heads side by side;
+and a prefill chunk, which goes through scaled_dot_product_attention, over both layouts.
+
+python benchmarks/attention.py
+"""
+
+import json
+import os
+import statistics
+import time
+from typing import TypeVar
+
+import torch
+
+from apportion.model.attention import paged_attention
+from apportion.model.batch import FlatBatch
+from apportion.model.kv_pool import KVPool
+from apportion.types.request import Chunk, ScheduledBatch
+
+KV_HEADS, GROUP, HEAD_DIM, BLOCK_TOKENS = 8, 2, 64, 16
+SCALE = HEAD_DIM**-0.5
+POOL_BYTES = 256 * 2**20
+"""All layers together, at least: what a layer reads has left the caches when its turn comes again."""
+CASES = [
+    *((num_sequences, 1, 512) for num_sequences in (1, 4, 16, 64)),
+    *((1, 1, context) for context in (4096, 16384)),
+    *((1, 256, context) for context in (512, 4096, 16384)),
+]
+"""(sequences, new tokens of each, context)"""
+MEASURE_S = 3.0
+MIN_ROUNDS = 3
+PoolT = TypeVar("PoolT", bound=KVPool)
+
+
+class UncompiledPool(KVPool):
+    """One that is read by scaled_dot_product_attention alone."""
+
+    compiled = False
+
+    def to_token_major(self) -> "UncompiledPool":
+        """The heads of a token side by side."""
+        for tensors in (self.keys_KSD, self.values_KSD):
+            tensors[:] = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in tensors]
+        return self
+
+
+def make_pool(kind: type[PoolT], num_slots: int) -> PoolT:
+    layer_bytes = 2 * 4 * num_slots * KV_HEADS * HEAD_DIM
+    pool = kind(
+        layer_start=0,
+        num_layers=max(1, -(-POOL_BYTES // layer_bytes)),
+        num_blocks=num_slots // BLOCK_TOKENS,
+        block_tokens=BLOCK_TOKENS,
+        kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        dtype=torch.float32,
+        torch_device="cpu",
+    )
+    for tensor in (*pool.keys_KSD, *pool.values_KSD):
+        tensor.normal_()
+    return pool
+
+
+def make_batch(num_sequences: int, new_tokens: int, context: int) -> FlatBatch:
+    each = context // BLOCK_TOKENS
+    chunks = tuple(
+        Chunk(
+            sequence_id=i,
+            start=context - new_tokens,
+            token_ids=(1,) * new_tokens,
+            block_ids=tuple(range(i * each, (i + 1) * each)),
+            sampling=None,
+        )
+        for i in range(num_sequences)
+    )
+    return FlatBatch.build(
+        ScheduledBatch(step_id=0, chunks=chunks), block_tokens=BLOCK_TOKENS, torch_device="cpu"
+    )
+
+
+def measure(num_sequences: int, new_tokens: int, context: int) -> dict[str, float]:
+    """Median seconds of one layer with each pool, in turn, each time on the next layer."""
+    num_slots, num_tokens = num_sequences * context, num_sequences * new_tokens
+    pools = {
+        "sdpa, token-major": make_pool(UncompiledPool, num_slots).to_token_major(),
+        "sdpa": make_pool(UncompiledPool, num_slots),
+    }
+    if new_tokens == 1:
+        pools["kernel"] = make_pool(KVPool, num_slots)
+    batch = make_batch(num_sequences, new_tokens, context)
+    query_TND = torch.randn(num_tokens, KV_HEADS * GROUP, HEAD_DIM)
+    key_TKD, value_TKD = torch.randn(2, num_tokens, KV_HEADS, HEAD_DIM)
+    seconds: dict[str, list[float]] = {name: [] for name in pools}
+    begun_s, layer = time.perf_counter(), 0
+    while time.perf_counter() - begun_s < MEASURE_S or len(seconds["sdpa"]) < MIN_ROUNDS:
+        for name, pool in pools.items():
+            layer = (layer + 1) % len(pool.keys_KSD)
+            start_s = time.perf_counter()
+            paged_attention(
+                query_TND,
+                key_TKD,
+                value_TKD,
+                layer=layer,
+                batch=batch,
+                kv_pool=pool,
+                scale=SCALE,
+                window_tokens=None,
+                softcap=None,
+                sinks_N=None,
+            )
+            seconds[name].append(time.perf_counter() - start_s)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@torch.inference_mode()
+def main() -> None:
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    rows = []
+    for num_sequences, new_tokens, context in CASES:
+        seconds = measure(num_sequences, new_tokens, context)
+        kind = "decode" if new_tokens == 1 else f"{new_tokens} new tokens"
+        times = ", ".join(f"{name} {s / num_sequences * 1e6:.0f} µs" for name, s in seconds.items())
+        print(f"{kind}, {num_sequences} sequences at {context}: {times} per sequence")
+        rows.append({"sequences": num_sequences, "new_tokens": new_tokens, "context": context} | seconds)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
