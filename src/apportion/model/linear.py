@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apportion.model.cpu_products import BlockedProduct, FixedPointProduct, HalfProduct
+from apportion.model.cpu_products import FixedPointProduct, HalfProduct
 from apportion.model.matrix_source import MatrixSource
 from apportion.model.quantise import quantised_rows
 from apportion.model.weights import FORMAT_DTYPES
@@ -70,11 +70,9 @@ def make_product(
 ) -> Product:
     """Raises ModelError for weights beyond the range of fp16, where they would have to be held in it."""
     if torch_device == "cpu" and torch_dtype == torch.float32 and _x86():
-        if weight_format == "fp32":
-            return BlockedProduct(_pieces(source, weight_format))
         if weight_format in ("bf16", "fp16"):
             return HalfProduct(_pieces(source, weight_format))
-        if FixedPointProduct.exact():
+        if weight_format == "int8" and FixedPointProduct.exact():
             return FixedPointProduct(_int8_pieces(source))
     if weight_format == "int8":
         return WidenedProduct(*quantised_rows(source, 0, source.rows, torch_device))
