@@ -1,4 +1,4 @@
-"""Builds a stage from transformers' decoder layers: the only file that touches transformers' internals.
+"""Builds a stage from transformers' decoder layers: with `hf_config` all that touches transformers' internals.
 
 Each layer is built on the meta device from a config shrunk to the member's share, and its parameters are then read one
 at a time; for the families in `lean` a layer of our own takes its place, unless its weights are streamed. Attention
@@ -8,22 +8,19 @@ Shapes: T = tokens of the batch, H = hidden size; the member's share of: N = que
 V = vocabulary rows; D = head dim.
 """
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
-from transformers.utils import logging as transformers_logging
 
 from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
+from apportion.model.hf_config import ATTENTION, AXES, FamilyConfigs, read_config, skeleton_of
 from apportion.model.hf_stage import HfStage, StageModules
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean import LeanLayer, can_be_lean, lean_layer
@@ -34,15 +31,8 @@ from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabP
 from apportion.model.stage import StageModel
 from apportion.model.streaming import LayerStream, StreamedLayer
 from apportion.model.weights import FORMAT_DTYPES, Weights
-from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
-
-_ATTENTION = "apportion_paged"
-_AXES: tuple[Axis, ...] = ("heads", "ffn")
-
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
 
 
 def _attend(
@@ -76,12 +66,12 @@ def _attend(
     return out_TND[None], None
 
 
-AttentionInterface.register(_ATTENTION, _attend)
+AttentionInterface.register(ATTENTION, _attend)
 
 
 def import_family(folder: Path) -> None:
     """Imports transformers' code for the model in `folder`, so that its memory is not counted as the stage's."""
-    _skeleton(_read_config(folder))
+    skeleton_of(read_config(folder))
 
 
 def build_stage(
@@ -105,14 +95,14 @@ def build_stage(
     Raises ModelError for a checkpoint that cannot be used.
     """
     shares = RankShares.of(model, stage, rank)
-    config = _read_config(folder)
+    config = read_config(folder)
     assert config.model_type == model.family
     reader = ParameterReader(weights, model, stage, shares, torch_device, observe_memory)
     lean_reader = LeanReader(weights, model, stage, shares, torch_device, observe_memory)
     if lean is None:
         lean = can_be_lean(model, stage, weights)
     modules = _build_modules(
-        _Configs.of(config, model, shares),
+        FamilyConfigs.of(config, model, shares),
         reader,
         lean_reader if lean else None,
         model,
@@ -122,25 +112,26 @@ def build_stage(
     )
     pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)
     observe_memory()
+    return _stage(config, modules, pool, reader, lean_reader, weights.read_bytes)
+
+
+def _stage(
+    config: PreTrainedConfig,
+    modules: StageModules,
+    pool: KVPool,
+    reader: ParameterReader,
+    lean_reader: LeanReader,
+    read_bytes: int,
+) -> HfStage:
+    held_bytes = (reader.parameters - reader.streamed_parameters) * reader.dtype.itemsize
     return HfStage(
         config,
         modules,
         pool,
         parameters=reader.parameters + lean_reader.parameters,
-        weights_bytes=(reader.parameters - reader.streamed_parameters) * reader.dtype.itemsize
-        + lean_reader.weights_bytes,
-        read_bytes=weights.read_bytes,
+        weights_bytes=held_bytes + lean_reader.weights_bytes,
+        read_bytes=read_bytes,
     )
-
-
-def _read_config(folder: Path) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"{folder / 'config.json'}: transformers refuses it ({reason}); correct it"
-        ) from error
 
 
 def _kv_pool(
@@ -164,7 +155,7 @@ def _kv_pool(
 
 
 def _build_modules(
-    configs: "_Configs",
+    configs: "FamilyConfigs",
     reader: ParameterReader,
     lean_reader: LeanReader | None,
     model: ModelSpec,
@@ -172,7 +163,7 @@ def _build_modules(
     rank: int,
     all_reduce: AllReduce,
 ) -> StageModules:
-    skeleton = _skeleton(configs.local)
+    skeleton = skeleton_of(configs.local)
     make_lean = lean_reader and partial(lean_layer, lean_reader, model, all_reduce)
     layers, stream = _build_layers(type(skeleton.model.layers[0]), configs, reader, stage, make_lean)
     for layer in layers:
@@ -206,55 +197,9 @@ def _rotary_kinds(rotary: nn.Module, rotary_config: Any, stage: Stage) -> list[s
     return rotary_config.layer_types[stage.layer_start : stage.layer_stop]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Configs:
-    """A model's config as it is, shrunk to a member's share, and shrunk along one axis alone."""
-
-    full: PreTrainedConfig
-    local: PreTrainedConfig
-    shrunk: dict[Axis, PreTrainedConfig]
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig, model: ModelSpec, shares: RankShares) -> "_Configs":
-        return cls(
-            full=_shrunk_config(config, model, shares, ()),
-            local=_shrunk_config(config, model, shares, _AXES),
-            shrunk={axis: _shrunk_config(config, model, shares, (axis,)) for axis in _AXES},
-        )
-
-
-def _shrunk_config(
-    config: PreTrainedConfig, model: ModelSpec, shares: RankShares, axes: tuple[Axis, ...]
-) -> PreTrainedConfig:
-    shrunk: Any = copy.deepcopy(config)
-    shrunk.head_dim = model.head_dim  # some families derive it from the number of heads
-    shrunk._attn_implementation = _ATTENTION
-    shrunk._experts_implementation = "eager"
-    if "heads" in axes:
-        shrunk.num_key_value_heads = shares.heads.count
-        shrunk.num_attention_heads = shares.heads.count * model.q_heads_per_kv_head
-    if "ffn" in axes:
-        for field in ("intermediate_size", "moe_intermediate_size"):
-            if getattr(config, field, None) is not None:
-                setattr(shrunk, field, shares.ffn.scaled(getattr(config, field)))
-    return shrunk
-
-
-def _skeleton(config: PreTrainedConfig) -> Any:
-    """A model of one layer on the meta device, for the classes and the modules around the layers."""
-    small: Any = copy.deepcopy(config)
-    small.num_hidden_layers = 1
-    small._attn_implementation = _ATTENTION
-    small.pad_token_id = None  # it marks a row of the embedding, which the member may not hold
-    if getattr(small, "layer_types", None):
-        small.layer_types = small.layer_types[:1]
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(small)
-
-
 def _build_layers(
     layer_class: type[nn.Module],
-    configs: _Configs,
+    configs: FamilyConfigs,
     reader: ParameterReader,
     stage: Stage,
     make_lean: Callable[..., nn.Module] | None,
@@ -268,7 +213,7 @@ def _build_layers(
             full = layer if stage.split.size == 1 else layer_class(configs.full, index)
             shrunk: dict[Axis, dict[str, Shape]] = {}
             if stage.split.size > 1:
-                shrunk = {axis: parameter_shapes(layer_class(configs.shrunk[axis], index)) for axis in _AXES}
+                shrunk = {axis: parameter_shapes(layer_class(configs.shrunk[axis], index)) for axis in AXES}
         if make_lean is not None and index not in stage.streamed_layers:
             layers.append(make_lean(layer, parameter_shapes(full), shrunk))
             continue
