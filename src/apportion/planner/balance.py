@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
-from apportion.cost.estimate import group_step_s, stage_members, workload_steps
+from apportion.cost.estimate import Members, group_step_s, stage_members, workload_steps
 from apportion.cost.memory import shard_memory
 from apportion.cost.objective import microbatch_sequences
 from apportion.cost.shard import Shard
@@ -17,6 +17,7 @@ from apportion.cost.traffic import group_link
 from apportion.planner.axes import StageKind, make_shard
 from apportion.planner.problem import Problem
 from apportion.planner.search import StageKinds
+from apportion.planner.streamed import may_stream, streamed_shard
 from apportion.types.cluster import Device
 from apportion.types.plan import Balance, Stage
 
@@ -49,14 +50,22 @@ class StageTimes:
 
     def _compute(self, index: int, kind: StageKind) -> float:
         problem, stage = self.problem, self.stages[index]
+        in_format = problem.in_format(stage.weight_format)
+        devices = [problem.cluster.device(device_id) for device_id in stage.split.device_ids]
+        if may_stream(in_format, devices):
+            streamed = streamed_shard(in_format, devices[0], kind)
+            return inf if streamed is None else self._step_s([(devices[0], streamed)])
         members = [
             (device, _reshaped(shard, kind))
             for device, shard in stage_members(problem.model, problem.cluster, stage)
         ]
         if not all(self._fits(device, shard) for device, shard in members):
             return inf
-        link = group_link(problem.cluster, stage.split.device_ids)
-        return group_step_s(problem.model, members, link, self.step)
+        return self._step_s(members)
+
+    def _step_s(self, members: Members) -> float:
+        link = group_link(self.problem.cluster, [device.id for device, _ in members])
+        return group_step_s(self.problem.model, members, link, self.step)
 
     def _fits(self, device: Device, shard: Shard) -> bool:
         needed = shard_memory(self.problem.model, shard, self.problem.capacity, reserved_bytes=0).engine_bytes

@@ -27,7 +27,6 @@ from apportion.planner.options import (
     numbered_options,
     one_format,
     optimistic_options,
-    possible_kinds,
 )
 from apportion.planner.problem import Problem, microbatch_candidates
 from apportion.planner.relaxed import RelaxedGroup
@@ -35,6 +34,7 @@ from apportion.planner.selection import cheapest_selection, num_states
 from apportion.planner.share_costs import ShareCosts
 from apportion.planner.stage_kinds import StageKinds
 from apportion.planner.stage_tables import StageTables
+from apportion.planner.streamed import group_costs
 from apportion.planner.threshold import minimise_over
 from apportion.types.plan import Certificate
 
@@ -107,7 +107,7 @@ class _Bounds:
         """In each weight format that may be best."""
         link, steps = group_link(self.problem, group), self.problem.steps(self.microbatches)
         problems = group_problems(self.problem, group.devices, self.kinds)
-        return [ShareCosts(one, group.devices, link, steps, self.kinds) for one in problems]
+        return [group_costs(one, group.devices, link, steps, self.kinds) for one in problems]
 
     def best(self) -> Bound:
         """The quick bound where it is good enough; else with every member's memory, then by integer program."""
@@ -150,7 +150,7 @@ class _Bounds:
     def _single(self, costs: ShareCosts, least: FloatArray) -> Options:
         """One option a kind, of these (path, occupied) seconds."""
         path_s = np.full((len(least), 1), inf)
-        possible = possible_kinds(costs)
+        possible = costs.possible()
         path_s[possible, 0] = least[possible, 0]
         none = np.empty((0, len(costs.devices)), dtype=np.int64)
         return Options(path_s, least[:, 1:], np.full((len(least), 1), -1), none, none, one_format(none))

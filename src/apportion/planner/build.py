@@ -26,6 +26,7 @@ from apportion.planner.search import (
     possible_groups,
 )
 from apportion.planner.shares import GroupMemory
+from apportion.planner.streamed import with_streamed_layers
 from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
 from apportion.types.plan import PLAN_VERSION, Plan, Stage, TensorSplit
@@ -42,12 +43,38 @@ class Found:
 
 
 def find_division(
-    model: ModelSpec, cluster: Cluster, workload: Workload, weight_formats: tuple[str, ...]
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    weight_formats: tuple[str, ...],
+    *,
+    streaming: bool = True,
 ) -> Found | None:
-    """The best division over the prefill chunks to choose among; None where nothing fits."""
+    """The best division that holds all its weights; where there is none and `streaming` is allowed, the best of those
+    that stream some, in one weight format. None where nothing fits."""
+    held = _find(model, cluster, workload, weight_formats, streaming=False)
+    if held is not None or not streaming:
+        return held
+    return _find(model, cluster, workload, weight_formats, streaming=True)
+
+
+def _find(
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    weight_formats: tuple[str, ...],
+    *,
+    streaming: bool,
+) -> Found | None:
+    """Over the prefill chunks to choose among."""
 
     def with_chunk(chunk_tokens: int) -> Found | None:
-        return search(make_problem(model, cluster, workload, weight_formats, chunk_tokens))
+        problem = make_problem(model, cluster, workload, weight_formats, chunk_tokens)
+        if not streaming:
+            return search(problem)
+        if problem.activation_format not in problem.weight_formats:
+            return None
+        return search(_streaming(problem))
 
     choices = chunk_choices(workload, len(cluster.devices))
     found = [one for chunk_tokens in choices if (one := with_chunk(chunk_tokens))]
@@ -60,15 +87,34 @@ def find_division(
     return next(one for chunk_tokens in others if (one := with_chunk(chunk_tokens)))
 
 
-def fits(model: ModelSpec, cluster: Cluster, workload: Workload, weight_formats: tuple[str, ...]) -> bool:
+def fits(
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    weight_formats: tuple[str, ...],
+    *,
+    streaming: bool = True,
+) -> bool:
     """Whether any division holds this workload."""
-    alone = replace(workload, objective="latency", prompt_tokens=1, output_tokens=1)
     chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
-    return search(make_problem(model, cluster, alone, weight_formats, chunk_tokens)) is not None
+    alone = replace(workload, objective="latency", prompt_tokens=1, output_tokens=1)
+    problem = make_problem(model, cluster, alone, weight_formats, chunk_tokens)
+    if search(problem) is not None:
+        return True
+    if not streaming or problem.activation_format not in problem.weight_formats:
+        return False
+    return search(_streaming(problem)) is not None
+
+
+def _streaming(problem: Problem) -> Problem:
+    """Layers are streamed as they are used, so in the activations' format."""
+    return replace(problem.in_format(problem.activation_format), streaming=True)
 
 
 def search(problem: Problem) -> Found | None:
-    if least_bytes(problem) > sum(device.usable_bytes for device in problem.cluster.devices):
+    if not problem.streaming and least_bytes(problem) > sum(
+        device.usable_bytes for device in problem.cluster.devices
+    ):
         return None
     kinds = StageKinds(problem.model)
     groups = possible_groups(problem)
@@ -134,7 +180,7 @@ def name_devices(problem: Problem, placed: Sequence[PlacedStage]) -> tuple[Stage
 
 def _stage(problem: Problem, placed: PlacedStage, device_ids: Sequence[str]) -> Stage:
     choice, model = placed.choice, problem.model
-    return Stage(
+    stage = Stage(
         layer_start=placed.layer_start,
         layer_stop=placed.layer_stop,
         split=TensorSplit(
@@ -149,18 +195,24 @@ def _stage(problem: Problem, placed: PlacedStage, device_ids: Sequence[str]) -> 
         has_embedding=placed.layer_start == 0,
         has_head=placed.layer_stop == model.num_layers,
     )
+    return with_streamed_layers(problem, stage)
 
 
 def make_plan(
-    model: ModelSpec, cluster: Cluster, workload: Workload, weight_formats: tuple[str, ...]
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    weight_formats: tuple[str, ...],
+    *,
+    streaming: bool = True,
 ) -> Plan:
-    """The best division of the model, certified.
+    """The best division of the model, certified. Layers are streamed where nothing fits otherwise and `streaming`.
 
     Raises InfeasibleError where the devices cannot hold it, ClusterError where one lacks a rate it needs.
     """
-    found = find_division(model, cluster, workload, weight_formats)
+    found = find_division(model, cluster, workload, weight_formats, streaming=streaming)
     if found is None:
-        raise infeasible_error(model, cluster, workload, weight_formats, fits)
+        raise infeasible_error(model, cluster, workload, weight_formats, fits, streaming=streaming)
     problem, stages = found.problem, found.stages
     chunk_tokens = problem.capacity.chunk_tokens
     predicted = estimate(

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from apportion.planner.problem import Problem, make_problem
+from apportion.planner.streamed import with_streamed_layers
 from apportion.planner.weigh import Division, best_division, weigh
 from apportion.types.cluster import Cluster, Device
 from apportion.types.errors import InfeasibleError
@@ -66,8 +67,9 @@ def _lured(plan: Plan, device: Device) -> Iterator[Division]:
 
 def _at_true_rates(plan: Plan, division: Division) -> Iterator[Division]:
     """The division on the plan's own cluster, its layers moved; nothing where more devices leave it too little room."""
-    problem = make_problem(
-        plan.model, plan.cluster, plan.workload, plan.weight_formats, division.chunk_tokens
+    problem = replace(
+        make_problem(plan.model, plan.cluster, plan.workload, plan.weight_formats, division.chunk_tokens),
+        streaming=any(stage.streamed_layers for stage in division.stages),
     )
     with suppress(InfeasibleError):
         # On other devices activations may have had another format.
@@ -114,4 +116,5 @@ def _with_pair(
             has_head=stop == problem.model.num_layers,
         ),
     )
-    return (*stages[:number], *pair, *stages[number + 2 :])
+    streamed = (with_streamed_layers(problem, stage) for stage in pair)
+    return (*stages[:number], *streamed, *stages[number + 2 :])

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Protocol
 
 from apportion.cost.memory import shard_memory
 from apportion.planner.axes import StageKind, make_shard
@@ -15,12 +17,33 @@ from apportion.types.workload import Workload
 
 WeightFormats = tuple[str, ...]
 Fits = Callable[[ModelSpec, Cluster, Workload, WeightFormats], bool]
+
+
+class StreamingFits(Protocol):
+    def __call__(
+        self,
+        model: ModelSpec,
+        cluster: Cluster,
+        workload: Workload,
+        weight_formats: WeightFormats,
+        /,
+        *,
+        streaming: bool,
+    ) -> bool: ...
+
+
 MIN_CONTEXT_TOKENS = 64
 MEMORY_FACTORS = (1.1, 1.25, 1.5, 2, 3, 4, 8, 16)
 
 
 def infeasible_error(
-    model: ModelSpec, cluster: Cluster, workload: Workload, weight_formats: WeightFormats, fits: Fits
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    weight_formats: WeightFormats,
+    fits: StreamingFits,
+    *,
+    streaming: bool,
 ) -> InfeasibleError:
     chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
     problem = make_problem(model, cluster, workload, weight_formats, chunk_tokens).narrowest()
@@ -28,7 +51,11 @@ def infeasible_error(
     num_devices = len(cluster.devices)
     have = "devices have" if num_devices > 1 else "device has"
     available = sum(device.usable_bytes for device in cluster.devices)
-    changes = ", or ".join(_changes(model, cluster, workload, weight_formats, fits))
+    changes = ", or ".join(
+        _changes(model, cluster, workload, weight_formats, partial(fits, streaming=streaming))
+    )
+    if not streaming and fits(model, cluster, workload, weight_formats, streaming=True):
+        changes = f"--stream auto{', or ' + changes if changes else ''}"
     return InfeasibleError(
         f"{model.name} needs {format_bytes(whole_bytes(problem))} undivided "
         f"({problem.formats.weights} weights, "

@@ -98,9 +98,7 @@ def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
     free = costs.fits(*few, numbers).all(axis=1)
     pool = (np.concatenate([few[0], everything[0]]), np.concatenate([few[1], everything[1]]))
     rows = [*_best_rows(costs, goal, few, numbers[free], 0)]
-    rows += _best_rows(
-        costs, goal, everything, np.setdiff1d(possible_kinds(costs), numbers[free]), len(few[0])
-    )
+    rows += _best_rows(costs, goal, everything, np.setdiff1d(costs.possible(), numbers[free]), len(few[0]))
     return _padded(rows, len(numbers), pool)
 
 
@@ -121,7 +119,7 @@ def pooled_options(costs: ShareCosts, goal: Goal, pool: Sequence[Shares]) -> Opt
     size = len(costs.devices)
     heads = np.array([heads for heads, _ in pool], dtype=np.int64).reshape(-1, size)
     granules = np.array([granules for _, granules in pool], dtype=np.int64).reshape(-1, size)
-    possible = possible_kinds(costs)
+    possible = costs.possible()
     num_kinds = len(costs.kinds.kinds)
     if len(pool) == 0 or len(possible) == 0:
         return _padded([], num_kinds, (heads, granules))
@@ -138,7 +136,7 @@ def optimistic_options(costs: ShareCosts, goal: Goal) -> Options | None:
     numbered = _unlimited(costs)
     if numbered is None:
         return None
-    possible = possible_kinds(costs)
+    possible = costs.possible()
     rows = _best_rows(costs, goal, numbered, possible, 0, limited=False)
     return _padded(list(rows), len(costs.kinds.kinds), numbered)
 
@@ -222,15 +220,6 @@ def _padded(rows: Sequence[Row], num_kinds: int, pool: tuple[IntArray, IntArray]
 def one_format(heads: IntArray) -> IntArray:
     """Every row in the first of the formats."""
     return np.zeros(len(heads), dtype=np.int64)
-
-
-def possible_kinds(costs: ShareCosts) -> IntArray:
-    """The kinds for which there is enough memory in sum."""
-    problem, model = costs.problem, costs.problem.model
-    root, other = (costs.kinds.bytes(problem.capacity, problem.formats, root=rank) for rank in (True, False))
-    units = np.array([model.kv_heads, costs.num_granules, model.vocab_rows])
-    needed = root[:, 0] + (len(costs.devices) - 1) * other[:, 0] + np.minimum(root, other)[:, 1:] @ units
-    return np.flatnonzero(needed <= sum(device.usable_bytes for device in costs.devices))
 
 
 def _compositions(total: int, parts: int) -> IntArray:

@@ -29,6 +29,8 @@ class Problem:
     """Those that stages may have, widest first."""
     activation_format: str
     capacity: Capacity
+    streaming: bool = False
+    """Whether stages may stream layers: asked for only where nothing fits otherwise."""
 
     @property
     def formats(self) -> Formats:
@@ -135,4 +137,5 @@ def plan_problem(plan: Plan) -> Problem:
         weight_formats=plan.weight_formats,
         activation_format=plan.activation_format,
         capacity=plan_capacity(plan),
+        streaming=any(stage.streamed_layers for stage in plan.stages),
     )

@@ -21,6 +21,7 @@ from apportion.planner.share_costs import ShareCosts
 from apportion.planner.shares import GroupMemory, GroupShares, StageChoice
 from apportion.planner.stage_kinds import StageKinds, stage_kind
 from apportion.planner.stage_tables import StageTables
+from apportion.planner.streamed import group_costs
 from apportion.planner.threshold import minimise_over
 
 __all__ = [
@@ -83,7 +84,7 @@ class Search:
         for number in dict.fromkeys(self.alike):
             group, link = groups[number], group_link(problem, groups[number])
             self.costs[number] = [
-                ShareCosts(memory.problem, group.devices, link, self.steps, stage_kinds)
+                group_costs(memory.problem, group.devices, link, self.steps, stage_kinds)
                 for memory in memories[number]
             ]
             found[number] = joined_options(

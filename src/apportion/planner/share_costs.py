@@ -130,6 +130,16 @@ class ShareCosts:
         seconds[kinds.has_head[numbers]] += shares.head_s
         return seconds
 
+    def possible(self) -> IntArray:
+        """The kinds for which there is enough memory in sum."""
+        problem, model = self.problem, self.problem.model
+        root, other = (
+            self.kinds.bytes(problem.capacity, problem.formats, root=rank) for rank in (True, False)
+        )
+        units = np.array([model.kv_heads, self.num_granules, model.vocab_rows])
+        needed = root[:, 0] + (len(self.devices) - 1) * other[:, 0] + np.minimum(root, other)[:, 1:] @ units
+        return np.flatnonzero(needed <= sum(device.usable_bytes for device in self.devices))
+
     def fits(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> NDArray[np.bool_]:
         """[kind, share]: whether every member holds its own."""
         problem = self.problem

@@ -39,7 +39,7 @@ class Check:
 
 def verify(plan: Plan) -> list[Check]:
     """All checks; where the plan's structure is wrong, only those of the structure: the rest has no meaning."""
-    structure = [_layers(plan), _shares(plan), _devices(plan), _formats(plan), _links(plan)]
+    structure = [_layers(plan), _shares(plan), _devices(plan), _formats(plan), _streams(plan), _links(plan)]
     if not all(check.ok for check in structure):
         return structure
     return [
@@ -131,6 +131,25 @@ def _formats(plan: Plan) -> Check:
     )
 
 
+def _streams(plan: Plan) -> Check:
+    known = {device.id: device for device in plan.cluster.devices}
+    streaming = [stage for stage in plan.stages if stage.streamed_layers]
+    ok = all(
+        stage.split.size == 1
+        and stage.weight_format == stage.activation_format
+        and set(stage.streamed_layers) <= set(range(stage.layer_start, stage.layer_stop))
+        and list(stage.streamed_layers) == sorted(set(stage.streamed_layers))
+        and all(known[name].stream_bytes_per_s for name in stage.split.device_ids if name in known)
+        for stage in streaming
+    )
+    number = sum(len(stage.streamed_layers) for stage in streaming)
+    return Check(
+        name="streams",
+        statement=f"{number} of {plan.model.num_layers} layers are streamed, to single devices with a rate for it",
+        ok=ok,
+    )
+
+
 def _links(plan: Plan) -> Check:
     hosts = {device.id: device.host for device in plan.cluster.devices}
     home = coordinator_host(plan.cluster)
@@ -175,7 +194,10 @@ def _conservation(plan: Plan) -> Check:
     replicated = replicated_parameters(plan)
     whole = model_parameters(plan.model)
     before = whole_model_bytes(plan)
-    after = {name: memory.weights_bytes + memory.kv_bytes for name, memory in plan.memory.items()}
+    after = {
+        name: memory.weights_bytes + memory.streamed_bytes + memory.kv_bytes
+        for name, memory in plan.memory.items()
+    }
     each = ", ".join(f"{name} {format_bytes(size)}" for name, size in after.items())
     planned = sum(after.values())
     conserved = before + replicated_bytes(plan)
