@@ -32,6 +32,7 @@ def bench(
     prompt_tokens: PromptTokens = 512,
     output_tokens: OutputTokens = 64,
     weights: options.Weights = None,
+    stream: options.Stream = None,
     no_calibration: options.NoCalibration = False,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Measure any config's shapes; needs no checkpoint.")
@@ -49,6 +50,7 @@ def bench(
         prompt_tokens=None,
         output_tokens=None,
         weights=weights,
+        stream=stream,
         no_calibration=no_calibration or None,
     )
     lengths = Lengths(prompt_tokens=prompt_tokens, output_tokens=output_tokens)

@@ -65,6 +65,19 @@ Weights = Annotated[
 ]
 
 
+class StreamChoice(StrEnum):
+    NEVER = "never"
+    AUTO = "auto"
+
+
+Stream = Annotated[
+    StreamChoice | None,
+    typer.Option(
+        help="Layers streamed from host memory in every step, if nothing else fits [default: auto]."
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanChoices:
     """What was typed; None where nothing was."""
@@ -78,6 +91,7 @@ class PlanChoices:
     output_tokens: int | None
     weights: str | None
     no_calibration: bool | None = None
+    stream: StreamChoice | None = None
 
 
 def plan_from_options(
@@ -99,11 +113,12 @@ def plan_from_options(
     note = weights_note(model_path, formats)
     if note is not None:
         _tell(f"apportion: warning: {note}")
+    streaming = choices.stream is not StreamChoice.NEVER
     if choices.no_calibration:
-        return make_plan(model, cluster, workload, formats)
+        return make_plan(model, cluster, workload, formats, streaming=streaming)
     # What earlier runs measured replaces what is assumed; both lines go to stderr, beside any --json.
     calibrated = calibrate_here(cluster, formats, lambda text: _tell(f"apportion: warning: {text}"))
-    plan = make_plan(model, calibrated.cluster, workload, formats)
+    plan = make_plan(model, calibrated.cluster, workload, formats, streaming=streaming)
     for line in statement(calibrated, plan):
         _tell(line)
     return plan

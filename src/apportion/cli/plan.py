@@ -43,6 +43,7 @@ def plan(
     prompt_tokens: options.PromptTokens = None,
     output_tokens: options.OutputTokens = None,
     weights: options.Weights = None,
+    stream: options.Stream = None,
     no_calibration: options.NoCalibration = False,
     as_json: AsJson = False,
     out: Out = None,
@@ -64,6 +65,7 @@ def plan(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         weights=weights,
+        stream=stream,
         no_calibration=no_calibration or None,
     )
     made = options.plan_from_options(resolve_model(model, weights=False), choices)

@@ -23,6 +23,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     )
     console.print(_share_table(plan))
     console.print(_memory_table(plan))
+    _print_streams(console, plan)
     spread = estimate.uncertainty
     console.print(
         f"TTFT {format_seconds(estimate.ttft_s)} ±{spread.ttft:.0%} · "
@@ -84,6 +85,32 @@ def _share_table(plan: Plan) -> Table:
     return table
 
 
+def _print_streams(console: Console, plan: Plan) -> None:
+    """Host memory is asked for beside the devices'."""
+    for number, stage in enumerate(plan.stages):
+        if stage.streamed_layers:
+            (device_id,) = stage.split.device_ids
+            device, streamed_bytes = plan.cluster.device(device_id), plan.memory[device_id].streamed_bytes
+            where = "the page cache" if device.kind == "cpu" else "pinned memory"
+            rate = (device.stream_bytes_per_s or 0.0) / 1e9
+            console.print(
+                f"stage {number} streams {len(stage.streamed_layers)} of its {stage.num_layers} layers "
+                f"({_ranges(stage.streamed_layers)}): {format_bytes(streamed_bytes)} of host memory "
+                f"({where}), at {rate:.3g} GB/s in every step"
+            )
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """(0, 1, 2, 5) -> "0–2, 5"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
 def _share(shares: Sequence[int], rank: int) -> str:
     return f"{shares[rank]}/{sum(shares)}"
 
@@ -91,16 +118,18 @@ def _share(shares: Sequence[int], rank: int) -> str:
 def _memory_table(plan: Plan) -> Table:
     table = Table(title="Memory", title_justify="left")
     table.add_column("device")
-    for column in ("weights", "KV", "workspace", "budget", "headroom"):
+    streams = any(memory.streamed_bytes for memory in plan.memory.values())
+    for column in ("weights", "KV", "workspace", "budget", "headroom", *(["streamed"] if streams else [])):
         table.add_column(column, justify="right")
     for _, _, _, device in _members(plan):
         memory = plan.memory[device.id]
         sizes = (
             memory.weights_bytes,
             memory.kv_bytes,
-            memory.workspace_bytes + memory.buffer_bytes,
+            memory.workspace_bytes + memory.buffer_bytes + memory.stream_buffer_bytes,
             device.memory_bytes,
             device.memory_bytes - memory.total_bytes,
+            *([memory.streamed_bytes] if streams else []),
         )
         table.add_row(_name(device), *(format_bytes(size) for size in sizes))
     return table

@@ -32,6 +32,7 @@ def run(
     prompt_tokens: options.PromptTokens = None,
     output_tokens: options.OutputTokens = None,
     weights: options.Weights = None,
+    stream: options.Stream = None,
     no_calibration: options.NoCalibration = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate for each prompt.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
@@ -53,6 +54,7 @@ def run(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         weights=weights,
+        stream=stream,
         no_calibration=no_calibration or None,
     )
     _run(model, _prompt_texts(prompt, prompts), sampling, plan, choices, stats_json)

@@ -43,6 +43,7 @@ class DeviceUse:
     planned_bytes: int
     peak_bytes: int
     read_bytes: int
+    streamed_bytes: int
     parameters: int
 
 
@@ -112,6 +113,7 @@ def _device_use(plan: Plan, report: WorkerReport) -> DeviceUse:
         planned_bytes=plan.memory[report.device_id].engine_bytes,
         peak_bytes=report.peak_bytes,
         read_bytes=report.read_bytes,
+        streamed_bytes=report.streamed_bytes,
         parameters=report.parameters,
     )
 
@@ -151,9 +153,11 @@ def _link_table(stats: RunStats) -> Table:
 def _device_table(stats: RunStats) -> Table:
     table = Table(title="Memory of each worker")
     table.add_column("device")
-    for column in ("peak", "planned", "budget", "read from disk"):
+    streams = any(device.streamed_bytes for device in stats.devices)
+    for column in ("peak", "planned", "budget", "read from disk", *(["streamed"] if streams else [])):
         table.add_column(column, justify="right")
     for device in stats.devices:
-        sizes = (device.peak_bytes, device.planned_bytes, device.budget_bytes, device.read_bytes)
+        sizes = [device.peak_bytes, device.planned_bytes, device.budget_bytes, device.read_bytes]
+        sizes += [device.streamed_bytes] if streams else []
         table.add_row(device.id, *(format_bytes(size) for size in sizes))
     return table

@@ -50,7 +50,7 @@ def device_map(plan: Plan, stages: tuple[Stage, ...]) -> dict[str, int | str]:
     """Module name to a GPU's ordinal or another torch device; every parameter is below exactly one name."""
     names = [_name(plan.cluster.device(stage.split.device_ids[0])) for stage in stages]
     layers = {
-        f"model.layers.{layer}": name
+        f"model.layers.{layer}": "cpu" if layer in stage.streamed_layers else name
         for stage, name in zip(stages, names, strict=True)
         for layer in range(stage.layer_start, stage.layer_stop)
     }

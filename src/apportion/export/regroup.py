@@ -90,7 +90,14 @@ def _stage(
         activation_format=plan.activation_format,
         has_embedding=layers[0] == 0,
         has_head=layers[1] == plan.model.num_layers,
+        streamed_layers=_streamed(plan, layers) if len(devices) == 1 else (),
     )
+
+
+def _streamed(plan: Plan, layers: tuple[int, int]) -> tuple[int, ...]:
+    """Those of these layers that the plan streams."""
+    every = (layer for stage in plan.stages for layer in stage.streamed_layers)
+    return tuple(layer for layer in every if layers[0] <= layer < layers[1])
 
 
 def cut_down(total: int, weights: Sequence[Fraction]) -> tuple[int, ...]:

@@ -22,6 +22,13 @@ NEAREST: dict[str, dict[str, str]] = {
 """By engine and format of ours."""
 
 
+_STREAMING = {
+    "accelerate": "which the map gives as 'cpu': accelerate copies them in every step, without prefetching the next",
+    "vLLM": "which vLLM does with --cpu-offload-gb, not layer by layer: the prediction is not for that",
+    "llama.cpp": "llama.cpp computes such layers on the CPU instead: lower --n-gpu-layers",
+}
+
+
 def one_weight_format(plan: Plan) -> str:
     """The narrowest of the stages' formats: what holds a stage in it does not hold it in a wider one."""
     return min(plan.weight_formats_in_use, key=lambda name: (WEIGHT_BITS[name], name))
@@ -31,6 +38,11 @@ def weight_notes(plan: Plan, engine: str) -> list[str]:
     """One sentence where the engine's weights are not those of the plan."""
     name, used = one_weight_format(plan), plan.weight_formats_in_use
     notes: list[str] = []
+    num_streamed = sum(len(stage.streamed_layers) for stage in plan.stages)
+    if num_streamed:
+        notes.append(
+            f"the plan streams {num_streamed} layers from host memory, {_STREAMING.get(engine, f'{engine} cannot')}"
+        )
     if len(used) > 1:
         notes.append(
             f"{engine} has one weight format for all stages: {' and '.join(used)} become {name} everywhere"

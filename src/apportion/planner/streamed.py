@@ -92,16 +92,16 @@ class StreamedCosts(ShareCosts):
 
     def fits(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> NDArray[np.bool_]:
         assert len(heads) == len(granules) == 1
-        return np.array([self._shards[number] is not None for number in numbers], dtype=bool)[:, None]
+        return np.array([self._shards[int(number)] is not None for number in numbers], dtype=bool)[:, None]
 
     def timings(self, shares: CostedShares, numbers: IntArray) -> FloatArray:
         seconds = super().timings(shares, numbers)
         for place, number in enumerate(numbers):
-            shard = self._shards[number]
+            shard = self._shards[int(number)]
             if shard is not None and shard.streamed:
-                seconds[place, 0] = self._pair(
-                    lambda step, shard=shard: group_step_s(
-                        self.problem.model, [(self.devices[0], shard)], None, step
-                    )
-                )
+                seconds[place, 0] = self._step_s(shard)
         return seconds
+
+    def _step_s(self, shard: Shard) -> FloatArray:
+        members = [(self.devices[0], shard)]
+        return self._pair(lambda step: group_step_s(self.problem.model, members, None, step))

@@ -8,6 +8,7 @@ from apportion.plot.svg import (
     CROSSES,
     DOTS,
     LABEL_PX,
+    LINES,
     SOLID,
     STRIPES,
     Drawing,
@@ -22,6 +23,7 @@ from apportion.types.units import format_bytes
 KINDS: dict[str, Fill] = {
     "weights": SOLID,
     "KV": STRIPES,
+    "streamed": LINES,
     "workspace": DOTS,
     "reserved": CROSSES,
     "free": BLANK,
@@ -38,6 +40,7 @@ def parts(plan: Plan, device: Device) -> dict[str, int]:
     return {
         "weights": memory.weights_bytes,
         "KV": memory.kv_bytes,
+        "streamed": memory.stream_buffer_bytes,
         "workspace": memory.workspace_bytes + memory.buffer_bytes,
         "reserved": memory.reserved_bytes,
         "free": device.memory_bytes - memory.total_bytes,
@@ -104,4 +107,8 @@ def _roles(plan: Plan, device: Device) -> Iterator[str]:
             rank = stage.split.device_ids.index(device.id)
             share = f", {stage.split.kv_heads[rank]}/{plan.model.kv_heads} heads"
             layers = f"layers {stage.layer_start}–{stage.layer_stop - 1}"
-            yield f"stage {number}, {layers}{share if stage.split.size > 1 else ''}"
+            streams = f", streams {format_bytes(plan.memory[device.id].streamed_bytes)}"
+            yield (
+                f"stage {number}, {layers}{share if stage.split.size > 1 else ''}"
+                f"{streams if stage.streamed_layers else ''}"
+            )

@@ -40,8 +40,13 @@ CROSSES = Fill(
     colour="#c9c9c9",
     hatching='<path d="M0,0 l8,8 M0,8 l8,-8" stroke="#6e6e6e" stroke-width="0.9"/>',
 )
+LINES = Fill(
+    name="lines",
+    colour="#d9ecd0",
+    hatching='<path d="M0,2 h8 M0,6 h8" stroke="#4a7a2f" stroke-width="1.2"/>',
+)
 BLANK = Fill(name="blank", colour="#ffffff", hatching="")
-FILLS = (SOLID, STRIPES, DOTS, CROSSES, BLANK)
+FILLS = (SOLID, STRIPES, DOTS, LINES, CROSSES, BLANK)
 
 
 @dataclass(slots=True)

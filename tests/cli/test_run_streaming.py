@@ -1,0 +1,57 @@
+"""`apportion run` of a model that all devices together do not hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apportion.cli.main import exit_code
+
+MIB = 2**20
+TWO = "a=cpu:9MiB, b=cpu:9MiB@0.5"
+PROMPT = "ROMEO:\nBut soft"
+SMALL = ["--context", "64", "--prompt-tokens", "8", "--output-tokens", "8", "--no-calibration"]
+
+
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    stats = tmp_path / "stats.json"
+    given = ["run", "demo", PROMPT, *SMALL, "--max-tokens", "30", *arguments, "--stats-json", str(stats)]
+    assert exit_code(given) == 0
+    return json.loads(stats.read_text())
+
+
+def test_streaming_gives_the_text_of_one_device(tmp_path: Path):
+    file = tmp_path / "plan.json"
+    assert exit_code(["plan", "demo", "--devices", TWO, *SMALL, "--out", str(file)]) == 0
+    assert exit_code(["verify", str(file)]) == 0
+    plan = json.loads(file.read_text())
+    weights = sum(m["weights_bytes"] + m["streamed_bytes"] for m in plan["memory"].values())
+    assert weights > 18 * MIB  # more than both have
+    held = run(tmp_path, "--devices", "whole=cpu:100MiB")
+    streamed = run(tmp_path, "--plan", str(file))
+    assert streamed["outputs"] == held["outputs"]
+    steps = len(streamed["outputs"][0]["token_ids"])
+    for device in streamed["devices"]:
+        memory = plan["memory"][device["id"]]
+        assert device["streamed_bytes"] == steps * memory["streamed_bytes"] > 0
+        resident = device["parameters"] - memory["streamed_bytes"] // 4
+        assert device["read_bytes"] == 2 * resident  # the files are bf16
+        assert 0 < device["peak_bytes"] <= device["planned_bytes"] <= 9 * MIB
+
+
+def test_streaming_is_refused_or_offered(capsys: pytest.CaptureFixture[str]):
+    assert exit_code(["plan", "demo", "--devices", TWO, *SMALL, "--stream", "never"]) == 3
+    assert "try --stream auto" in capsys.readouterr().err
+    assert exit_code(["plan", "demo", "--devices", "a=cpu:6MiB", *SMALL]) == 3
+    error = capsys.readouterr().err
+    assert "1 device has 6.0 MiB" in error
+    assert "--stream" not in error
+
+
+def test_the_plan_says_what_is_streamed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    picture = tmp_path / "plan.svg"
+    assert exit_code(["plan", "demo", "--devices", TWO, *SMALL, "--plot", str(picture), "--why"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of host memory (the page cache), at" in shown
+    assert 'data-kind="streamed"' in picture.read_text()
