@@ -68,6 +68,8 @@ def observe(
     waiting_s = _waiting_s(plan, work, alone_tpot_s)
     seen: list[Observation] = []
     for stage in plan.stages:
+        if stage.streamed_layers:
+            continue  # its steps also copy, which tells nothing of the rates that are fitted
         members = stage_members(plan.model, plan.cluster, stage)
         for device, shard in members:
             if device.id not in hardware:
