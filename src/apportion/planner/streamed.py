@@ -20,7 +20,7 @@ from apportion.planner.axes import StageKind, make_shard
 from apportion.planner.problem import Problem
 from apportion.planner.share_costs import CostedShares, ShareCosts
 from apportion.planner.stage_kinds import StageKinds, stage_kind
-from apportion.types.cluster import Device, Link
+from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.plan import Stage
 
 FloatArray = NDArray[np.float64]
@@ -75,6 +75,20 @@ def with_streamed_layers(problem: Problem, stage: Stage) -> Stage:
     return replace(
         stage,
         streamed_layers=evenly_streamed(problem.model, stage.layer_start, stage.layer_stop, count),
+    )
+
+
+def streams_as_it_can(cluster: Cluster, stage: Stage) -> bool:
+    """Layers of the stage, each once and in order, to a single device; one that is not in the cluster is not judged."""
+    layers = stage.streamed_layers
+    devices = [device for device in cluster.devices if device.id in stage.split.device_ids]
+    return not layers or (
+        stage.split.size == 1
+        and stage.weight_format == stage.activation_format
+        and layers == tuple(sorted(set(layers)))
+        and stage.layer_start <= layers[0]
+        and layers[-1] < stage.layer_stop
+        and all(device.stream_bytes_per_s for device in devices)
     )
 
 

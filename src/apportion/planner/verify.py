@@ -22,6 +22,7 @@ from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.balance import balance
 from apportion.planner.bound import certify
 from apportion.planner.problem import alternatives, plan_problem
+from apportion.planner.streamed import streams_as_it_can
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
 from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS, format_bytes, format_seconds
@@ -132,21 +133,11 @@ def _formats(plan: Plan) -> Check:
 
 
 def _streams(plan: Plan) -> Check:
-    known = {device.id: device for device in plan.cluster.devices}
-    streaming = [stage for stage in plan.stages if stage.streamed_layers]
-    ok = all(
-        stage.split.size == 1
-        and stage.weight_format == stage.activation_format
-        and set(stage.streamed_layers) <= set(range(stage.layer_start, stage.layer_stop))
-        and list(stage.streamed_layers) == sorted(set(stage.streamed_layers))
-        and all(known[name].stream_bytes_per_s for name in stage.split.device_ids if name in known)
-        for stage in streaming
-    )
-    number = sum(len(stage.streamed_layers) for stage in streaming)
+    number = sum(len(stage.streamed_layers) for stage in plan.stages)
     return Check(
         name="streams",
         statement=f"{number} of {plan.model.num_layers} layers are streamed, to single devices with a rate for it",
-        ok=ok,
+        ok=all(streams_as_it_can(plan.cluster, stage) for stage in plan.stages),
     )
 
 
