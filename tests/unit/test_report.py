@@ -122,7 +122,9 @@ def run(engine: Engine, first_id: int, num: int) -> Seen:
     inner_s = time.perf_counter()
     sampling = SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True)
     ids = range(first_id, first_id + num)
-    for _ in engine.generate([Request(id=i, prompt_ids=tuple(range(i, i + 9)), sampling=sampling) for i in ids]):
+    for _ in engine.generate(
+        [Request(id=i, prompt_ids=tuple(range(i, i + 9)), sampling=sampling) for i in ids]
+    ):
         pass
     least_s = time.perf_counter() - inner_s
     return Seen(reports=engine.collect(), least_s=least_s, most_s=time.perf_counter() - outer_s)
