@@ -47,7 +47,7 @@ def test_no_calibration_neither_reads_nor_says_anything(
     calibration_file().write_text("broken")
     choices = options.PlanChoices(
         devices="a=cpu:100MiB",
-        cluster_file=None,
+        cluster=None,
         objective=None,
         context=None,
         concurrency=None,

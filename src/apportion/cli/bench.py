@@ -43,7 +43,7 @@ def bench(
     """Measure a model divided among devices."""
     choices = options.PlanChoices(
         devices=devices,
-        cluster_file=cluster,
+        cluster=cluster,
         objective=objective,
         context=context,
         concurrency=None,

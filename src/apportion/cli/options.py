@@ -1,10 +1,10 @@
 """Options that `plan` and `run` share, and the plan that they ask for."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ MAX_DEFAULT_OUTPUT = 128
 class ObjectiveChoice(StrEnum):
     LATENCY = "latency"
     THROUGHPUT = "throughput"
+    FEWEST_DEVICES = "fewest-devices"
 
 
 Model = Annotated[
@@ -43,7 +44,11 @@ ClusterFile = Annotated[
     Path | None, typer.Option("--cluster", help="TOML file of devices on several hosts and their links.")
 ]
 ObjectiveOption = Annotated[
-    ObjectiveChoice | None, typer.Option(help="Time of one request alone (default), or tokens/s of all.")
+    ObjectiveChoice | None,
+    typer.Option(
+        help="Time of one request alone (default), tokens/s of all (default with a rate or limit), or as few devices "
+        "as will do."
+    ),
 ]
 Context = Annotated[int | None, typer.Option(min=1, help="Most tokens in a sequence [default: up to 4096].")]
 Concurrency = Annotated[int | None, typer.Option(min=1, help="Sequences at once [default: 1].")]
@@ -52,6 +57,18 @@ PromptTokens = Annotated[
 ]
 OutputTokens = Annotated[
     int | None, typer.Option(min=1, help="Typical output [default: 128, at most a quarter of the context].")
+]
+ArrivalRate = Annotated[
+    float | None, typer.Option(min=1e-9, help="Requests per second to serve, instead of --concurrency.")
+]
+TtftLimit = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-9, help="Most seconds to a first token, as the mean of all requests arriving together."
+    ),
+]
+TpotLimit = Annotated[
+    float | None, typer.Option(min=1e-9, help="Most seconds per output token with all sequences running.")
 ]
 NoCalibration = Annotated[
     bool, typer.Option("--no-calibration", help="Ignore what earlier runs on this machine measured.")
@@ -83,7 +100,7 @@ class PlanChoices:
     """What was typed; None where nothing was."""
 
     devices: str | None
-    cluster_file: Path | None
+    cluster: Path | None
     objective: ObjectiveChoice | None
     context: int | None
     concurrency: int | None
@@ -92,6 +109,20 @@ class PlanChoices:
     weights: str | None
     no_calibration: bool | None = None
     stream: StreamChoice | None = None
+    arrival_rate: float | None = None
+    ttft_limit: float | None = None
+    tpot_limit: float | None = None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> "PlanChoices":
+        """From a command's arguments, which have the names of these fields; others are left alone."""
+        typed = {one.name: arguments[one.name] for one in fields(cls) if one.name in arguments}
+        return cls(**{**typed, "no_calibration": typed["no_calibration"] or None})
+
+    @property
+    def demanding(self) -> bool:
+        """Whether a rate or a limit is asked for."""
+        return not (self.arrival_rate is None and self.ttft_limit is None and self.tpot_limit is None)
 
 
 def plan_from_options(
@@ -146,8 +177,23 @@ def workload_from_options(model: "ModelSpec", choices: PlanChoices) -> "Workload
         output_tokens=output_tokens,
         concurrency=choices.concurrency or 1,
         max_context_tokens=context,
-        objective=(choices.objective or ObjectiveChoice.LATENCY).value,
+        objective=_objective(choices).value,
+        arrival_rate=choices.arrival_rate,
+        ttft_limit_s=choices.ttft_limit,
+        tpot_limit_s=choices.tpot_limit,
     )
+
+
+def _objective(choices: PlanChoices) -> ObjectiveChoice:
+    if choices.arrival_rate is not None and choices.concurrency is not None:
+        raise UsageError(
+            "give either --concurrency or --arrival-rate: the rate decides how many are in flight"
+        )
+    if choices.demanding and choices.objective is ObjectiveChoice.LATENCY:
+        raise UsageError(
+            "--objective latency is of one request alone; rates and limits go with throughput or fewest-devices"
+        )
+    return choices.objective or (ObjectiveChoice.THROUGHPUT if choices.demanding else ObjectiveChoice.LATENCY)
 
 
 def cluster_from_options(choices: PlanChoices) -> "Cluster":
@@ -155,10 +201,10 @@ def cluster_from_options(choices: PlanChoices) -> "Cluster":
     from apportion.catalog.cluster_text import make_cluster, parse_devices, read_cluster_toml
     from apportion.probe.local import all_local_devices, local_devices
 
-    if choices.devices is not None and choices.cluster_file is not None:
+    if choices.devices is not None and choices.cluster is not None:
         raise UsageError("give either --devices or --cluster")
-    if choices.cluster_file is not None:
-        return read_cluster_toml(choices.cluster_file, all_local_devices)
+    if choices.cluster is not None:
+        return read_cluster_toml(choices.cluster, all_local_devices)
     if choices.devices is not None:
         return parse_devices(choices.devices, all_local_devices)
     return make_cluster(local_devices(), [])

@@ -44,6 +44,9 @@ def plan(
     output_tokens: options.OutputTokens = None,
     weights: options.Weights = None,
     stream: options.Stream = None,
+    arrival_rate: options.ArrivalRate = None,
+    ttft_limit: options.TtftLimit = None,
+    tpot_limit: options.TpotLimit = None,
     no_calibration: options.NoCalibration = False,
     as_json: AsJson = False,
     out: Out = None,
@@ -56,18 +59,7 @@ def plan(
 
     if as_json and (compare or why):
         raise UsageError("--json prints the plan alone; leave out --compare and --why")
-    choices = options.PlanChoices(
-        devices=devices,
-        cluster_file=cluster,
-        objective=objective,
-        context=context,
-        concurrency=concurrency,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        weights=weights,
-        stream=stream,
-        no_calibration=no_calibration or None,
-    )
+    choices = options.PlanChoices.of(locals())
     made = options.plan_from_options(resolve_model(model, weights=False), choices)
     _write(made, out, plot)
     _show(made, as_json=as_json, compare=compare, why=why)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apportion.planner.verify import Check
+from apportion.planner.check import Check
 from apportion.types.cluster import Device
 from apportion.types.plan import Plan, Stage
 from apportion.types.units import format_bytes, format_seconds
@@ -21,6 +21,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"{workload.concurrency} × {workload.max_context_tokens} tokens of context, "
         f"prefill chunks of {plan.chunk_tokens}, {_counted(plan.microbatches, 'microbatch', 'es')}"
     )
+    if _demands(plan):
+        console.print(_demands(plan))
     console.print(_share_table(plan))
     console.print(_memory_table(plan))
     _print_streams(console, plan)
@@ -38,12 +40,32 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"{format_seconds(plan.balance.smallest_epsilon_s)}"
     )
     console.print(
-        f"certificate: {certificate.objective} {format_seconds(certificate.value)}, no plan below "
+        f"certificate: {_objective(plan)} {format_seconds(certificate.value)}, no plan below "
         f"{format_seconds(certificate.lower_bound)}, gap {certificate.gap:.2%}"
     )
     console.print(f"  by {escape(certificate.method)}")
     if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
         console.print("* emulated: slowed down on purpose, its figures are no real device's")
+
+
+def _demands(plan: Plan) -> str:
+    """The rate and limits that were asked for, "" where there are none."""
+    workload = plan.workload
+    parts = [] if workload.arrival_rate is None else [f"{workload.arrival_rate:g} requests/s"]
+    for name, limit in (("TTFT", workload.ttft_limit_s), ("TPOT", workload.tpot_limit_s)):
+        if limit is not None:
+            parts.append(f"{name} ≤ {format_seconds(limit)}")
+    chosen = workload.arrival_rate is not None or workload.most_sequences is not None
+    most = f" of at most {workload.most_sequences}" if workload.most_sequences else ""
+    numbers = f": {workload.concurrency}{most} at once" if chosen else ""
+    return f"for {', '.join(parts)}{numbers}" if parts else ""
+
+
+def _objective(plan: Plan) -> str:
+    """What the certificate's seconds are of."""
+    if plan.workload.objective == "fewest-devices":
+        return f"time per output token with as few devices as {len(plan.device_ids)}"
+    return plan.workload.objective
 
 
 def _shape(plan: Plan) -> str:
@@ -70,12 +92,15 @@ def _name(device: Device) -> str:
 def _share_table(plan: Plan) -> Table:
     table = Table(title="Division", title_justify="left")
     table.add_column("device")
-    for column in ("stage", "layers", "KV heads", "FFN columns", "step"):
+    several = len(plan.weight_formats_in_use) > 1
+    columns = ("stage", *(("weights",) if several else ()), "layers", "KV heads", "FFN columns", "step")
+    for column in columns:
         table.add_column(column, justify="right")
     for number, stage, rank, device in _members(plan):
         table.add_row(
             _name(device),
             str(number),
+            *((stage.weight_format,) if several else ()),
             f"{stage.layer_start}–{stage.layer_stop - 1}",
             _share(stage.split.kv_heads, rank),
             _share(stage.split.ffn_columns, rank),

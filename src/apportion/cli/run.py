@@ -45,18 +45,7 @@ def run(
     sampling = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, ignore_eos=ignore_eos
     )
-    choices = options.PlanChoices(
-        devices=devices,
-        cluster_file=cluster,
-        objective=objective,
-        context=context,
-        concurrency=concurrency,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        weights=weights,
-        stream=stream,
-        no_calibration=no_calibration or None,
-    )
+    choices = options.PlanChoices.of(locals())
     _run(model, _prompt_texts(prompt, prompts), sampling, plan, choices, stats_json)
 
 
@@ -159,9 +148,7 @@ def read_given_plan(file: Path, folder: Path, choices: options.PlanChoices) -> "
 
     given = [name for name, value in asdict(choices).items() if value is not None]
     if given:
-        names = ", ".join(
-            "--cluster" if name == "cluster_file" else "--" + name.replace("_", "-") for name in given
-        )
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"--plan already says how to divide the model; leave out {names}")
     plan, model = read_plan(file), read_model_spec(folder)
     if plan.model.fingerprint != model.fingerprint:

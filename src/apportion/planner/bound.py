@@ -55,14 +55,15 @@ IntArray = NDArray[np.int64]
 
 def certify(problems: Sequence[Problem], value: float) -> Certificate:
     """The certificate of a plan whose objective is `value`: a bound on every plan for any of `problems`, which differ
-    in their prefill chunk alone."""
+    in their prefill chunk and number of sequences alone. Limits on TTFT and TPOT are left out: it bounds plans without
+    them too."""
     problem = problems[0]
     groups = possible_groups(problem)
     kinds = StageKinds(problem.model)
     bounds = [
         _Bounds(one, microbatches, groups, kinds, value).best()
         for one in problems
-        for microbatches in microbatch_candidates(problem.workload, len(problem.cluster.devices))
+        for microbatches in microbatch_candidates(one.workload, len(problem.cluster.devices))
     ]
     least = min(bounds, key=lambda bound: bound.seconds)
     lower_bound = min(value, least.seconds)

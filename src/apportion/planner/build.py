@@ -1,14 +1,19 @@
 """From model, cluster and workload to a plan: search, then estimate, certify and check the balance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from math import inf
 
 from apportion.cost.estimate import estimate, objective_value
 from apportion.cost.memory import stages_memory
 from apportion.planner.balance import balance
 from apportion.planner.bound import certify
-from apportion.planner.formats import group_problems, widened
+from apportion.planner.demand import find_demanded
+from apportion.planner.formats import group_problems, keeps_limits, widened
+from apportion.planner.found import Found
 from apportion.planner.infeasible import infeasible_error, least_bytes
+from apportion.planner.limits import WithinLimits
+from apportion.planner.limits_error import limits_error, without_limits
 from apportion.planner.problem import (
     Problem,
     alternatives,
@@ -28,18 +33,10 @@ from apportion.planner.search import (
 from apportion.planner.shares import GroupMemory
 from apportion.planner.streamed import with_streamed_layers
 from apportion.types.cluster import Cluster
+from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import PLAN_VERSION, Plan, Stage, TensorSplit
 from apportion.types.workload import Workload
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    problem: Problem
-    stages: tuple[Stage, ...]
-    microbatches: int
-    value: float
-    """Of the objective."""
 
 
 def find_division(
@@ -51,25 +48,33 @@ def find_division(
     streaming: bool = True,
 ) -> Found | None:
     """The best division that holds all its weights; where there is none and `streaming` is allowed, the best of those
-    that stream some, in one weight format. None where nothing fits."""
-    held = _find(model, cluster, workload, weight_formats, streaming=False)
-    if held is not None or not streaming:
-        return held
-    return _find(model, cluster, workload, weight_formats, streaming=True)
+    that stream some, in one weight format. None where nothing fits or keeps the limits. Raises InfeasibleError for an
+    arrival rate that cannot be served."""
+
+    def find(streaming: bool) -> Found | None:
+        def of_sequences(resolved: Workload, most_devices: int | None) -> Found | None:
+            return _over_chunks(model, cluster, resolved, weight_formats, most_devices, streaming=streaming)
+
+        return find_demanded(workload, len(cluster.devices), of_sequences)
+
+    held = find(False)
+    return find(True) if held is None and streaming else held
 
 
-def _find(
+def _over_chunks(
     model: ModelSpec,
     cluster: Cluster,
     workload: Workload,
     weight_formats: tuple[str, ...],
+    most_devices: int | None,
     *,
     streaming: bool,
 ) -> Found | None:
-    """Over the prefill chunks to choose among."""
+    """The best over the prefill chunks to choose among."""
 
     def with_chunk(chunk_tokens: int) -> Found | None:
         problem = make_problem(model, cluster, workload, weight_formats, chunk_tokens)
+        problem = replace(problem, max_devices=most_devices)
         if not streaming:
             return search(problem)
         if problem.activation_format not in problem.weight_formats:
@@ -84,7 +89,7 @@ def _find(
     # Memory falls with the chunk: what the smallest does not allow, none does.
     if not others or with_chunk(others[-1]) is None:
         return None
-    return next(one for chunk_tokens in others if (one := with_chunk(chunk_tokens)))
+    return next((one for chunk_tokens in others if (one := with_chunk(chunk_tokens))), None)
 
 
 def fits(
@@ -95,9 +100,17 @@ def fits(
     *,
     streaming: bool = True,
 ) -> bool:
-    """Whether any division holds this workload."""
+    """Whether any division holds this workload, however slow."""
     chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
-    alone = replace(workload, objective="latency", prompt_tokens=1, output_tokens=1)
+    alone = replace(
+        workload,
+        objective="latency",
+        prompt_tokens=1,
+        output_tokens=1,
+        arrival_rate=None,
+        ttft_limit_s=None,
+        tpot_limit_s=None,
+    )
     problem = make_problem(model, cluster, alone, weight_formats, chunk_tokens)
     if search(problem) is not None:
         return True
@@ -122,19 +135,20 @@ def search(problem: Problem) -> Found | None:
         [GroupMemory(one, group.devices) for one in group_problems(problem, group.devices, kinds)]
         for group in groups
     ]
-    best: tuple[float, int, Division] | None = None
+    best: tuple[float, Division, int] | None = None
     for microbatches in microbatch_candidates(problem.workload, len(problem.cluster.devices)):
         searched = Search(problem, microbatches, groups, memories, kinds)
         division = searched.best()
         if division is None:
             return None
-        value = searched.goal.combine(division.total, division.maximum)
-        if best is None or value < best[0]:
-            best = (value, microbatches, division)
+        _check_exact(problem, searched)
+        found = _limited(searched, division, microbatches, inf if best is None else best[0])
+        if found is not None and (best is None or found[0] < best[0]):
+            best = (*found, microbatches)
     if best is None:
         return None
-    stages = name_devices(problem, best[2].stages)
-    microbatches = _microbatches(problem, stages, best[1])
+    stages = name_devices(problem, best[1].stages)
+    microbatches = _microbatches(problem, stages, best[2])
     stages = widened(problem, stages, microbatches)
     value = objective_value(
         problem.model,
@@ -147,9 +161,32 @@ def search(problem: Problem) -> Found | None:
     return Found(problem=problem, stages=stages, microbatches=microbatches, value=value)
 
 
+def _check_exact(problem: Problem, searched: Search) -> None:
+    if problem.max_devices is not None and not searched.exact:
+        raise UsageError(
+            f"{len(problem.cluster.devices)} devices are too many ways for --objective fewest-devices;"
+            " name fewer, or use --objective throughput"
+        )
+
+
+def _limited(
+    searched: Search, division: Division, microbatches: int, cutoff: float
+) -> tuple[float, Division] | None:
+    """The division and its value where that is below `cutoff` and it keeps the limits; else the best that does both."""
+    problem = searched.problem
+    value = searched.goal.combine(division.total, division.maximum)
+    if value >= cutoff:
+        return None
+    if keeps_limits(problem, name_devices(problem, division.stages), microbatches):
+        return value, division
+    exact = searched.exact and not problem.streaming
+    other = WithinLimits(searched, microbatches, cutoff).best() if exact else None
+    return None if other is None else (searched.goal.combine(other.total, other.maximum), other)
+
+
 def _microbatches(problem: Problem, stages: Sequence[Stage], searched: int) -> int:
     """Latency is of one request alone, so the number is free: the one with the least time per output token."""
-    if problem.workload.objective == "throughput":
+    if problem.workload.objective != "latency":
         return searched
     most = min(problem.workload.concurrency, 2 * len(stages))
 
@@ -208,12 +245,18 @@ def make_plan(
 ) -> Plan:
     """The best division of the model, certified. Layers are streamed where nothing fits otherwise and `streaming`.
 
-    Raises InfeasibleError where the devices cannot hold it, ClusterError where one lacks a rate it needs.
+    Raises InfeasibleError where the devices cannot hold it, or keep its limits; ClusterError where one lacks a rate it
+    needs.
     """
     found = find_division(model, cluster, workload, weight_formats, streaming=streaming)
+    if found is None and workload.limited:
+        free = without_limits(workload)
+        unlimited = find_division(model, cluster, free, weight_formats, streaming=streaming)
+        if unlimited is not None:
+            raise limits_error(workload, unlimited)
     if found is None:
         raise infeasible_error(model, cluster, workload, weight_formats, fits, streaming=streaming)
-    problem, stages = found.problem, found.stages
+    problem, stages, workload = found.problem, found.stages, found.problem.workload
     chunk_tokens = problem.capacity.chunk_tokens
     predicted = estimate(
         model, cluster, workload, stages, chunk_tokens=chunk_tokens, microbatches=found.microbatches

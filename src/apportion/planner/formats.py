@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from apportion.cost.estimate import objective_value
+from apportion.cost.estimate import estimate, objective_value
 from apportion.cost.formats import Formats, head_row_bytes, parameters_bytes
 from apportion.cost.memory import stages_memory
+from apportion.cost.service import within_limits
 from apportion.planner.axes import ffn_granule
 from apportion.planner.groups import common_formats
 from apportion.planner.problem import Problem
@@ -67,8 +68,8 @@ def _holds_no_more(better: Problem, worse: Problem, kinds: StageKinds) -> bool:
 
 
 def widened(problem: Problem, stages: tuple[Stage, ...], microbatches: int) -> tuple[Stage, ...]:
-    """The stages, first to last, in the widest formats that fit and leave the objective as it is: of divisions as
-    good as each other the one with the more exact weights."""
+    """The stages, first to last, in the widest formats that fit, keep the limits and leave the objective as it is: of
+    divisions as good as each other the one with the more exact weights."""
 
     def value(some: Sequence[Stage]) -> float:
         return objective_value(
@@ -86,10 +87,26 @@ def widened(problem: Problem, stages: tuple[Stage, ...], microbatches: int) -> t
     for number, stage in enumerate(stages):
         for name in _wider(problem, stage):
             wider = (*stages[:number], replace(stage, weight_format=name), *stages[number + 1 :])
-            if _fits(problem, wider[number]) and value(wider) <= least * SAME:
+            kept = _fits(problem, wider[number]) and keeps_limits(problem, wider, microbatches)
+            if kept and value(wider) <= least * SAME:
                 stages = wider
                 break
     return stages
+
+
+def keeps_limits(problem: Problem, stages: Sequence[Stage], microbatches: int) -> bool:
+    """Whether the division's estimate is within the workload's limits; the latency objective knows none."""
+    if not problem.workload.limited:
+        return True
+    predicted = estimate(
+        problem.model,
+        problem.cluster,
+        problem.workload,
+        stages,
+        chunk_tokens=problem.capacity.chunk_tokens,
+        microbatches=microbatches,
+    )
+    return within_limits(problem.workload, predicted)
 
 
 def _wider(problem: Problem, stage: Stage) -> tuple[str, ...]:

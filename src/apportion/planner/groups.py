@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 
 from apportion.cost.traffic import host_link
 from apportion.planner.problem import Problem
@@ -54,7 +55,7 @@ def possible_groups(problem: Problem) -> tuple[Group, ...]:
 
 def _host_groups(problem: Problem, host: str) -> Iterator[Group]:
     kinds = device_kinds(problem.cluster.devices)
-    most = min(problem.model.kv_heads, problem.model.ffn_columns)
+    most = min(problem.model.kv_heads, problem.model.ffn_columns, problem.max_devices or inf)
     joined = host_link(problem.cluster, host, host) is not None
     ranges = [range(len(kind) + 1 if kind[0].host == host else 1) for kind in kinds]
     for counts in product(*ranges):

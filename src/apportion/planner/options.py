@@ -49,7 +49,9 @@ class Options:
     def chosen(self, by_format: Sequence[ShareCosts], kind: int, limit: float) -> StageChoice:
         """The option of `path_within`; of several the least occupied."""
         allowed = np.where(self.occupied_s[kind] <= limit, self.path_s[kind], inf)
-        option = int(np.lexsort((self.occupied_s[kind], allowed))[0])
+        return self.choice(by_format, kind, int(np.lexsort((self.occupied_s[kind], allowed))[0]))
+
+    def choice(self, by_format: Sequence[ShareCosts], kind: int, option: int) -> StageChoice:
         row = int(self.share[kind, option])
         heads, granules = self.heads[row : row + 1], self.granules[row : row + 1]
         costs = by_format[int(self.format[row])]

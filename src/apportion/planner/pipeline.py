@@ -39,7 +39,12 @@ class Joined:
 
 class Pipelines:
     def __init__(
-        self, groups: Sequence[Group], hosts: Sequence[str], kind_counts: Sequence[int], num_layers: int
+        self,
+        groups: Sequence[Group],
+        hosts: Sequence[str],
+        kind_counts: Sequence[int],
+        num_layers: int,
+        max_devices: int | None = None,
     ) -> None:
         self.groups = groups
         self.num_layers = num_layers
@@ -50,7 +55,11 @@ class Pipelines:
         self.added = [int(np.dot(radices[:-1], group.counts)) for group in groups]
         used = np.arange(self.num_states)[:, None] // radices[:-1] % (np.array(kind_counts) + 1)
         level = used.sum(axis=1)
-        room = [(used + group.counts <= np.array(kind_counts)).all(axis=1) for group in groups]
+        most = sum(kind_counts) if max_devices is None else max_devices
+        room = [
+            (used + group.counts <= np.array(kind_counts)).all(axis=1) & (level + group.size <= most)
+            for group in groups
+        ]
         self.steps = [
             (number, states)
             for total in range(1, int(level.max()))

@@ -16,6 +16,8 @@ from apportion.types.workload import Workload
 BLOCK_TOKENS = 16
 CHUNK_TOKENS = (256, 128, 64, 32, 16)
 """Prefill chunks, largest first."""
+ALL_NUMBERS = 16
+"""Of sequences, that are all tried where their number is to be chosen."""
 MAX_DEVICES_OF_ALL_CHUNKS = 6
 """With more devices only the largest chunk that fits is searched."""
 
@@ -31,6 +33,8 @@ class Problem:
     capacity: Capacity
     streaming: bool = False
     """Whether stages may stream layers: asked for only where nothing fits otherwise."""
+    max_devices: int | None = None
+    """In use at once; None where there may be any number."""
 
     @property
     def formats(self) -> Formats:
@@ -108,13 +112,36 @@ def chunk_choices(workload: Workload, num_devices: int) -> tuple[int, ...]:
     return tuple(chunk for chunk in roomy if chunk not in holding[:-1])
 
 
+def sequence_numbers(most: int) -> tuple[int, ...]:
+    """How many may run at once: all up to `ALL_NUMBERS`; of more about so many, in equal ratios."""
+    if most <= ALL_NUMBERS:
+        return tuple(range(1, most + 1))
+    return tuple(dict.fromkeys(round(most ** (step / ALL_NUMBERS)) for step in range(ALL_NUMBERS + 1)))
+
+
 def alternatives(problem: Problem) -> tuple[Problem, ...]:
-    """The problem with every chunk among which its own was chosen."""
+    """The problem with every chunk, and number of sequences, among which its own was chosen."""
     choices = chunk_choices(problem.workload, len(problem.cluster.devices))
     if problem.capacity.chunk_tokens not in choices:
-        return (problem,)
+        choices = (problem.capacity.chunk_tokens,)
+    most = problem.workload.most_sequences
     return tuple(
-        replace(problem, capacity=replace(problem.capacity, chunk_tokens=chunk)) for chunk in choices
+        _with(problem, chunk, sequences)
+        for chunk in choices
+        for sequences in (sequence_numbers(most) if most else (problem.workload.concurrency,))
+    )
+
+
+def _with(problem: Problem, chunk_tokens: int, sequences: int) -> Problem:
+    if sequences == problem.workload.concurrency:
+        return replace(problem, capacity=replace(problem.capacity, chunk_tokens=chunk_tokens))
+    workload = replace(problem.workload, concurrency=sequences)
+    fresh = make_problem(problem.model, problem.cluster, workload, problem.weight_formats, chunk_tokens)
+    return replace(
+        fresh,
+        activation_format=problem.activation_format,
+        streaming=problem.streaming,
+        max_devices=problem.max_devices,
     )
 
 
@@ -136,6 +163,7 @@ def plan_problem(plan: Plan) -> Problem:
         workload=plan.workload,
         weight_formats=plan.weight_formats,
         activation_format=plan.activation_format,
+        max_devices=len(plan.device_ids) if plan.workload.objective == "fewest-devices" else None,
         capacity=plan_capacity(plan),
         streaming=any(stage.streamed_layers for stage in plan.stages),
     )

@@ -119,7 +119,9 @@ class Search:
 
     def _best_in_order(self) -> Division | None:
         counts = [len(kind) for kind in self.tables.device_kinds]
-        pipelines = Pipelines(self.groups, self.tables.hosts, counts, self.problem.model.num_layers)
+        pipelines = Pipelines(
+            self.groups, self.tables.hosts, counts, self.problem.model.num_layers, self.problem.max_devices
+        )
 
         def solve(limit: float) -> Division | None:
             placed = pipelines.solve(self.tables.by_stop(limit), self.tables.joined(limit))
@@ -161,7 +163,7 @@ class Search:
                 if choice is not None:
                     stages = list(division.stages)
                     stages[place] = stage._replace(choice=choice)
-                    division = min(division, self._joined(stages) or division, key=self._value)
+                    division = min(division, self.joined(stages) or division, key=self._value)
         return division
 
     def _division(self, placed: Sequence[Placed], limit: float) -> Division | None:
@@ -175,9 +177,9 @@ class Search:
             costs = self.costs[self.alike[number]]
             choice = options[number].chosen(costs, kind, limit)
             stages.append(PlacedStage(self.groups[number], start, stop, choice))
-        return self._joined(stages)
+        return self.joined(stages)
 
-    def _joined(self, stages: Sequence[PlacedStage]) -> Division | None:
+    def joined(self, stages: Sequence[PlacedStage]) -> Division | None:
         """None where two stages' hosts have no link."""
         groups, joins = [stage.group for stage in stages], self.tables.joins
         links = [

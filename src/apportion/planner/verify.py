@@ -4,7 +4,6 @@ The search that made the plan takes no part.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from math import isclose
 
@@ -21,21 +20,16 @@ from apportion.cost.statements import (
 from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.balance import balance
 from apportion.planner.bound import certify
+from apportion.planner.check import Check
 from apportion.planner.problem import alternatives, plan_problem
 from apportion.planner.streamed import streams_as_it_can
+from apportion.planner.verify_service import limits_check, little_check
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
 from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS, format_bytes, format_seconds
 
 RELATIVE_TOLERANCE = 1e-9
 BOUND_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    name: str
-    statement: str
-    ok: bool
 
 
 def verify(plan: Plan) -> list[Check]:
@@ -53,6 +47,8 @@ def verify(plan: Plan) -> list[Check]:
         _balance(plan),
         _pipeline(plan),
         _communication(plan),
+        little_check(plan),
+        *([limits_check(plan)] if plan.workload.limited else []),
     ]
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from apportion.cost.estimate import estimate, objective_value
 from apportion.cost.memory import stages_memory
+from apportion.cost.service import within_limits
 from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.build import find_division
 from apportion.planner.problem import Problem, microbatch_candidates
@@ -43,18 +44,21 @@ def best_division(
 def weigh(problem: Problem, stages: tuple[Stage, ...]) -> Division:
     """Takes the microbatches with the least objective; under latency, where they do not count, the least TPOT.
 
-    Raises InfeasibleError where memory or a link is missing.
+    Raises InfeasibleError where memory or a link is missing, or a limit broken.
     """
     _check_memory(problem, stages)
     _check_links(problem.cluster, stages)
     weighed = [_division(problem, stages, number) for number in _microbatches(problem, stages)]
-    if problem.workload.objective == "throughput":
+    weighed = [one for one in weighed if within_limits(problem.workload, one.estimate)]
+    if not weighed:
+        raise InfeasibleError("it breaks a limit on TTFT or TPOT")
+    if problem.workload.objective != "latency":
         return min(weighed, key=lambda division: division.value)
     return min(weighed, key=lambda division: division.estimate.tpot_s)
 
 
 def _microbatches(problem: Problem, stages: Sequence[Stage]) -> Sequence[int]:
-    if problem.workload.objective == "throughput":
+    if problem.workload.objective != "latency":
         return microbatch_candidates(problem.workload, len(problem.cluster.devices))
     return range(1, min(problem.workload.concurrency, 2 * len(stages)) + 1)
 

@@ -105,4 +105,6 @@ def _changed_workload(plan: Plan, changes: Changes) -> Workload:
         plan.workload,
         max_context_tokens=context,
         concurrency=changes.concurrency or plan.workload.concurrency,
+        most_sequences=plan.workload.most_sequences if changes.concurrency is None else None,
+        arrival_rate=plan.workload.arrival_rate if changes.concurrency is None else None,
     )

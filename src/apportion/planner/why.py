@@ -106,7 +106,7 @@ def bottleneck_stage(plan: Plan) -> Stage:
     timings = plan_timings(plan.model, plan.cluster, plan.stages, steps).stages
     cost: Callable[[int], float] = (
         (lambda number: weights.occupied_s(timings[number]))
-        if plan.workload.objective == "throughput"
+        if plan.workload.objective != "latency"
         else (lambda number: weights.path_s(timings[number]) + weights.occupied_s(timings[number]))
     )
     return plan.stages[max(range(len(plan.stages)), key=cost)]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Objective = Literal["latency", "throughput"]
+Objective = Literal["latency", "throughput", "fewest-devices"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,7 +11,11 @@ class Workload:
     """`concurrency` sequences at once, each of up to `max_context_tokens`; memory is planned for all of them.
 
     `prompt_tokens` and `output_tokens` are the typical lengths whose time is minimised. Under "latency" that is
-    the time of one request alone; under "throughput" the time per output token with all sequences running.
+    the time of one request alone; under "throughput" the time per output token with all sequences running;
+    "fewest-devices" takes as few devices as will do, and among those the least time per output token.
+
+    A plan keeps within the limits, by its own estimate: the mean time to a first token of `concurrency` requests that
+    arrive together, and the time per output token while all are running.
     """
 
     prompt_tokens: int
@@ -19,3 +23,13 @@ class Workload:
     concurrency: int
     max_context_tokens: int
     objective: Objective
+    most_sequences: int | None = None
+    """Where the planner chose the concurrency: from 1 to this."""
+    arrival_rate: float | None = None
+    """Requests per second that must be served; None where sequences are given instead."""
+    ttft_limit_s: float | None = None
+    tpot_limit_s: float | None = None
+
+    @property
+    def limited(self) -> bool:
+        return self.ttft_limit_s is not None or self.tpot_limit_s is not None

@@ -1,0 +1,70 @@
+"""Checks of what a plan serves: Little's law against the KV cache of every stage, an arrival rate, and limits."""
+
+from dataclasses import replace
+
+from apportion.cost.estimate import objective_value, plan_estimate
+from apportion.cost.memory import kv_bytes_per_token, plan_memory
+from apportion.cost.service import ROUNDING, served_per_s, system_s, tokens_per_request, within_limits
+from apportion.cost.shard import stage_shards
+from apportion.planner.check import Check
+from apportion.types.plan import Plan, Stage
+from apportion.types.units import format_seconds
+
+
+def little_check(plan: Plan) -> Check:
+    """The sequences in flight that the plan's rate and time imply fit every stage, and serve the rate asked for."""
+    workload = replace(plan.workload, objective="throughput")
+    value_s = objective_value(
+        plan.model,
+        plan.cluster,
+        workload,
+        plan.stages,
+        chunk_tokens=plan.chunk_tokens,
+        microbatches=plan.microbatches,
+    )
+    rate, in_system_s = served_per_s(workload, value_s), system_s(workload, value_s)
+    tokens, planned = (
+        rate * in_system_s * tokens_per_request(workload),
+        plan.num_kv_blocks * plan.block_tokens,
+    )
+    rooms = [stage_room_tokens(plan, stage) for stage in plan.stages]
+    least = min(range(len(rooms)), key=lambda number: rooms[number])
+    asked = "" if workload.arrival_rate is None else f" ({workload.arrival_rate:g}/s asked)"
+    return Check(
+        name="Little's law",
+        statement=f"{rate:.3g} requests/s{asked} × {format_seconds(in_system_s)} in the system = "
+        f"{workload.concurrency} in flight, {tokens:.0f} tokens of {tokens_per_request(workload)} each; every stage "
+        f"has KV for {planned}, and stage {least} ({'+'.join(plan.stages[least].split.device_ids)}) limits it: all "
+        f"its memory would hold {rooms[least]}",
+        ok=tokens <= planned * ROUNDING
+        and planned <= rooms[least]
+        and rate * ROUNDING >= (workload.arrival_rate or 0.0),
+    )
+
+
+def stage_room_tokens(plan: Plan, stage: Stage) -> int:
+    """Tokens whose KV the stage would hold, were all that is left over on its members used for it."""
+    memory = plan_memory(plan)
+    rooms: list[int] = []
+    for device_id, shard in zip(stage.split.device_ids, stage_shards(plan.model, stage), strict=True):
+        used = memory[device_id]
+        left_bytes = plan.cluster.device(device_id).memory_bytes - used.total_bytes
+        rooms.append((used.kv_bytes + left_bytes) // kv_bytes_per_token(plan.model, shard))
+    return min(rooms)
+
+
+def limits_check(plan: Plan) -> Check:
+    workload, fresh = plan.workload, plan_estimate(plan)
+    parts = [
+        f"{name} {format_seconds(seconds)} of {format_seconds(limit)}"
+        for name, seconds, limit in (
+            ("TTFT", fresh.ttft_s, workload.ttft_limit_s),
+            ("TPOT", fresh.tpot_s, workload.tpot_limit_s),
+        )
+        if limit is not None
+    ]
+    return Check(
+        name="limits",
+        statement=f"{' and '.join(parts) or 'none'}, with {workload.concurrency} sequences running at once",
+        ok=within_limits(workload, fresh),
+    )

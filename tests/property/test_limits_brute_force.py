@@ -1,0 +1,151 @@
+"""Limits and numbers of devices against every division there is, with the statements written out once more."""
+
+from dataclasses import replace
+from math import inf, isclose
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from property.test_planner_brute_force import BruteForce, problems
+
+from apportion.cost.estimate import entry_timing, exit_timing, hop_timing
+from apportion.planner.build import search
+from apportion.planner.formats import group_problems
+from apportion.planner.limits import WithinLimits
+from apportion.planner.search import Search, StageKinds, possible_groups
+from apportion.planner.shares import GroupMemory
+
+FACTORS = st.sampled_from([None, 0.99, 1.0, 1.01, 1.05, 1.2, 1.5])
+
+
+class Everything(BruteForce):
+    def divisions(self, start, used, host, timings):
+        """(devices in use, times of all stages and links) of every division."""
+        if start == self.model.num_layers:
+            link = self.link(host, self.cluster.devices[0].host)
+            if link:
+                yield len(used), [*timings, exit_timing(link, self.steps)]
+            return
+        for group in self.groups(used):
+            link = self.link(host, group[0].host)
+            if link is None:
+                continue
+            if start == 0:
+                hop = entry_timing(link, len(group), self.steps)
+            else:
+                hop = hop_timing(self.model, link, len(group), self.steps, self.problem.activation_format)
+            after = used | {device.id for device in group}
+            for stop in range(start + 1, self.model.num_layers + 1):
+                for timing in self.options(group, start, stop):
+                    yield from self.divisions(stop, after, group[0].host, [*timings, hop, timing])
+
+
+def everything(problem):
+    """(devices, value, TTFT, TPOT) of every division and number of microbatches."""
+    for microbatches in numbers(problem):
+        yield from of_microbatches(problem, microbatches)
+
+
+def numbers(problem):
+    return range(1, min(problem.workload.concurrency, 2 * len(problem.cluster.devices)) + 1)
+
+
+def of_microbatches(problem, microbatches):
+    sequences = problem.workload.concurrency
+    chunks = -(-problem.workload.prompt_tokens // problem.capacity.chunk_tokens)
+    brute = Everything(problem, microbatches)
+    for devices, times in brute.divisions(0, frozenset(), problem.cluster.devices[0].host, []):
+        prefill, decode = [t.prefill_s / chunks for t in times], [t.decode_s for t in times]
+        # Requests are prefilled in order: the r-th's last chunk follows r·chunks − 1 others through the slowest.
+        ttft_s = sum(
+            sum(prefill) + (number * chunks - 1) * max(prefill) for number in range(1, sequences + 1)
+        )
+        tpot_s = max(microbatches * max(decode), sum(decode))
+        yield devices, brute.goal.value(times), ttft_s / sequences, tpot_s
+
+
+@st.composite
+def limited_problems(draw, **sizes):
+    problem = draw(problems(**sizes))
+    problem = replace(problem, workload=replace(problem.workload, objective="throughput"))
+    known = list(everything(problem))
+    if not known:
+        return problem, known, None, None
+    # Just above the least there is, where the fastest breaks a limit and others do not.
+    ttft, tpot = draw(FACTORS), draw(FACTORS)
+    limits = {
+        "ttft_limit_s": ttft and ttft * min(one[2] for one in known),
+        "tpot_limit_s": tpot and tpot * min(one[3] for one in known),
+    }
+    return replace(problem, workload=replace(problem.workload, **limits)), known, *limits.values()
+
+
+def check(problem, divisions):
+    best = min((value for _, value, *_ in divisions), default=inf)
+    found = search(problem)
+    assert (found is None) == (best == inf)
+    if found is not None:
+        assert isclose(found.value, best, rel_tol=1e-9)
+
+
+def kept(divisions, ttft_limit_s, tpot_limit_s):
+    close = 1 + 1e-9
+    return [
+        one
+        for one in divisions
+        if (ttft_limit_s is None or one[2] <= ttft_limit_s * close)
+        and (tpot_limit_s is None or one[3] <= tpot_limit_s * close)
+    ]
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(limited_problems(max_devices=3, max_layers=4))
+def test_limits_equal_brute_force(asked):
+    problem, divisions, *limits = asked
+    check(problem, kept(divisions, *limits))
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(limited_problems(max_devices=3, max_layers=4), st.data())
+def test_every_number_of_microbatches_equals_brute_force(asked, data):
+    """Also where the best division without limits would keep them."""
+    problem, *_ = asked
+    microbatches = data.draw(st.sampled_from(numbers(problem)))
+    divisions = list(of_microbatches(problem, microbatches))
+    if divisions:
+        passing = data.draw(st.sampled_from(divisions))
+        limits = [figure * data.draw(st.sampled_from([1.0, 1.3])) for figure in passing[2:]]
+        workload = replace(problem.workload, ttft_limit_s=limits[0], tpot_limit_s=limits[1])
+        problem = replace(problem, workload=workload)
+        best = min(value for _, value, *_ in kept(divisions, *limits))
+        searched = make_search(problem, microbatches)
+        division = WithinLimits(searched, microbatches, inf).best()
+        assert division is not None
+        assert isclose(searched.goal.combine(division.total, division.maximum), best, rel_tol=1e-9)
+
+
+def make_search(problem, microbatches):
+    kinds, groups = StageKinds(problem.model), possible_groups(problem)
+    memories = [
+        [GroupMemory(one, group.devices) for one in group_problems(problem, group.devices, kinds)]
+        for group in groups
+    ]
+    return Search(problem, microbatches, groups, memories, kinds)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(limited_problems(max_devices=3, max_layers=4), st.integers(1, 2))
+def test_fewer_devices_equal_brute_force(asked, most):
+    problem, divisions, *limits = asked
+    few = [one for one in kept(divisions, *limits) if one[0] <= most]
+    check(replace(problem, max_devices=most), few)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@given(limited_problems(max_devices=4, max_layers=5), st.sampled_from([None, 1, 2, 3]))
+def test_limits_and_devices_equal_brute_force_at_length(asked, most):
+    problem, divisions, *limits = asked
+    few = [one for one in kept(divisions, *limits) if most is None or one[0] <= most]
+    check(replace(problem, max_devices=most), few)
