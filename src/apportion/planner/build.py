@@ -235,6 +235,26 @@ def _stage(problem: Problem, placed: PlacedStage, device_ids: Sequence[str]) -> 
     return with_streamed_layers(problem, stage)
 
 
+def _found(
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    weight_formats: tuple[str, ...],
+    *,
+    streaming: bool,
+) -> Found:
+    """Raises InfeasibleError for what stands in the way: limits, or memory."""
+    found = find_division(model, cluster, workload, weight_formats, streaming=streaming)
+    if found is None and workload.limited:
+        free = without_limits(workload)
+        unlimited = find_division(model, cluster, free, weight_formats, streaming=streaming)
+        if unlimited is not None:
+            raise limits_error(workload, unlimited)
+    if found is None:
+        raise infeasible_error(model, cluster, workload, weight_formats, fits, streaming=streaming)
+    return found
+
+
 def make_plan(
     model: ModelSpec,
     cluster: Cluster,
@@ -248,14 +268,7 @@ def make_plan(
     Raises InfeasibleError where the devices cannot hold it, or keep its limits; ClusterError where one lacks a rate it
     needs.
     """
-    found = find_division(model, cluster, workload, weight_formats, streaming=streaming)
-    if found is None and workload.limited:
-        free = without_limits(workload)
-        unlimited = find_division(model, cluster, free, weight_formats, streaming=streaming)
-        if unlimited is not None:
-            raise limits_error(workload, unlimited)
-    if found is None:
-        raise infeasible_error(model, cluster, workload, weight_formats, fits, streaming=streaming)
+    found = _found(model, cluster, workload, weight_formats, streaming=streaming)
     problem, stages, workload = found.problem, found.stages, found.problem.workload
     chunk_tokens = problem.capacity.chunk_tokens
     predicted = estimate(
