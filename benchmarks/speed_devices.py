@@ -2,8 +2,8 @@
 
 from speed_model import Engines, devices, heading, medians, planned, ratio
 
-ROUNDS = 3
-OUTPUT_TOKENS = 24
+ROUNDS = 2
+OUTPUT_TOKENS = 20
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 
 from speed_model import Engines, by_hand, devices, heading, medians, model, ratio
 
-ROUNDS = 3
+ROUNDS = 2
 OUTPUT_TOKENS = 32
 
 

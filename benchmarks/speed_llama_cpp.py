@@ -17,8 +17,8 @@ from pathlib import Path
 from speed_model import Engines, devices, heading, medians, planned, ratio
 
 ROUNDS = 2
-OUTPUT_TOKENS = 16
-PROMPT_TOKENS = 32
+OUTPUT_TOKENS = 20
+PROMPT_TOKENS = 8
 PORTS = (50191, 50192)
 FORMATS = {"fp16": "f16", "int8": "q8_0"}
 TARGETS = {"fp16": (2, 1.7, 1), "int8": (2.5, 1.7, 1)}

@@ -152,7 +152,7 @@ class Engines:
             timing.record(event)
         return timing
 
-    def decode(self, name: str, num: int, output_tokens: int, prompt_tokens: int = 32) -> float:
+    def decode(self, name: str, num: int, output_tokens: int, prompt_tokens: int = 8) -> float:
         """Tokens per second of all `num` sequences together, while all of them draw."""
         return self.run(name, num, prompt_tokens, output_tokens).decode_tokens_per_s
 

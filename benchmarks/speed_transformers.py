@@ -9,9 +9,9 @@ import torch
 from speed_model import Engines, config_file, devices, heading, medians, planned, ratio
 from transformers import AutoConfig, AutoModelForCausalLM
 
-ROUNDS = 3
+ROUNDS = 2
 SEQUENCES = 16
-PROMPT_TOKENS = 32
+PROMPT_TOKENS = 8
 FEW, MANY = 4, 20
 
 
