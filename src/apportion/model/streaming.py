@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from apportion.model.shard import Placement, Shape
-from apportion.model.weights import Weights
+from apportion.model.weights import Checkpoint, Weights
+from apportion.types.errors import ModelError
 
 _ALIGNED_BYTES = 64
 """Every parameter begins at a multiple of it in a buffer."""
@@ -75,7 +76,14 @@ class LayerStream(Protocol):
 def stream_layers(
     layers: Sequence[StreamedLayer], weights: Weights, dtype: torch.dtype, torch_device: str
 ) -> LayerStream:
-    """From now on each of `layers`, which run in this order, finds its weights in place when it is called."""
+    """From now on each of `layers`, which run in this order, finds its weights in place when it is called.
+
+    Raises ModelError where a CPU has no files to copy from.
+    """
+    if torch_device == "cpu" and not isinstance(weights, Checkpoint):
+        raise ModelError(
+            "random weights are made, not read, so a CPU cannot stream them; give it more memory"
+        )
     elements = max(layer.starts(dtype)[-1] for layer in layers)
     if torch_device == "cpu":
         return _Copies(layers, weights, torch.empty(elements, dtype=dtype))
