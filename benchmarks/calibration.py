@@ -49,7 +49,7 @@ def measure(plan: Plan, folder: Path, run: str) -> tuple[float, float, tuple[Obs
 
 
 def predicted(plan: Plan, seen: list[Observation]) -> tuple[float, float]:
-    cluster = apply(plan.cluster, seen, "fp32", hardware_names(plan.cluster)).cluster
+    cluster = apply(plan.cluster, seen, ("fp32",), hardware_names(plan.cluster)).cluster
     speed = predicted_speed(replace(plan, cluster=cluster), [len(PROMPT_IDS)], [OUTPUT_TOKENS])
     return speed.tpot_s, speed.ttft_s
 

@@ -12,11 +12,11 @@ from apportion.cli.bench_levels import Bench, Round, level
 from apportion.probe.hardware import hardware_names
 from apportion.types.plan import Plan
 
-LENGTHS = Lengths(prompt_tokens=64, output_tokens=16)
+LENGTHS = Lengths(prompt_tokens=32, output_tokens=12)
 CONTEXT = LENGTHS.prompt_tokens + LENGTHS.output_tokens
 SEEN = ("whole",)
-LEVELS = {"whole": (1, 16), "two stages": (1, 16, 32), "three to one": (1, 16), "group of two": (1,)}
-ROUNDS = 2
+LEVELS = {"whole": (1, 16), "two stages": (1, 16, 32), "group of two": (1,)}
+ROUNDS = 1
 
 
 def plans() -> dict[str, Plan]:
@@ -24,7 +24,6 @@ def plans() -> dict[str, Plan]:
     return {
         "whole": by_hand([[1]], [24], devices(1), concurrency=16, **shape),
         "two stages": by_hand([[1], [1]], [13, 11], devices(1, 1), concurrency=32, **shape),
-        "three to one": by_hand([[1], [1]], [18, 6], devices(1, 1), concurrency=16, **shape),
         "group of two": by_hand([[1, 1]], [24], devices(1, 1), concurrency=1, **shape),
     }
 
@@ -56,7 +55,7 @@ def main() -> None:
     for (name, num), measured in rounds.items():
         plan = all_plans[name]
         names = hardware_names(plan.cluster)
-        calibrated = replace(plan, cluster=apply(plan.cluster, seen, "fp32", names).cluster)
+        calibrated = replace(plan, cluster=apply(plan.cluster, seen, ("fp32",), names).cluster)
         result = level(calibrated, measured, LENGTHS, dict.fromkeys(plan.device_ids, 1.0))
         tpot = result.measured.tpot_s / result.predicted.tpot_s
         rate = result.measured.tokens_per_s / result.predicted.tokens_per_s

@@ -47,6 +47,7 @@ def main() -> None:
         )
         for weights in ("fp32", "int8")
     }
+    generate_s(2)
     with Engines(plans) as engines:
         seen = medians(
             {
