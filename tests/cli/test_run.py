@@ -82,7 +82,7 @@ def test_prompts_of_a_file_run_together_and_answer_alone(tmp_path: Path, capsys:
     assert positions == sorted(positions)
     for i, prompt in enumerate(prompts):
         alone = run(tmp_path, prompt, "--max-tokens", "24", "--devices", "whole=cpu:100MiB")
-        assert together["outputs"][i] == alone["outputs"][0]
+        assert together["outputs"][i] == alone["outputs"][0] | {"prompt": i}
 
 
 def test_draws_follow_the_seed_not_the_split(tmp_path: Path):
@@ -91,6 +91,39 @@ def test_draws_follow_the_seed_not_the_split(tmp_path: Path):
     three = run(tmp_path, PROMPT, *sampled, "--seed", "3", "--devices", THREE)
     other = run(tmp_path, PROMPT, *sampled, "--seed", "4", "--devices", THREE)
     assert one["outputs"] == three["outputs"] != other["outputs"]
+
+
+def test_samples_of_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Greedy ones are all alike; drawn ones differ, and the first is what one alone would be."""
+    two = ["--devices", "a=cpu:60MiB, b=cpu:60MiB", "--max-tokens", "16"]
+    greedy = run(tmp_path, PROMPT, "--n", "3", *two)
+    shown = capsys.readouterr()
+    assert "[1.3] ROMEO" in shown.out
+    assert "blocks saved by sharing" in shown.err
+    alone = run(tmp_path, PROMPT, *two)["outputs"][0]
+    assert [output["text"] for output in greedy["outputs"]] == [alone["text"]] * 3
+    assert [output["sample"] for output in greedy["outputs"]] == [0, 1, 2]
+    assert greedy["scheduler"]["peak_saved_blocks"] > 0
+    drawn = run(tmp_path, PROMPT, "--n", "3", *two, "--temperature", "0.9", "--seed", "4")["outputs"]
+    assert len({output["text"] for output in drawn}) == 3
+    assert drawn[0] == run(tmp_path, PROMPT, *two, "--temperature", "0.9", "--seed", "4")["outputs"][0]
+    for link in greedy["links"]:
+        assert link["measured_bytes"] == link["predicted_bytes"] > 0
+
+
+def test_a_shared_beginning_is_computed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "prompts.txt"
+    system = "ROMEO, a young man of Verona, speaks to Juliet, who stands at her window above the garden: "
+    file.write_text("".join(f"{system}{end}\n" for end in ("O", "But", "Alas")))
+    stats = run(
+        tmp_path, "--prompts", str(file), "--max-tokens", "8", "--devices", "a=cpu:60MiB, b=cpu:60MiB"
+    )
+    cached = [output["cached_tokens"] for output in stats["outputs"]]
+    assert cached[0] == 0 < cached[1] == cached[2]
+    assert stats["scheduler"]["cached_tokens"] == sum(cached)
+    assert "found in the prefix cache" in capsys.readouterr().err
+    for link in stats["links"]:
+        assert link["measured_bytes"] == link["predicted_bytes"] > 0
 
 
 @pytest.mark.parametrize(
@@ -107,6 +140,10 @@ def test_draws_follow_the_seed_not_the_split(tmp_path: Path):
         (["run", "demo", "x", "--max-tokens", "5000"], 2, "more than demo's 1024"),
         (["run", "demo", "x", "--plan", "p.json", "--context", "64"], 2, "leave out --context"),
         (["run", "demo", "x", "--max-tokens", "none"], 2, "--max-tokens"),
+        (["run", "demo", "x", "--swap-space", "much"], 2, "--swap-space: 'much' is not a size"),
+        (["run", "demo", "x", "--swap-space", "1KiB"], 2, "is less than a block's"),
+        (["run", "demo", "x", "--preempt", "swap"], 2, "--preempt swap needs room"),
+        (["run", "demo", "x", "--n", "4", "--concurrency", "2"], 2, "asks for 4 samples"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -99,3 +99,7 @@ def test_every_request_gets_exactly_its_own_tokens(
     assert (counts.num_swaps == 0) or (mode != "recompute" and num_swap_blocks > 0)
     assert counts.swapped_out_blocks == pipeline.moved["swap out"]
     assert counts.recomputed_tokens >= 0
+    if not cancels:
+        planned = sum(len(r.prompt_ids) + r.n * (r.sampling.max_tokens - 1) for _, r in arriving)
+        found = scheduler.metrics().cached_tokens
+        assert pipeline.computed_tokens == planned + counts.recomputed_tokens - found

@@ -34,7 +34,8 @@ def test_draws_of_a_batch_are_those_of_each_alone():
 def test_draw_depends_on_seed_and_position_alone():
     draws = [sample(LOGITS, params(temperature=1.0, seed=5), p) for p in range(200)]
     assert draws == [sample(LOGITS, params(temperature=1.0, seed=5), p) for p in range(200)]
-    assert draws != [sample(LOGITS, params(temperature=1.0, seed=6), p) for p in range(200)]
+    for other in (6, 7, 5 + 2**31, 5 + 2**40):
+        assert draws != [sample(LOGITS, params(temperature=1.0, seed=other), p) for p in range(200)]
     assert len(set(draws)) > 2
 
 

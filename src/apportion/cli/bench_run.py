@@ -14,6 +14,7 @@ from apportion.cli.bench_levels import Bench, Level, Round, level
 from apportion.cli.bench_render import print_ceiling, print_levels
 from apportion.cli.generate import StopSignals, keep_measurements
 from apportion.cli.render import print_plan
+from apportion.cost.step_costs import step_costs
 from apportion.runtime.ceiling import read_bytes_per_s
 from apportion.runtime.engine import Engine
 from apportion.runtime.trace import Trace
@@ -45,7 +46,10 @@ def run_bench(plan: Plan, folder: Path, measured: Measured, *, random_weights: b
     print_plan(console, plan)
     stop_signals = StopSignals()
     trace = Trace(plan) if measured.trace_file is not None else None
-    with Engine(plan, folder, [], random_weights=random_weights, trace=trace is not None) as engine:
+    costs = step_costs(plan)
+    with Engine(
+        plan, folder, [], random_weights=random_weights, trace=trace is not None, costs=costs
+    ) as engine:
         ceiling = _ceiling(plan)
         print_ceiling(console, plan, ceiling)
         rounds = _rounds(Bench(engine, measured.lengths, stop_signals.check), measured, trace)

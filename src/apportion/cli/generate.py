@@ -12,6 +12,7 @@ from apportion.calibrate.observation import PHASES, observe
 from apportion.calibrate.store import add_observations, calibration_file
 from apportion.cli.render import print_plan
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
+from apportion.cost.step_costs import step_costs
 from apportion.probe.hardware import hardware_names
 from apportion.runtime.engine import Engine
 from apportion.runtime.report import WorkerReport
@@ -19,6 +20,7 @@ from apportion.runtime.text import Text
 from apportion.runtime.timing import Timing
 from apportion.types.plan import Plan
 from apportion.types.request import Request, TokenEvent
+from apportion.types.step_costs import PreemptMode
 
 TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
 
@@ -44,22 +46,35 @@ class StopSignals:
 
 
 def generate(
-    plan: Plan, folder: Path, text: Text, prompts: Sequence[str], requests: Sequence[Request]
+    plan: Plan,
+    folder: Path,
+    text: Text,
+    prompts: Sequence[str],
+    requests: Sequence[Request],
+    *,
+    preempt: PreemptMode,
 ) -> RunStats:
     """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
     console = Console(stderr=True)
     print_plan(console, plan)
     stop_signals = StopSignals()
-    terminal = Terminal(text, prompts)
-    with Engine(plan, folder, text.eos_token_ids) as engine:
+    terminal = Terminal(text, prompts, requests[0].n)
+    costs = step_costs(plan)
+    with Engine(plan, folder, text.eos_token_ids, costs=costs, preempt=preempt) as engine:
         timing = Timing()
         for event in engine.generate(requests):
             timing.record(event)
             terminal.show(event)
             stop_signals.check()
-    outputs = [Output(text=text.decode(token_ids), token_ids=token_ids) for token_ids in terminal.token_ids]
-    prompt_tokens = [len(request.prompt_ids) for request in requests]
-    stats = run_stats(plan, outputs, prompt_tokens, timing, engine.sent_bytes(), engine.reports)
+    stats = run_stats(
+        plan,
+        terminal.outputs(),
+        [len(request.prompt_ids) for request in requests],
+        timing,
+        engine.sent_bytes(),
+        engine.reports,
+        engine.scheduler.metrics(),
+    )
     print_run(console, stats)
     alone_tpot_s = timing.tpot_s if len(requests) == 1 else None
     keep_measurements(console, plan, engine.reports, alone_tpot_s)
@@ -84,31 +99,52 @@ def keep_measurements(
 
 
 class Terminal:
-    """Streams a single prompt's text; of several, each is printed whole, in order, once it and those before it end."""
+    """Streams a single text; of several, each is printed whole, in order, once it and those before it end."""
 
-    def __init__(self, text: Text, prompts: Sequence[str]) -> None:
-        self.token_ids: list[list[int]] = [[] for _ in prompts]
+    def __init__(self, text: Text, prompts: Sequence[str], n: int) -> None:
+        self._token_ids: list[list[int]] = [[] for _ in range(len(prompts) * n)]
+        """Of every sample of every prompt in turn."""
+        self._cached_tokens = [0] * len(self._token_ids)
         self._text = text
         self._prompts = prompts
+        self._n = n
         self._stream = text.stream()
         self._finished: set[int] = set()
         self._next = 0
 
     def show(self, event: TokenEvent) -> None:
-        token_ids = self.token_ids[event.request_id]
+        index = event.request_id * self._n + event.sample
+        token_ids = self._token_ids[index]
         token_ids.append(event.token_id)
-        if len(self._prompts) == 1:
+        self._cached_tokens[index] = event.cached_tokens
+        if len(self._token_ids) == 1:
             first = self._prompts[0] if len(token_ids) == 1 else ""
             last = "\n" if event.finish_reason else ""
             self._write(first + self._stream.push(event.token_id) + last)
         elif event.finish_reason:
-            self._finished.add(event.request_id)
+            self._finished.add(index)
             self._show_finished()
+
+    def outputs(self) -> list[Output]:
+        return [
+            Output(
+                text=self._text.decode(token_ids),
+                token_ids=token_ids,
+                prompt=index // self._n,
+                sample=index % self._n,
+                cached_tokens=cached_tokens,
+            )
+            for index, (token_ids, cached_tokens) in enumerate(
+                zip(self._token_ids, self._cached_tokens, strict=True)
+            )
+        ]
 
     def _show_finished(self) -> None:
         while self._next in self._finished:
-            self._write(f"[{self._next + 1}] {self._prompts[self._next]}")
-            self._write(self._text.decode(self.token_ids[self._next]) + "\n\n")
+            prompt, sample = divmod(self._next, self._n)
+            label = f"{prompt + 1}" if self._n == 1 else f"{prompt + 1}.{sample + 1}"
+            self._write(f"[{label}] {self._prompts[prompt]}")
+            self._write(self._text.decode(self._token_ids[self._next]) + "\n\n")
             self._next += 1
 
     @staticmethod

@@ -70,6 +70,12 @@ TtftLimit = Annotated[
 TpotLimit = Annotated[
     float | None, typer.Option(min=1e-9, help="Most seconds per output token with all sequences running.")
 ]
+SwapSpace = Annotated[
+    str | None,
+    typer.Option(
+        help="Host memory beside each device for sequences that must make room, like 64MiB [default: none]."
+    ),
+]
 NoCalibration = Annotated[
     bool, typer.Option("--no-calibration", help="Ignore what earlier runs on this machine measured.")
 ]
@@ -112,6 +118,7 @@ class PlanChoices:
     arrival_rate: float | None = None
     ttft_limit: float | None = None
     tpot_limit: float | None = None
+    swap_space: str | None = None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "PlanChoices":
@@ -136,6 +143,7 @@ def plan_from_options(
     from apportion.cli.weights import weight_formats, weights_note
     from apportion.planner.build import make_plan
 
+    swap_bytes = _swap_bytes(choices.swap_space)
     model = read_model_spec(model_path)
     workload = workload_from_options(model, choices)
     cluster = cluster_from_options(choices)
@@ -146,13 +154,30 @@ def plan_from_options(
         _tell(f"apportion: warning: {note}")
     streaming = choices.stream is not StreamChoice.NEVER
     if choices.no_calibration:
-        return make_plan(model, cluster, workload, formats, streaming=streaming)
+        plan = make_plan(model, cluster, workload, formats, streaming=streaming)
+        return _with_swap_space(plan, swap_bytes)
     # What earlier runs measured replaces what is assumed; both lines go to stderr, beside any --json.
     calibrated = calibrate_here(cluster, formats, lambda text: _tell(f"apportion: warning: {text}"))
     plan = make_plan(model, calibrated.cluster, workload, formats, streaming=streaming)
     for line in statement(calibrated, plan):
         _tell(line)
-    return plan
+    return _with_swap_space(plan, swap_bytes)
+
+
+def _swap_bytes(given: str | None) -> int:
+    """Raises UsageError."""
+    from apportion.types.units import parse_bytes
+
+    try:
+        return 0 if given is None else parse_bytes(given)
+    except ValueError as error:
+        raise UsageError(f"--swap-space: {error}") from None
+
+
+def _with_swap_space(plan: "Plan", swap_bytes: int) -> "Plan":
+    from apportion.cost.memory import with_swap_space
+
+    return with_swap_space(plan, swap_bytes) if swap_bytes else plan
 
 
 def _tell(line: str) -> None:

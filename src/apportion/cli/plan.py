@@ -48,6 +48,7 @@ def plan(
     ttft_limit: options.TtftLimit = None,
     tpot_limit: options.TpotLimit = None,
     no_calibration: options.NoCalibration = False,
+    swap_space: options.SwapSpace = None,
     as_json: AsJson = False,
     out: Out = None,
     compare: Compare = False,

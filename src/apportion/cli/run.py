@@ -3,9 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
     from apportion.types.plan import Plan
 
 _ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "msgpack")
+
+
+class Preempt(StrEnum):
+    """How a sequence makes room for others; see types.step_costs.PreemptMode."""
+
+    AUTO = "auto"
+    SWAP = "swap"
+    RECOMPUTE = "recompute"
+
+
+PreemptOption = Annotated[
+    Preempt,
+    typer.Option(help="How sequences make room for others: swapped out, computed anew, or what is cheaper."),
+]
 
 
 def run(
@@ -34,25 +49,40 @@ def run(
     weights: options.Weights = None,
     stream: options.Stream = None,
     no_calibration: options.NoCalibration = False,
+    swap_space: options.SwapSpace = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate for each prompt.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.001, max=1.0, help="Draw among this much probability.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws; the same seed gives the same text.")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt; they share its blocks.")] = 1,
+    preempt: PreemptOption = Preempt.AUTO,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to --max-tokens.")] = False,
     stats_json: Annotated[Path | None, typer.Option(help="Write outputs and figures to this file.")] = None,
 ) -> None:
     """Generate text with a model divided among devices."""
-    sampling = SamplingParams(
+    drawing = _sampling(max_tokens, temperature, top_p, seed, ignore_eos)
+    choices = options.PlanChoices.of(locals())
+    _run(model, _Asked(_prompt_texts(prompt, prompts), drawing, n, preempt), plan, choices, stats_json)
+
+
+def _sampling(
+    max_tokens: int, temperature: float, top_p: float, seed: int, ignore_eos: bool
+) -> SamplingParams:
+    return SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, ignore_eos=ignore_eos
     )
-    choices = options.PlanChoices.of(locals())
-    _run(model, _prompt_texts(prompt, prompts), sampling, plan, choices, stats_json)
+
+
+class _Asked(NamedTuple):
+    prompts: list[str]
+    sampling: SamplingParams
+    n: int
+    preempt: Preempt
 
 
 def _run(
     model: str,
-    prompts: Sequence[str],
-    sampling: SamplingParams,
+    asked: _Asked,
     plan_file: Path | None,
     choices: options.PlanChoices,
     stats_file: Path | None,
@@ -67,12 +97,14 @@ def _run(
     folder = resolve_model(model, weights=True)
     text = Text(folder)
     requests = [
-        Request(id=i, prompt_ids=text.encode(prompt), sampling=sampling) for i, prompt in enumerate(prompts)
+        Request(id=i, prompt_ids=text.encode(prompt), sampling=asked.sampling, n=asked.n)
+        for i, prompt in enumerate(asked.prompts)
     ]
     plan = _plan(plan_file, folder, choices, requests)
     check_runnable(plan)
     check_one_host(plan)
-    stats = generate(plan, folder, text, prompts, requests)
+    _check_preempt(plan, asked.preempt)
+    stats = generate(plan, folder, text, asked.prompts, requests, preempt=asked.preempt.value)
     if stats_file is not None:
         stats_file.write_text(json.dumps(asdict(stats), indent=2) + "\n")
 
@@ -124,12 +156,18 @@ def _plan(
         replace(
             choices,
             context=context,
-            concurrency=choices.concurrency or len(requests),
+            concurrency=choices.concurrency or sum(request.n for request in requests),
             prompt_tokens=choices.prompt_tokens or prompt_tokens,
             output_tokens=choices.output_tokens or min(output_tokens, context - prompt_tokens),
         ),
         preload,
     )
+
+
+def _check_preempt(plan: "Plan", preempt: Preempt) -> None:
+    """Raises UsageError."""
+    if preempt is Preempt.SWAP and not plan.num_swap_blocks:
+        raise UsageError("--preempt swap needs room in host memory; plan with --swap-space, such as 64MiB")
 
 
 def check_one_host(plan: "Plan") -> None:

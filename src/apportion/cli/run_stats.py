@@ -10,6 +10,7 @@ from apportion.cost.estimate import estimate
 from apportion.cost.traffic import run_link_bytes
 from apportion.runtime.report import WorkerReport
 from apportion.runtime.timing import Timing
+from apportion.types.metrics import SchedulerMetrics
 from apportion.types.plan import Plan
 from apportion.types.units import format_bytes, format_seconds
 from apportion.types.workload import Workload
@@ -17,8 +18,13 @@ from apportion.types.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
+    """One sample of one prompt, both counted from 0; `cached_tokens` of the prompt came from the prefix cache."""
+
     text: str
     token_ids: list[int]
+    prompt: int
+    sample: int
+    cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +62,7 @@ class RunStats:
     predicted: Speed
     links: list[LinkBytes]
     devices: list[DeviceUse]
+    scheduler: SchedulerMetrics
 
 
 def run_stats(
@@ -65,13 +72,20 @@ def run_stats(
     timing: Timing,
     sent_bytes: dict[tuple[str, str], int],
     reports: dict[str, WorkerReport],
+    metrics: SchedulerMetrics,
 ) -> RunStats:
+    """`prompt_tokens` by prompt. The predictions are for what was computed: cached tokens are not, those that had to
+    make room are twice."""
     output_tokens = [len(output.token_ids) for output in outputs]
-    predicted_bytes = run_link_bytes(plan, prompt_tokens, output_tokens)
+    computed = [
+        prompt_tokens[output.prompt] - output.cached_tokens for output in outputs if output.sample == 0
+    ]
+    computed.append(metrics.preemptions.recomputed_tokens)
+    predicted_bytes = run_link_bytes(plan, computed, output_tokens)
     return RunStats(
         outputs=outputs,
         measured=Speed(ttft_s=timing.ttft_s, tpot_s=timing.tpot_s, tokens_per_s=timing.tokens_per_s),
-        predicted=predicted_speed(plan, prompt_tokens, output_tokens),
+        predicted=predicted_speed(plan, computed, output_tokens),
         links=[
             LinkBytes(
                 src=src,
@@ -82,12 +96,13 @@ def run_stats(
             for src, dst in sorted(predicted_bytes.keys() | sent_bytes.keys())
         ],
         devices=[_device_use(plan, reports[device_id]) for device_id in plan.device_ids],
+        scheduler=metrics,
     )
 
 
 def predicted_speed(plan: Plan, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> Speed:
-    """The plan's prediction for what was really run: its prompts' and outputs' mean lengths, all at once."""
-    num = len(prompt_tokens)
+    """The plan's prediction for what was really run: mean lengths for each output, all at once."""
+    num = len(output_tokens)
     workload = Workload(
         prompt_tokens=max(1, round(sum(prompt_tokens) / num)),
         output_tokens=max(1, round(sum(output_tokens) / num)),
@@ -123,6 +138,8 @@ def print_run(console: Console, stats: RunStats) -> None:
     if stats.links:
         console.print(_link_table(stats))
     console.print(_device_table(stats))
+    if rows := _block_rows(stats.scheduler):
+        console.print(_block_table(rows))
 
 
 def _speed_table(stats: RunStats) -> Table:
@@ -160,4 +177,37 @@ def _device_table(stats: RunStats) -> Table:
         sizes = [device.peak_bytes, device.planned_bytes, device.budget_bytes, device.read_bytes]
         sizes += [device.streamed_bytes] if streams else []
         table.add_row(device.id, *(format_bytes(size) for size in sizes))
+    return table
+
+
+def _block_rows(metrics: SchedulerMetrics) -> list[tuple[str, str]]:
+    """What happened to KV blocks beyond being filled; [] where nothing did."""
+    counts = metrics.preemptions
+    rows = [
+        ("prompt tokens found in the prefix cache", metrics.cached_tokens, f"{metrics.cached_tokens:,}"),
+        ("blocks saved by sharing, at most", metrics.peak_saved_blocks, f"{metrics.peak_saved_blocks:,}"),
+        ("blocks copied before a write", metrics.copied_blocks, f"{metrics.copied_blocks:,}"),
+        ("cached blocks evicted", metrics.evicted_blocks, f"{metrics.evicted_blocks:,}"),
+        (
+            "sequences swapped out",
+            counts.num_swaps,
+            f"{counts.num_swaps:,} ({format_bytes(counts.swapped_bytes)}, {format_seconds(counts.swap_s)}"
+            " by the model)",
+        ),
+        (
+            "sequences dropped to recompute",
+            counts.num_recomputes,
+            f"{counts.num_recomputes:,} ({counts.recomputed_tokens:,} tokens, {format_seconds(counts.recompute_s)}"
+            " by the model)",
+        ),
+    ]
+    return [(name, shown) for name, count, shown in rows if count]
+
+
+def _block_table(rows: list[tuple[str, str]]) -> Table:
+    table = Table(title="KV blocks", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table

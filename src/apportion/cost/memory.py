@@ -4,7 +4,7 @@ Everything here is affine in a shard's KV heads, FFN columns and vocabulary rows
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apportion.cost.formats import vocab_row_bytes
 from apportion.cost.shard import Shard, stage_shards
@@ -14,9 +14,10 @@ from apportion.cost.streaming import (
     streamed_parameters,
 )
 from apportion.types.cluster import Cluster
+from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import DeviceMemory, Plan, Stage
-from apportion.types.units import FORMAT_BYTES
+from apportion.types.units import FORMAT_BYTES, format_bytes
 
 RUNTIME_BYTES = 3 * 2**20
 """Fixed allowance per worker: allocator slack, sockets, block tables, and the memory that a group shares (128 KiB for
@@ -44,6 +45,7 @@ class Capacity:
     concurrency: int
     max_context_tokens: int
     messages_in_flight: int
+    num_swap_blocks: int = 0
 
 
 def messages_in_flight(concurrency: int, num_devices: int) -> int:
@@ -133,6 +135,7 @@ def shard_memory(
         reserved_bytes=reserved_bytes,
         stream_buffer_bytes=num_buffers * largest_streamed_bytes(shard),
         streamed_bytes=streamed_bytes(shard),
+        swap_bytes=capacity.num_swap_blocks * capacity.block_tokens * kv_bytes_per_token(model, shard),
     )
 
 
@@ -173,9 +176,28 @@ def plan_capacity(plan: Plan) -> Capacity:
         concurrency=plan.workload.concurrency,
         max_context_tokens=plan.workload.max_context_tokens,
         messages_in_flight=messages_in_flight(plan.workload.concurrency, len(plan.cluster.devices)),
+        num_swap_blocks=plan.num_swap_blocks,
     )
 
 
 def plan_memory(plan: Plan) -> dict[str, DeviceMemory]:
     """Recomputed from the plan's stages."""
     return stages_memory(plan.model, plan.cluster, plan.stages, plan_capacity(plan))
+
+
+def with_swap_space(plan: Plan, swap_bytes: int) -> Plan:
+    """The plan with up to `swap_bytes` of host memory beside each device for blocks that are swapped out.
+
+    Every device swaps the same blocks, so the one whose blocks are largest decides how many.
+    Raises UsageError where that is none.
+    """
+    one = plan_memory(replace(plan, num_swap_blocks=1))
+    largest = max(one, key=lambda device_id: one[device_id].swap_bytes)
+    num_blocks = swap_bytes // one[largest].swap_bytes
+    if num_blocks == 0:
+        raise UsageError(
+            f"--swap-space {format_bytes(swap_bytes)} is less than a block's {format_bytes(one[largest].swap_bytes)}"
+            f" on {largest}; give more"
+        )
+    swapping = replace(plan, num_swap_blocks=num_blocks)
+    return replace(swapping, memory=plan_memory(swapping))

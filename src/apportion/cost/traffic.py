@@ -55,12 +55,13 @@ def host_link(cluster: Cluster, src_host: str, dst_host: str) -> Link | None:
 
 
 def run_link_bytes(plan: Plan, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> LinkBytes:
-    """Payload bytes on each directed (src, dst) link for sequences of these lengths.
+    """Payload bytes on each directed (src, dst) link for prompts and outputs of these lengths.
 
-    The last token drawn is not processed: a sequence passes `prompt + output − 1` tokens through the stages.
+    A prompt passes through the stages once, less what the prefix cache has of it, and so do all tokens of an
+    output but the last.
     """
     sampled = sum(output_tokens)
-    processed = sum(prompt_tokens) + sampled - len(prompt_tokens)
+    processed = sum(prompt_tokens) + sampled - len(output_tokens)
     carried: Counter[tuple[str, str]] = Counter()
     for stage, following in pairwise(plan.stages):
         carried.update(_hop_link_bytes(plan.model, stage, following, processed))

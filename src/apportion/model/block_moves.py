@@ -20,6 +20,10 @@ class BlockMover:
         self._pool_B = pool_B
         self._swap_W = [_host_space(tensor_B, num_swap_blocks) for tensor_B in pool_B]
 
+    @property
+    def host_bytes(self) -> int:
+        return sum(tensor_W.nbytes for tensor_W in self._swap_W)
+
     def apply(self, moves: Sequence[BlockMove]) -> None:
         """In order: a move may read what an earlier one has written."""
         for kind, src, dst in moves:

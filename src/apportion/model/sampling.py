@@ -1,14 +1,12 @@
 """Draws the next tokens of sequences from their logits, the same wherever and with whomever they are computed."""
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
 from apportion.types.request import Draw, SamplingParams
-
-_POSITIONS_PER_SEED = 2**31
-"""Stride between seeds, so that (seed, position) pairs never meet below 2 G positions."""
 
 
 def sample(logits_NV: Tensor, draws: Sequence[tuple[int, Draw, int]]) -> dict[int, int]:
@@ -33,6 +31,12 @@ def _sample_row(logits_V: Tensor, params: SamplingParams, position: int) -> int:
     sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
     before_V = sorted_V.cumsum(0) - sorted_V
     kept_V = torch.where(before_V < params.top_p, sorted_V, 0.0)
-    generator = torch.Generator().manual_seed((params.seed * _POSITIONS_PER_SEED + position) % 2**63)
+    generator = torch.Generator().manual_seed(_draw_seed(params.seed, position))
     drawn = torch.multinomial(kept_V, 1, generator=generator)
     return int(order_V[drawn])
+
+
+def _draw_seed(seed: int, position: int) -> int:
+    """Mixed into 32 bits, as torch's generator on a CPU looks at no more of what it is given."""
+    digest = blake2b(f"{seed} {position}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")

@@ -36,8 +36,9 @@ class MemoryMeter(Protocol):
     def observe(self) -> None:
         """Called while loading, after each parameter: takes the present size into the peak."""
 
-    def loaded(self) -> None:
-        """Called when the stage is loaded and its files are closed."""
+    def loaded(self, host_bytes: int) -> None:
+        """Called when the stage is loaded and its files are closed; of what the process then holds, `host_bytes` are
+        the host's and not the device's."""
 
     def peak_bytes(self) -> int: ...
 
@@ -51,24 +52,25 @@ class CpuMeter:
         self._start_bytes, data_bytes = _status_bytes("RssAnon", "VmData")
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + self._budget_bytes, hard))
-        self._file_bytes: int | None = None
+        self._other_bytes: int | None = None
 
     def observe(self) -> None:
         (anonymous_bytes,) = _status_bytes("RssAnon")
         self._peak_bytes = max(self._peak_bytes, anonymous_bytes - self._start_bytes)
 
-    def loaded(self) -> None:
+    def loaded(self, host_bytes: int) -> None:
         self.observe()
         _CLEAR_REFS.write_text(_RESET_PEAK)
-        (self._file_bytes,) = _status_bytes("RssFile")
+        (file_bytes,) = _status_bytes("RssFile")
+        self._other_bytes = file_bytes + host_bytes
 
     def peak_bytes(self) -> int:
-        """The kernel's own peak since loading, less the file pages resident then: file pages mapped since count too, so
-        this errs on the high side."""
+        """The kernel's own peak since loading, less the file pages and the host's memory resident then: file pages
+        mapped since count too, so this errs on the high side."""
         self.observe()
-        if self._file_bytes is not None:
+        if self._other_bytes is not None:
             (peak_resident_bytes,) = _status_bytes("VmHWM")
-            since_loading = peak_resident_bytes - self._file_bytes - self._start_bytes
+            since_loading = peak_resident_bytes - self._other_bytes - self._start_bytes
             self._peak_bytes = max(self._peak_bytes, since_loading)
         return self._peak_bytes
 
@@ -87,7 +89,7 @@ class CudaMeter:
     def observe(self) -> None:
         pass
 
-    def loaded(self) -> None:
+    def loaded(self, host_bytes: int) -> None:
         pass
 
     def peak_bytes(self) -> int:

@@ -11,17 +11,18 @@ class Timing:
 
     def __init__(self) -> None:
         self._begun_s = time.perf_counter()
-        self._first_s: dict[int, float] = {}
-        self._last_s: dict[int, float] = {}
-        self._num_tokens: dict[int, int] = {}
+        self._first_s: dict[tuple[int, int], float] = {}
+        self._last_s: dict[tuple[int, int], float] = {}
+        self._num_tokens: dict[tuple[int, int], int] = {}
         self._times_s: list[float] = []
 
     def record(self, event: TokenEvent) -> None:
         now_s = time.perf_counter() - self._begun_s
-        self._first_s.setdefault(event.request_id, now_s)
-        self._last_s[event.request_id] = now_s
+        key = (event.request_id, event.sample)
+        self._first_s.setdefault(key, now_s)
+        self._last_s[key] = now_s
         self._times_s.append(now_s)
-        self._num_tokens[event.request_id] = self._num_tokens.get(event.request_id, 0) + 1
+        self._num_tokens[key] = self._num_tokens.get(key, 0) + 1
 
     @property
     def ttft_s(self) -> float:

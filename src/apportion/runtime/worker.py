@@ -122,7 +122,7 @@ class _Worker:
         self._mover = BlockMover(self._model.kv_pool.tensors_B, plan.num_swap_blocks)
         self._unpacker = BatchUnpacker()
         self._rehearse()
-        self._meter.loaded()
+        self._meter.loaded(self._mover.host_bytes)
 
     def serve(self) -> None:
         self._coordinator.send(Kind.READY, pack(asdict(self._report())))

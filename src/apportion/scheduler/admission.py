@@ -101,8 +101,8 @@ class Admission:
         return True
 
     def _count_adopted(self, sequence: Sequence, num_tokens: int) -> None:
-        if sequence.was_preempted:
-            self._preemption.found_again(num_tokens)
-        else:
-            sequence.cached_tokens += num_tokens
-            self.cached_tokens += num_tokens
+        """The last `num_tokens` before its next position; those that it had computed itself are no gain."""
+        start = sequence.next_position - num_tokens
+        num_own = min(max(sequence.lost_tokens - start, 0), num_tokens)
+        sequence.cached_tokens += num_tokens - num_own
+        self.cached_tokens += num_tokens - num_own

@@ -24,8 +24,8 @@ class Preemption:
             self._tables.swap_out(sequence)
         else:
             self.counts.num_recomputes += 1
-            self._count_recompute(sequence.next_position)
             self._tables.release(sequence)
+            sequence.lost_tokens = max(sequence.lost_tokens, sequence.next_position)
             sequence.next_position = 0
 
     def resume(self, sequence: Sequence, spare_blocks: int) -> bool:
@@ -36,9 +36,10 @@ class Preemption:
         self.counts.swapped_in_blocks += self._count_swap(num_moved)
         return True
 
-    def found_again(self, num_tokens: int) -> None:
-        """So many dropped tokens were still in the prefix cache."""
-        self._count_recompute(-num_tokens)
+    def count_recomputed(self, num_tokens: int) -> None:
+        """Of a step."""
+        self.counts.recomputed_tokens += num_tokens
+        self.counts.recompute_s += num_tokens * self._costs.prefill_token_s
 
     def _swaps(self, sequence: Sequence) -> bool:
         num_blocks = len(sequence.block_ids)
@@ -51,7 +52,3 @@ class Preemption:
         self.counts.swapped_bytes += num_blocks * self._costs.block_bytes
         self.counts.swap_s += num_blocks * self._costs.swap_block_s
         return num_blocks
-
-    def _count_recompute(self, num_tokens: int) -> None:
-        self.counts.recomputed_tokens += num_tokens
-        self.counts.recompute_s += num_tokens * self._costs.prefill_token_s

@@ -1,8 +1,9 @@
 """Continuous batching over a pipeline: which tokens of which sequences go into the next microbatch.
 
-Up to `max_in_flight` batches are on their way. A batch takes decode tokens first, of at most one of `microbatches`
-parts of equal time; then prefill chunks by rank, up to `chunk_tokens` new tokens in all. Chunks of one prompt
-follow each other through the stages without waiting.
+Up to `max_in_flight` batches are on their way, at most `microbatches` of them with decode tokens. A batch takes those
+first, and leaves to a lighter batch what would make it the heavier (Graham's rule, by time, not by number). Then it
+takes prefill chunks by rank, up to `chunk_tokens` new tokens in all. Chunks of one prompt follow each other through
+the stages without waiting.
 
 - Decode waits for prefill no longer than one chunk takes on the slowest stage: while any sequence decodes, at most
   `prefill_depth` batches in flight carry prefill, which is what keeps that stage busy (Little's law) and no more; and a
@@ -13,6 +14,7 @@ follow each other through the stages without waiting.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
 
 from apportion.scheduler.admission import Admission, check_request
 from apportion.scheduler.limits import SchedulerLimits
@@ -32,7 +34,8 @@ class _Flight:
     sequences: list[Sequence] = field(default_factory=list[Sequence])
     chunks: list[Chunk] = field(default_factory=list[Chunk])
     num_tokens: int = 0
-    decodes: bool = False
+    decode_s: float = 0.0
+    """What its decode tokens weigh."""
     prefills: bool = False
 
 
@@ -166,23 +169,26 @@ class Scheduler:
         return flight
 
     def _take_decode(self, flight: _Flight) -> bool:
-        """Ready sequences, longest waiting first, until they are worth an even share of the decoding time; True where
-        some are left for another batch that can follow."""
-        decoding = [s for s in self._running.sequences if len(s.token_ids) - s.next_position <= 1]
-        num_others = sum(other.decodes for other in self._in_flight.values())
-        if num_others >= self.limits.microbatches:
+        """Ready sequences, longest waiting first, as long as this batch is the lightest; True where some are left for
+        another that can be formed at once."""
+        others_s = [other.decode_s for other in self._in_flight.values() if other.decode_s]
+        num_unformed = self.limits.microbatches - len(others_s) - 1
+        if num_unformed < 0:
             return False
-        ready = [s for s in decoding if s.next_position < len(s.token_ids)]
-        ready.sort(key=lambda s: (s.ready_since, -len(s.token_ids)))
-        cost = self._costs.decode_s
-        share_s = sum(cost(len(s.token_ids)) for s in decoding) / self.limits.microbatches
+        others_s += [0.0] * num_unformed
+        heapify(others_s)
+        ready = [s for s in self._running.sequences if s.next_position == len(s.token_ids) - 1]
+        ready.sort(key=_decode_order)
+        leaves_ready = False
         for sequence in ready:
-            if share_s <= 0 or flight.num_tokens == self.limits.chunk_tokens:
-                return num_others + 1 < self.limits.microbatches
-            if self._take(flight, sequence, 1):
-                flight.decodes = True
-                share_s -= cost(len(sequence.token_ids))
-        return False
+            cost_s = self._costs.decode_s(len(sequence.token_ids))
+            if flight.num_tokens == self.limits.chunk_tokens or (others_s and flight.decode_s > others_s[0]):
+                leaves_ready = num_unformed > 0
+                if others_s:
+                    heapreplace(others_s, others_s[0] + cost_s)
+            elif self._take(flight, sequence, 1):
+                flight.decode_s += cost_s
+        return leaves_ready
 
     def _may_prefill(self) -> bool:
         if not any(len(s.token_ids) - s.next_position <= 1 for s in self._running.sequences):
@@ -224,6 +230,8 @@ class Scheduler:
         flight.sequences.append(sequence)
         flight.num_tokens += num_tokens
         start, stop = sequence.next_position, sequence.next_position + num_tokens
+        if start < sequence.lost_tokens:
+            self._preemption.count_recomputed(min(stop, sequence.lost_tokens) - start)
         sequence.next_position = stop
         sequence.num_in_flight += 1
         ends = stop == len(sequence.token_ids)
@@ -264,3 +272,8 @@ class Scheduler:
             if candidate.block_ids and candidate not in flight.sequences:
                 return candidate
         return None
+
+
+def _decode_order(sequence: Sequence) -> tuple[int, int]:
+    """Longest waiting first, then longest: what comes last evens out the batches best."""
+    return sequence.ready_since, -len(sequence.token_ids)

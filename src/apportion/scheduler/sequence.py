@@ -32,6 +32,7 @@ class Sequence:
         "cached_tokens",
         "ended",
         "id",
+        "lost_tokens",
         "next_position",
         "num_in_flight",
         "num_published",
@@ -65,6 +66,8 @@ class Sequence:
         """The step that was to come next when its newest token arrived."""
         self.ended = False
         self.was_preempted = False
+        self.lost_tokens = 0
+        """So many were computed before it was dropped."""
         self.cached_tokens = 0
         self.block_ids: tuple[int, ...] = ()
         self.swap_slots: tuple[int, ...] = ()

@@ -14,7 +14,7 @@ class PreemptionCounts:
     swapped_bytes: int = 0
     swap_s: float = 0.0
     recomputed_tokens: int = 0
-    """Computed before, and not found in the prefix cache when the sequence came back."""
+    """Computed before, dropped, and not found in the prefix cache when the sequence came back."""
     recompute_s: float = 0.0
 
 

@@ -62,6 +62,8 @@ class DeviceMemory:
     streamed_bytes: int = 0
     """Weights of the streamed layers, in the stage's format. They take host memory (pinned for a GPU, the page cache of
     the checkpoint's files for a CPU), none of the device's."""
+    swap_bytes: int = 0
+    """Host memory for swapped blocks, none of the device's."""
 
     @property
     def engine_bytes(self) -> int:
