@@ -83,6 +83,18 @@ class Room:
             most -= 1
         return most
 
+    def granules_beside(self, kv_heads: IntArray) -> IntArray:
+        """`granules` of each."""
+        left = self.free_bytes - kv_heads * self.head_bytes
+        whole = self.granule_bytes * self.num_granules + self.row_bytes * self.vocab_rows
+        most = np.minimum(self.num_granules, np.maximum(0, left) * self.num_granules // whole)
+        while True:
+            rows = -(-self.vocab_rows * most // self.num_granules)
+            beyond = (most > 0) & (most * self.granule_bytes + rows * self.row_bytes > left)
+            if not beyond.any():
+                return most
+            most -= beyond
+
 
 def member_room(
     model: ModelSpec,

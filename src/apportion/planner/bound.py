@@ -44,7 +44,7 @@ MAX_WAYS = 20_000
 """Of adding a group to a state of its host."""
 MANY_GROUPS = 40
 """Different ones, for which a bound with every member's memory takes seconds."""
-GOOD_GAP = 1.2e-2
+GOOD_GAP = 9.8e-3
 """With so many, not looked into."""
 ROUGH = 1e-3
 """With so many, how far below the least the bound may be."""
@@ -112,15 +112,14 @@ class _Bounds:
 
     def best(self) -> Bound:
         """The quick bound where it is good enough; else with every member's memory, then by integer program."""
+        good = GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK
         quick = self._of_selections(self._tables(self._optimistic))
-        if self._good(quick, GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK):
+        if self._good(quick, good):
             return quick
         tables = self._tables(self._exact)
         bound = max(quick, self._of_selections(tables), key=lambda bound: bound.seconds)
         return (
-            bound
-            if self._good(bound, 3 * SLACK)
-            else max(bound, self._of_paths(tables), key=lambda b: b.seconds)
+            bound if self._good(bound, good) else max(bound, self._of_paths(tables), key=lambda b: b.seconds)
         )
 
     def _good(self, bound: Bound, gap: float) -> bool:
@@ -138,15 +137,17 @@ class _Bounds:
         options = optimistic_options(costs, self.goal)
         if options is not None:
             return options
-        return self._single(costs, self._relaxed(costs).apart(self.kinds, self.goal))
+        return self._single(costs, self._relaxed(costs).apart(self.goal))
 
     def _exact(self, costs: ShareCosts) -> Options:
         options = numbered_options(costs, self.goal)
         if options is not None:
             return options
         relaxed = self._relaxed(costs)
-        least = np.array([relaxed.least(kind, self.goal) for kind in self.kinds.kinds])
-        return self._single(costs, np.maximum(least, relaxed.apart(self.kinds, self.goal)))
+        least = np.full((len(self.kinds.kinds), 2), inf)
+        possible = costs.possible()
+        least[possible] = relaxed.least(possible, self.goal)
+        return self._single(costs, np.maximum(least, relaxed.apart(self.goal)))
 
     def _single(self, costs: ShareCosts, least: FloatArray) -> Options:
         """One option a kind, of these (path, occupied) seconds."""
@@ -158,7 +159,7 @@ class _Bounds:
 
     def _relaxed(self, costs: ShareCosts) -> RelaxedGroup:
         steps = self.problem.steps(self.microbatches)
-        return RelaxedGroup(costs.problem, costs.devices, costs.link, steps)
+        return RelaxedGroup(costs.problem, costs.devices, costs.link, steps, self.kinds)
 
     def _of_paths(self, tables: StageTables) -> Bound:
         arcs = _drop_hopeless(tables, self.goal, _arcs(tables, self.goal), self.value)

@@ -132,7 +132,7 @@ def search(problem: Problem) -> Found | None:
     kinds = StageKinds(problem.model)
     groups = possible_groups(problem)
     memories = [
-        [GroupMemory(one, group.devices) for one in group_problems(problem, group.devices, kinds)]
+        [GroupMemory(one, group.devices, kinds) for one in group_problems(problem, group.devices, kinds)]
         for group in groups
     ]
     best: tuple[float, Division, int] | None = None

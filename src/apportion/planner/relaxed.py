@@ -10,6 +10,7 @@ each composition of heads is bounded too, with the columns it leaves room for, a
 from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from apportion.cost.estimate import Steps, group_reductions_s
 from apportion.cost.objective import Goal, Timing
 from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
-from apportion.planner.axes import Room, StageKind, ffn_granule, head_compositions, make_shard, member_room
+from apportion.planner.axes import Room, StageKind, ffn_granule, head_compositions, make_shard
 from apportion.planner.problem import Problem
 from apportion.planner.shared_level import shared_level
 from apportion.planner.stage_kinds import StageKinds
@@ -26,14 +27,27 @@ from apportion.types.cluster import Device, Link
 from apportion.types.model import LayerSpec
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 Caps = tuple[int, ...]
+
+
+class _Tied(NamedTuple):
+    """A kind of stage where memory ties heads and columns together."""
+
+    row: int
+    number: int
+    rooms: tuple[Room, ...]
+    fixed: FloatArray
 
 
 class RelaxedGroup:
     """Bounds for the stages of one group."""
 
-    def __init__(self, problem: Problem, devices: Sequence[Device], link: Link | None, steps: Steps) -> None:
+    def __init__(
+        self, problem: Problem, devices: Sequence[Device], link: Link | None, steps: Steps, kinds: StageKinds
+    ) -> None:
         self.problem = problem
+        self.kinds = kinds
         self.devices = devices
         self.link = link
         self.steps = (*steps.prefill, steps.decode)
@@ -43,28 +57,31 @@ class RelaxedGroup:
         self._composed: dict[LayerSpec, FloatArray] = {}
         self._attention: dict[tuple[LayerSpec, Caps], FloatArray] = {}
         self._ffn: dict[tuple[LayerSpec, Caps], FloatArray] = {}
+        self._rates: dict[tuple[LayerSpec, int], list[float]] = {}
 
-    def least(self, kind: StageKind, goal: Goal) -> tuple[float, float]:
-        """No shares have less (path, occupied) seconds; infinite where none fit."""
-        rooms = self._rooms(kind)
-        caps = self._caps(rooms)
-        if caps is None or not self._fits_together(rooms):
-            return inf, inf
-        fixed = self._fixed(kind)
-        apart = self._apart(kind, caps, fixed)
-        path_s, occupied_s = goal.path_s(apart), goal.occupied_s(apart)
-        if len(rooms) > 1 and any(room.granules(max(caps[0])) < self.num_granules for room in rooms):
-            prefill_s, decode_s = self._together(kind, rooms, fixed)
-            if len(decode_s) == 0:
-                return inf, inf
-            together = goal.path_prefill * prefill_s + goal.path_decode * decode_s
-            path_s = max(path_s, float(together.min()))
-            together = goal.occupied_prefill * prefill_s + goal.occupied_decode * decode_s
-            occupied_s = max(occupied_s, float(together.min()))
-        return path_s, occupied_s
+    def least(self, numbers: Sequence[int] | IntArray, goal: Goal) -> FloatArray:
+        """[number, (path, occupied)] of the kinds of these numbers: no shares have less; infinite where none fit."""
+        least = np.full((len(numbers), 2), inf)
+        tied: list[_Tied] = []
+        for row, number in enumerate(numbers):
+            kind = self.kinds.kinds[number]
+            rooms = self.kinds.rooms(self.problem.capacity, self.problem.formats, self.devices, int(number))
+            caps = self._caps(rooms)
+            if caps is None or not self._fits_together(rooms):
+                continue
+            fixed = self._fixed(kind)
+            apart = self._apart(kind, caps, fixed)
+            least[row] = goal.path_s(apart), goal.occupied_s(apart)
+            if len(rooms) > 1 and any(room.granules(max(caps[0])) < self.num_granules for room in rooms):
+                tied.append(_Tied(row, int(number), rooms, fixed))
+        if tied:
+            rows = [one.row for one in tied]
+            least[rows] = np.maximum(least[rows], self._together(tied, goal))
+        return least
 
-    def apart(self, kinds: StageKinds, goal: Goal) -> FloatArray:
+    def apart(self, goal: Goal) -> FloatArray:
         """[kind, (path, occupied)]: as `least`, and quicker, with memory counted in sum only."""
+        kinds = self.kinds
         most = self.problem.model.kv_heads - len(self.devices) + 1
         caps = (
             (most,) * len(self.devices),
@@ -108,32 +125,41 @@ class RelaxedGroup:
             seconds += count * (self._attention_s(layer, caps[0]) + self._ffn_s(layer, caps[1]))
         return Timing(prefill_s=float(seconds[:-1].sum()), decode_s=float(seconds[-1]))
 
-    def _together(
-        self, kind: StageKind, rooms: Sequence[Room], fixed: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """(prefill, decode) by composition of heads, with the columns that memory leaves beside them."""
-        caps = np.stack(
-            [
-                np.array([room.granules(heads) for heads in range(self.problem.model.kv_heads + 1)])[held]
-                for room, held in zip(rooms, self.compositions.T, strict=True)
-            ],
-            axis=1,
-        )
-        holding = (caps.sum(axis=1) >= self.num_granules) & (caps.min(axis=1) >= 1)
+    def _together(self, tied: Sequence["_Tied"], goal: Goal) -> FloatArray:
+        """[kind, (path, occupied)] over compositions of heads, with the columns that memory leaves beside them."""
+        caps = self._granule_caps([one.rooms for one in tied])
+        holding = (caps.sum(axis=2) >= self.num_granules) & (caps.min(axis=2) >= 1)
+        row, composition = np.nonzero(holding)
         caps = caps[holding]
-        seconds = np.tile(fixed, (len(caps), 1))
-        for layer, count in kind.layers:
-            by_tokens = {
-                tokens: _real_level(np.array(self._granule_rates(layer, tokens)), caps, self.num_granules)
-                for tokens in {step.tokens for step in self.steps}
-            }
-            ffn = np.stack([by_tokens[step.tokens] for step in self.steps], axis=1)
-            seconds += count * (self._composed_attention(layer)[holding] + ffn)
-        if kind.has_head:
-            seconds += self._further_head(caps)
-        return seconds[:, :-1].sum(axis=1), seconds[:, -1]
+        numbers = np.array([one.number for one in tied])[row]
+        seconds = np.array([one.fixed for one in tied])[row]
+        for layer, counts in zip(self.kinds.layers, self.kinds.counts[numbers].T, strict=True):
+            layer_s = self._composed_attention(layer)[composition] + self._ffn_levels(layer, caps)
+            seconds += counts[:, None] * layer_s
+        headed = self.kinds.has_head[numbers]
+        seconds[headed] += self._further_head(caps[headed])
+        prefill_s, decode_s = seconds[:, :-1].sum(axis=1), seconds[:, -1]
+        least = np.full((len(tied), 2), inf)
+        np.minimum.at(least[:, 0], row, goal.path_prefill * prefill_s + goal.path_decode * decode_s)
+        np.minimum.at(least[:, 1], row, goal.occupied_prefill * prefill_s + goal.occupied_decode * decode_s)
+        return least
 
-    def _further_head(self, caps: NDArray[np.int64]) -> FloatArray:
+    def _granule_caps(self, rooms: Sequence[Sequence[Room]]) -> IntArray:
+        """[kind, composition, member]: the granules that memory leaves beside the composition's heads."""
+        heads = np.arange(self.problem.model.kv_heads + 1)
+        beside = {room: room.granules_beside(heads) for members in rooms for room in members}
+        by_heads = np.array([[beside[room] for room in members] for members in rooms])
+        return by_heads[:, np.arange(len(self.devices)), self.compositions]
+
+    def _ffn_levels(self, layer: LayerSpec, caps: IntArray) -> FloatArray:
+        """By row of caps and step."""
+        by_tokens = {
+            tokens: _real_level(np.array(self._granule_rates(layer, tokens)), caps, self.num_granules)
+            for tokens in {step.tokens for step in self.steps}
+        }
+        return np.stack([by_tokens[step.tokens] for step in self.steps], axis=1)
+
+    def _further_head(self, caps: IntArray) -> FloatArray:
         """What the head takes beyond its bound in `_fixed`, for rows that follow at most `caps` granules."""
         model, formats = self.problem.model, self.problem.formats
         most_rows = model.vocab_rows * caps // self.num_granules + 1
@@ -161,17 +187,12 @@ class RelaxedGroup:
         return self._composed[layer]
 
     def _granule_rates(self, layer: LayerSpec, tokens: int) -> list[float]:
-        return [
-            self.granule * ffn_column_s(device, layer, tokens, self.problem.formats)
-            for device in self.devices
-        ]
-
-    def _rooms(self, kind: StageKind) -> list[Room]:
-        problem, size = self.problem, len(self.devices)
-        return [
-            member_room(problem.model, problem.capacity, problem.formats, device, rank, size, kind)
-            for rank, device in enumerate(self.devices)
-        ]
+        if (layer, tokens) not in self._rates:
+            formats = self.problem.formats
+            self._rates[layer, tokens] = [
+                self.granule * ffn_column_s(device, layer, tokens, formats) for device in self.devices
+            ]
+        return self._rates[layer, tokens]
 
     def _caps(self, rooms: Sequence[Room]) -> tuple[Caps, Caps] | None:
         """The most heads and the most granules of each member, each beside the least of the other."""
@@ -253,12 +274,12 @@ class RelaxedGroup:
         )
 
 
-def _smallest_reaching(times: FloatArray, firsts: NDArray[np.int64], units: int) -> FloatArray:
+def _smallest_reaching(times: FloatArray, firsts: IntArray, units: int) -> FloatArray:
     """The `units`-th smallest time of each column, and at least every member's first unit (rows `firsts`)."""
     return np.maximum(np.partition(times, units - 1, axis=0)[units - 1], times[firsts].max(axis=0))
 
 
-def _real_level(rates: FloatArray, caps: NDArray[np.int64], total: int) -> FloatArray:
+def _real_level(rates: FloatArray, caps: IntArray, total: int) -> FloatArray:
     """By row of caps, which reach the total: the level at which real-valued units of at most `caps` do."""
     open_members = np.ones(caps.shape, dtype=bool)
     level = np.zeros(len(caps))

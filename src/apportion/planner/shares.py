@@ -24,11 +24,11 @@ from apportion.planner.axes import (
     ffn_granule,
     head_compositions,
     make_shard,
-    member_room,
     vocabulary_rows,
 )
 from apportion.planner.fill import Filling, Rates, fill, merge_parallel, water_fill
 from apportion.planner.problem import Problem
+from apportion.planner.stage_kinds import StageKinds
 from apportion.types.cluster import Device, Link
 from apportion.types.model import LayerSpec
 
@@ -54,19 +54,19 @@ Shares = tuple[tuple[int, ...], tuple[int, ...]]
 class GroupMemory:
     """The room each member of a group has in one weight format, by kind of stage; the same for every objective."""
 
-    def __init__(self, problem: Problem, devices: Sequence[Device]) -> None:
+    def __init__(self, problem: Problem, devices: Sequence[Device], kinds: StageKinds) -> None:
         self.problem = problem
         self.devices = tuple(devices)
+        self._kinds = kinds
         self._rooms: dict[StageKind, tuple[Room, ...]] = {}
         self.pool: list[Shares] = []
         """Shares worth a look in any stage; those of one number of microbatches do for the others."""
 
     def rooms(self, kind: StageKind) -> tuple[Room, ...]:
         if kind not in self._rooms:
-            problem, size = self.problem, len(self.devices)
-            self._rooms[kind] = tuple(
-                member_room(problem.model, problem.capacity, problem.formats, device, rank, size, kind)
-                for rank, device in enumerate(self.devices)
+            problem = self.problem
+            self._rooms[kind] = self._kinds.rooms(
+                problem.capacity, problem.formats, self.devices, self._kinds.number(kind)
             )
         return self._rooms[kind]
 
@@ -146,14 +146,9 @@ class GroupShares:
 
     def _caps(self, kind: StageKind) -> NDArray[np.int64]:
         """The most FFN granules of each member beside its heads, for every composition."""
-        columns: list[NDArray[np.int64]] = []
-        for rank, room in enumerate(self.memory.rooms(kind)):
-            heads = self.compositions[:, rank]
-            by_heads = np.zeros(int(heads.max()) + 1, dtype=np.int64)
-            for count in np.unique(heads):
-                by_heads[count] = room.granules(int(count))
-            columns.append(by_heads[heads])
-        return np.stack(columns, axis=1)
+        heads = np.arange(int(self.compositions.max()) + 1)
+        rooms = zip(self.memory.rooms(kind), self.compositions.T, strict=True)
+        return np.stack([room.granules_beside(heads)[held] for room, held in rooms], axis=1)
 
     def _attention_cost(self, kind: StageKind) -> FloatArray:
         prefill_weight, decode_weight = self.goal.stage_weights

@@ -1,5 +1,8 @@
 """The kinds of stages a model has: a stage's cost on given devices depends on its kind alone."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,20 +54,45 @@ class StageKinds:
         self.num_layers: IntArray = self.counts.sum(axis=1)
         self.position: IntArray = self.has_embedding + 2 * self.has_head
         """0: between others, 1: first, 2: last, 3: the only stage."""
+        self._numbers = {kind: number for number, kind in enumerate(self.kinds)}
+        self._empty: dict[tuple[Capacity, Formats, bool], list[Room]] = {}
+        self._rooms: dict[tuple[Capacity, Formats], dict[tuple[int, bool, int], Room]] = {}
         self._bytes: dict[tuple[Capacity, Formats, bool], IntArray] = {}
 
     def bytes(self, capacity: Capacity, formats: Formats, *, root: bool) -> IntArray:
         """Bytes of (nothing, a KV head, an FFN granule, a vocabulary row) by kind, on rank 0 or on another."""
         key = (capacity, formats, root)
         if key not in self._bytes:
-            rooms = [self._room(capacity, formats, root, kind) for kind in self.kinds]
+            rooms = self._empty_rooms(capacity, formats, root)
             rows = [(-r.free_bytes, r.head_bytes, r.granule_bytes, r.row_bytes) for r in rooms]
             self._bytes[key] = np.array(rows, dtype=np.int64)
         return self._bytes[key]
 
-    def _room(self, capacity: Capacity, formats: Formats, root: bool, kind: StageKind) -> Room:
-        rank, size = (0, 1) if root else (1, 2)
-        return member_room(self.model, capacity, formats, NO_MEMORY, rank, size, kind)
+    def rooms(
+        self, capacity: Capacity, formats: Formats, devices: Sequence[Device], number: int
+    ) -> tuple[Room, ...]:
+        """Of each of a group's members in a stage of the kind of this number."""
+        known = self._rooms.setdefault((capacity, formats), {})
+        keys = [(device.usable_bytes, rank == 0, number) for rank, device in enumerate(devices)]
+        for key in keys:
+            if key not in known:
+                usable_bytes, root, _ = key
+                empty = self._empty_rooms(capacity, formats, root)[number]
+                known[key] = replace(empty, free_bytes=usable_bytes + empty.free_bytes)
+        return tuple(known[key] for key in keys)
+
+    def number(self, kind: StageKind) -> int:
+        return self._numbers[kind]
+
+    def _empty_rooms(self, capacity: Capacity, formats: Formats, root: bool) -> list[Room]:
+        """By kind: a member's needs depend on its rank being 0 or not, whatever the size of its group."""
+        key = (capacity, formats, root)
+        if key not in self._empty:
+            rank, size = (0, 1) if root else (1, 2)
+            self._empty[key] = [
+                member_room(self.model, capacity, formats, NO_MEMORY, rank, size, kind) for kind in self.kinds
+            ]
+        return self._empty[key]
 
 
 NO_MEMORY = Device(
