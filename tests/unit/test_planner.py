@@ -87,7 +87,7 @@ def test_infeasible_names_the_numbers_and_what_helps():
         make_plan(llama(), cluster([cpu("laptop", 1), cpu("desk", 1.5)]), workload(context=8192), ("fp32",))
     message = str(caught.value)
     assert "2 devices have 2.5 GiB" in message
-    assert "(desk) 1.5 GiB" in message
+    assert "the largest (desk) has 1.5 GiB" in message
     assert "--weights int4" in message  # the KV cache stays in fp32, so 16 bits would not do
     assert "\n" not in message
 

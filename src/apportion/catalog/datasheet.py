@@ -10,7 +10,7 @@ rate on GeForce RTX 3090 and 4090, 0.35 to 0.7 on Apple, but 0.13 to 0.35 on A10
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from apportion.catalog.gpus import Gpu, GpuKind
+from apportion.catalog.gpus import Gpu, GpuKind, find_gpu
 from apportion.types.cluster import Device, Spread
 from apportion.types.errors import ClusterError
 from apportion.types.pcie import REACHED_SHARE
@@ -36,6 +36,9 @@ PUBLISHED_SPREAD = Spread(
 )
 """Decode: 68 % of the 127 speeds in benchmarks/published were predicted within this by constants chosen on the other
 sources alone (accuracy.py prints it, 2026-11-22). Prefill: assumed, for the shares above."""
+
+COMMON_CARDS = ("rtx-3050-8gb", "rtx-3060-12gb", "rtx-4060-ti-16gb", "rtx-3090", "rtx-5090")
+"""The consumer cards of 8, 12, 16, 24 and 32 GB that are easiest to come by."""
 
 DRIVER_SHARE, DRIVER_BYTES = 0.03, 512 * 2**20
 """Reserved on a card of its own memory: what the driver does not show (see gpus.toml), and its context. The second is
@@ -83,6 +86,11 @@ def gpu_device(gpu: Gpu, device_id: str, host: str) -> Device:
         stream_bytes_per_s=gpu.pcie_bytes_per_s and gpu.pcie_bytes_per_s * REACHED_SHARE,
         spread=PUBLISHED_SPREAD,
     )
+
+
+def common_cards() -> tuple[Device, ...]:
+    """What most people could add, one of each size of memory, the smallest first."""
+    return tuple(gpu_device(find_gpu(name), name, "") for name in COMMON_CARDS)
 
 
 def reserve_bytes(gpu: Gpu) -> int:

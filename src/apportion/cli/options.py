@@ -139,6 +139,7 @@ def plan_from_options(
     InfeasibleError where the devices cannot hold it."""
     from apportion.calibrate.apply import statement
     from apportion.calibrate.here import calibrate_here
+    from apportion.catalog.datasheet import common_cards
     from apportion.catalog.model_config import read_model_spec
     from apportion.cli.weights import weight_formats, weights_note
     from apportion.planner.build import make_plan
@@ -154,11 +155,11 @@ def plan_from_options(
         _tell(f"apportion: warning: {note}")
     streaming = choices.stream is not StreamChoice.NEVER
     if choices.no_calibration:
-        plan = make_plan(model, cluster, workload, formats, streaming=streaming)
+        plan = make_plan(model, cluster, workload, formats, streaming=streaming, cards=common_cards())
         return _with_swap_space(plan, swap_bytes)
     # What earlier runs measured replaces what is assumed; both lines go to stderr, beside any --json.
     calibrated = calibrate_here(cluster, formats, lambda text: _tell(f"apportion: warning: {text}"))
-    plan = make_plan(model, calibrated.cluster, workload, formats, streaming=streaming)
+    plan = make_plan(model, calibrated.cluster, workload, formats, streaming=streaming, cards=common_cards())
     for line in statement(calibrated, plan):
         _tell(line)
     return _with_swap_space(plan, swap_bytes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf
 
 from apportion.cost.estimate import estimate, objective_value
@@ -14,6 +15,7 @@ from apportion.planner.found import Found
 from apportion.planner.infeasible import infeasible_error, least_bytes
 from apportion.planner.limits import WithinLimits
 from apportion.planner.limits_error import limits_error, without_limits
+from apportion.planner.named_stages import name_devices
 from apportion.planner.problem import (
     Problem,
     alternatives,
@@ -22,20 +24,18 @@ from apportion.planner.problem import (
     make_problem,
     microbatch_candidates,
 )
+from apportion.planner.relief import Demand
 from apportion.planner.search import (
     Division,
-    PlacedStage,
     Search,
     StageKinds,
-    device_kinds,
     possible_groups,
 )
 from apportion.planner.shares import GroupMemory
-from apportion.planner.streamed import with_streamed_layers
-from apportion.types.cluster import Cluster
+from apportion.types.cluster import Cluster, Device
 from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
-from apportion.types.plan import PLAN_VERSION, Plan, Stage, TensorSplit
+from apportion.types.plan import PLAN_VERSION, Plan, Stage
 from apportion.types.workload import Workload
 
 
@@ -203,43 +203,12 @@ def _microbatches(problem: Problem, stages: Sequence[Stage], searched: int) -> i
     return min(range(1, most + 1), key=tpot_s)
 
 
-def name_devices(problem: Problem, placed: Sequence[PlacedStage]) -> tuple[Stage, ...]:
-    """Gives each kind its devices in the cluster's order."""
-    unused = [list(kind) for kind in device_kinds(problem.cluster.devices)]
-    stages: list[Stage] = []
-    for stage in placed:
-        device_ids = [
-            unused[kind].pop(0).id for kind, count in enumerate(stage.group.counts) for _ in range(count)
-        ]
-        stages.append(_stage(problem, stage, device_ids))
-    return tuple(stages)
-
-
-def _stage(problem: Problem, placed: PlacedStage, device_ids: Sequence[str]) -> Stage:
-    choice, model = placed.choice, problem.model
-    stage = Stage(
-        layer_start=placed.layer_start,
-        layer_stop=placed.layer_stop,
-        split=TensorSplit(
-            device_ids=tuple(device_ids),
-            q_heads=tuple(heads * model.q_heads_per_kv_head for heads in choice.kv_heads),
-            kv_heads=choice.kv_heads,
-            ffn_columns=choice.ffn_columns,
-            vocab_rows=choice.vocab_rows,
-        ),
-        weight_format=choice.weight_format,
-        activation_format=problem.activation_format,
-        has_embedding=placed.layer_start == 0,
-        has_head=placed.layer_stop == model.num_layers,
-    )
-    return with_streamed_layers(problem, stage)
-
-
 def _found(
     model: ModelSpec,
     cluster: Cluster,
     workload: Workload,
     weight_formats: tuple[str, ...],
+    cards: Sequence[Device],
     *,
     streaming: bool,
 ) -> Found:
@@ -251,7 +220,17 @@ def _found(
         if unlimited is not None:
             raise limits_error(workload, unlimited)
     if found is None:
-        raise infeasible_error(model, cluster, workload, weight_formats, fits, streaming=streaming)
+        raise infeasible_error(
+            Demand(
+                model=model,
+                cluster=cluster,
+                workload=workload,
+                weight_formats=weight_formats,
+                fits=partial(fits, streaming=streaming),
+                fits_streamed=None if streaming else partial(fits, streaming=True),
+                cards=cards,
+            )
+        )
     return found
 
 
@@ -262,13 +241,15 @@ def make_plan(
     weight_formats: tuple[str, ...],
     *,
     streaming: bool = True,
+    cards: Sequence[Device] = (),
 ) -> Plan:
     """The best division of the model, certified. Layers are streamed where nothing fits otherwise and `streaming`.
+    `cards` are those that an error may advise to add, smallest first.
 
     Raises InfeasibleError where the devices cannot hold it, or keep its limits; ClusterError where one lacks a rate it
     needs.
     """
-    found = _found(model, cluster, workload, weight_formats, streaming=streaming)
+    found = _found(model, cluster, workload, weight_formats, cards, streaming=streaming)
     problem, stages, workload = found.problem, found.stages, found.problem.workload
     chunk_tokens = problem.capacity.chunk_tokens
     predicted = estimate(

@@ -1,70 +1,49 @@
 """What to say where no division fits: what is needed, what there is, and changes that were checked to help."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Protocol
 
 from apportion.cost.memory import shard_memory
 from apportion.planner.axes import StageKind, make_shard
 from apportion.planner.problem import Problem, chunk_candidates, make_problem
+from apportion.planner.relief import Demand, MoreMemory, changes, least_memory
 from apportion.planner.search import stage_kind
-from apportion.types.cluster import Cluster
 from apportion.types.errors import InfeasibleError
-from apportion.types.model import ModelSpec
-from apportion.types.units import WEIGHT_BITS, format_bytes
-from apportion.types.workload import Workload
-
-WeightFormats = tuple[str, ...]
-Fits = Callable[[ModelSpec, Cluster, Workload, WeightFormats], bool]
+from apportion.types.units import format_bytes
 
 
-class StreamingFits(Protocol):
-    def __call__(
-        self,
-        model: ModelSpec,
-        cluster: Cluster,
-        workload: Workload,
-        weight_formats: WeightFormats,
-        /,
-        *,
-        streaming: bool,
-    ) -> bool: ...
-
-
-MIN_CONTEXT_TOKENS = 64
-MEMORY_FACTORS = (1.1, 1.25, 1.5, 2, 3, 4, 8, 16)
-
-
-def infeasible_error(
-    model: ModelSpec,
-    cluster: Cluster,
-    workload: Workload,
-    weight_formats: WeightFormats,
-    fits: StreamingFits,
-    *,
-    streaming: bool,
-) -> InfeasibleError:
+def infeasible_error(demand: Demand) -> InfeasibleError:
+    """The numbers, what binds, and the cheapest changes that were checked to help."""
+    model, cluster, workload = demand.model, demand.cluster, demand.workload
     chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
-    problem = make_problem(model, cluster, workload, weight_formats, chunk_tokens).narrowest()
-    largest = max(cluster.devices, key=lambda device: device.usable_bytes)
+    asked = make_problem(model, cluster, workload, demand.weight_formats, chunk_tokens)
+    problem = asked.narrowest()
     num_devices = len(cluster.devices)
-    have = "devices have" if num_devices > 1 else "device has"
     available = sum(device.usable_bytes for device in cluster.devices)
-    changes = ", or ".join(
-        _changes(model, cluster, workload, weight_formats, partial(fits, streaming=streaming))
-    )
-    if not streaming and fits(model, cluster, workload, weight_formats, streaming=True):
-        changes = f"--stream auto{', or ' + changes if changes else ''}"
+    memory = least_memory(demand)
+    helping = ", or ".join(changes(demand, memory))
     return InfeasibleError(
         f"{model.name} needs {format_bytes(whole_bytes(problem))} undivided "
         f"({problem.formats.weights} weights, "
         f"{workload.concurrency} × {workload.max_context_tokens} tokens of context), "
         f"its largest layer {format_bytes(largest_layer_bytes(problem))} by itself; "
-        f"{num_devices} {have} {format_bytes(available)}, the largest "
-        f"({largest.id}) {format_bytes(largest.usable_bytes)}; "
-        f"{'try ' + changes if changes else 'add devices'}"
+        f"{num_devices} {'devices have' if num_devices > 1 else 'device has'} {format_bytes(available)}; "
+        f"{_binding(asked, memory)}; {'try ' + helping if helping else 'add devices'}"
     )
+
+
+def _binding(asked: Problem, memory: Sequence[MoreMemory]) -> str:
+    """The constraint that is not met, and on which device."""
+    devices = asked.cluster.devices
+    largest = max(devices, key=lambda device: device.usable_bytes)
+    most = f"the largest ({largest.id}) has {format_bytes(largest.usable_bytes)}"
+    short_bytes = least_bytes(asked) - sum(device.usable_bytes for device in devices)
+    if short_bytes > 0:
+        return f"{format_bytes(short_bytes)} are missing in sum, {most}"
+    if memory:
+        binding = memory[0].device
+        return f"what binds is the memory of {binding.id}, {format_bytes(binding.usable_bytes)}"
+    return f"what binds is not the memory of one device, {most}"
 
 
 def whole_bytes(problem: Problem) -> int:
@@ -108,38 +87,3 @@ def _engine_bytes(problem: Problem, kind: StageKind) -> int:
     model = problem.model
     shard = make_shard(kind, problem.formats, 0, 1, model.kv_heads, model.ffn_columns, model.vocab_rows)
     return shard_memory(model, shard, problem.capacity, reserved_bytes=0).engine_bytes
-
-
-def _changes(
-    model: ModelSpec, cluster: Cluster, workload: Workload, weight_formats: WeightFormats, fits: Fits
-) -> Iterator[str]:
-    context = workload.max_context_tokens // 2
-    while context >= MIN_CONTEXT_TOKENS:
-        if fits(model, cluster, _with_context(workload, context), weight_formats):
-            yield f"--context {context}"
-            break
-        context //= 2
-    if workload.concurrency > 1 and fits(model, cluster, replace(workload, concurrency=1), weight_formats):
-        yield "--concurrency 1"
-    narrowest = min(WEIGHT_BITS[name] for name in weight_formats)
-    for smaller, bits in WEIGHT_BITS.items():
-        known = all(device.rate(smaller) is not None for device in cluster.devices)
-        if known and bits < narrowest and fits(model, cluster, workload, (smaller,)):
-            yield f"--weights {smaller}"
-            break
-    for factor in MEMORY_FACTORS:
-        devices = tuple(
-            replace(device, memory_bytes=round(device.memory_bytes * factor)) for device in cluster.devices
-        )
-        if fits(model, replace(cluster, devices=devices), workload, weight_formats):
-            yield f"{factor}× the memory on every device"
-            break
-
-
-def _with_context(workload: Workload, context: int) -> Workload:
-    return replace(
-        workload,
-        max_context_tokens=context,
-        prompt_tokens=min(workload.prompt_tokens, context // 2),
-        output_tokens=min(workload.output_tokens, context // 4),
-    )
