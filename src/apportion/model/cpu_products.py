@@ -73,7 +73,7 @@ class _HalfPiece:
         if self._rest is None:
             return _half_product(x_MK, self._full)
         if self._full is None:
-            return self._rest_product(x_MK)
+            return self._rest_product(x_MK).contiguous()
         out_MN = _half_product(x_MK[:, : self._full_columns].contiguous(), self._full)
         return out_MN.add_(self._rest_product(x_MK[:, self._full_columns :]))
 

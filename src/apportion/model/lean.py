@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean_experts import Experts, Router
+from apportion.model.lean_ops import Norm, gated, split_heads
 from apportion.model.lean_reader import LayerReader, LeanReader
 from apportion.model.linear import PackedLinear
 from apportion.model.shard import Axis, Shape
@@ -33,16 +32,6 @@ LEAN_FAMILIES = frozenset(
 
 Transform = Callable[[Tensor], Tensor]
 """x_TH -> y_TH"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Norm:
-    weight: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        wide = F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
-        return wide.to(x.dtype)
 
 
 class ReducedLinear:
@@ -68,21 +57,17 @@ class Attention:
     softcap: float | None
     project_in: PackedLinear
     project_out: ReducedLinear
-    query_norm: Norm | None
-    key_norm: Norm | None
+    norms: tuple[Norm, Norm] | None
+    """The query's and the key's."""
 
     def __call__(
         self, x_TH: Tensor, rotation: tuple[Tensor, Tensor], batch: FlatBatch, kv_pool: KVPool
     ) -> Tensor:
-        projected_TWD = self.project_in(x_TH).view(len(x_TH), -1, self.head_dim)
-        kv_heads = self.kv_heads
-        query_TND, key_TKD = projected_TWD[:, : -2 * kv_heads], projected_TWD[:, -2 * kv_heads : -kv_heads]
-        if self.query_norm is not None and self.key_norm is not None:
-            query_TND, key_TKD = self.query_norm(query_TND), self.key_norm(key_TKD)
         out_TND = paged_attention(
-            _rotated(query_TND, rotation),
-            _rotated(key_TKD, rotation),
-            projected_TWD[:, -kv_heads:],
+            # No name holds the projections: attention needs only the copies.
+            *split_heads(
+                self.project_in(x_TH).view(len(x_TH), -1, self.head_dim), self.kv_heads, rotation, self.norms
+            ),
             layer=self.layer,
             batch=batch,
             kv_pool=kv_pool,
@@ -94,13 +79,6 @@ class Attention:
         return self.project_out(out_TND.flatten(1))
 
 
-def _rotated(x_TND: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    cos_T1D, sin_T1D = (part_1TD[0, :, None] for part_1TD in rotation)
-    half = x_TND.shape[-1] // 2
-    turned_TND = torch.cat((-x_TND[..., half:], x_TND[..., :half]), -1)
-    return (x_TND * cos_T1D).addcmul_(turned_TND, sin_T1D)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForward:
     gate_up: PackedLinear
@@ -108,8 +86,7 @@ class FeedForward:
     activation: Callable[[Tensor], Tensor]
 
     def __call__(self, x_TH: Tensor) -> Tensor:
-        gate_TF, up_TF = self.gate_up(x_TH).chunk(2, -1)
-        return self.down(self.activation(gate_TF).mul_(up_TF))
+        return self.down(gated(self.gate_up(x_TH), self.activation))
 
 
 class LeanLayer(nn.Module):
@@ -141,10 +118,14 @@ class LeanLayer(nn.Module):
         hidden_TH = hidden_1TH[0]
         before, after = self._attention_norms
         attended_TH = self._attention(before(hidden_TH), position_embeddings, batch, kv_pool)
-        hidden_TH = hidden_TH + (attended_TH if after is None else after(attended_TH))
+        if after is not None:
+            attended_TH = after.in_place(attended_TH)
         before, after = self._feed_forward_norms
-        forwarded_TH = self._feed_forward(before(hidden_TH))
-        return (hidden_TH + (forwarded_TH if after is None else after(forwarded_TH)))[None]
+        normed_TH = before.of_sum(hidden_TH, attended_TH)  # attended_TH now holds the sum
+        forwarded_TH = self._feed_forward(normed_TH)
+        if after is not None:
+            forwarded_TH = after.in_place(forwarded_TH)
+        return forwarded_TH.add_(attended_TH)[None]
 
 
 def can_be_lean(model: ModelSpec, stage: Stage, weights: Weights) -> bool:
@@ -207,8 +188,7 @@ def _attention(
         softcap=original.attn_logit_softcapping if model.family == "gemma2" else None,
         project_in=reader.linear(*names),
         project_out=ReducedLinear(reader.linear("self_attn.o_proj"), all_reduce),
-        query_norm=query_norm,
-        key_norm=key_norm,
+        norms=(query_norm, key_norm) if query_norm and key_norm else None,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apportion.model.lean_ops import gated
 from apportion.model.linear import PackedLinear
 from apportion.model.sharded_modules import AllReduce
 
@@ -50,7 +51,7 @@ class Experts:
         for expert, (stop, count) in enumerate(zip(accumulate(counts), counts, strict=True)):
             if count:
                 own = slice(stop - count, stop)
-                gate_MF, up_MF = self.gate_up[expert](x_TH[rows[own]]).chunk(2, -1)
-                expert_MH = self.down[expert](self.activation(gate_MF).mul_(up_MF)).mul_(weights[own])
+                gated_MF = gated(self.gate_up[expert](x_TH[rows[own]]), self.activation)
+                expert_MH = self.down[expert](gated_MF).mul_(weights[own])
                 out_TH.index_add_(0, rows[own], expert_MH)
         return self.all_reduce(out_TH)
