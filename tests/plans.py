@@ -64,6 +64,7 @@ def hand_plan(
     microbatches: int | None = None,
     num_kv_blocks: int | None = None,
     weight_format: str = "fp32",
+    activation_format: str | None = None,
     devices: Sequence[Device] | None = None,
 ) -> Plan:
     """`groups[i]` are the share weights of stage i's members, `layers[i]` its number of layers; one device a member."""
@@ -88,7 +89,7 @@ def hand_plan(
                 layer_stop=starts[i + 1],
                 split=split,
                 weight_format=weight_format,
-                activation_format=weight_format,
+                activation_format=activation_format or weight_format,
                 has_embedding=i == 0,
                 has_head=i == len(groups) - 1,
             )

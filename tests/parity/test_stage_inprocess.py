@@ -86,7 +86,10 @@ def shares(total: int, weights: list[int]) -> tuple[int, ...]:
 
 
 def make_stages(
-    model: ModelSpec, division: list[tuple[int, list[int]]], weight_format: str = "fp32"
+    model: ModelSpec,
+    division: list[tuple[int, list[int]]],
+    weight_format: str = "fp32",
+    activation_format: str | None = None,
 ) -> list[Stage]:
     stops = list(accumulate(num_layers for num_layers, _ in division))
     return [
@@ -101,7 +104,7 @@ def make_stages(
                 vocab_rows=shares(model.vocab_rows, weights),
             ),
             weight_format=weight_format,
-            activation_format=weight_format,
+            activation_format=activation_format or weight_format,
             has_embedding=stop == num_layers,
             has_head=stop == model.num_layers,
         )

@@ -58,6 +58,9 @@ def test_products_round_like_fp32(weight_format: str, shape: tuple[int, int], tm
         expected = x.double() @ as_held(weight, weight_format).T + bias
         assert errors(linear(x), expected).max() < ROUNDING
     assert linear(random(2, 3, shape[1])).shape == (2, 3, shape[0])
+    assert linear(random(0, shape[1])).shape == (0, shape[0])
+    x = random(shape[1], 3).T
+    assert torch.equal(linear(x), linear(x.contiguous()))
     assert linear.weights_bytes == matrix_bytes(*shape, weight_format)
 
 

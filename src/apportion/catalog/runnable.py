@@ -6,6 +6,7 @@ from apportion.types.errors import ClusterError, ModelError, UsageError
 from apportion.types.plan import Plan
 
 RUNNABLE_KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda")
+RUNNABLE_FORMATS = ("fp32", "bf16", "fp16", "int8")
 
 
 def check_runnable(plan: Plan) -> None:
@@ -16,10 +17,16 @@ def check_runnable(plan: Plan) -> None:
             f" those that run are {', '.join(sorted(RUNNABLE))}"
         )
     for name in plan.weight_formats_in_use:
-        if name != plan.activation_format:
+        if name not in RUNNABLE_FORMATS:
             raise UsageError(
-                f"{name} weights with {plan.activation_format} activations can be planned and exported to other"
-                f" engines, but not run; run with --weights {plan.activation_format}"
+                f"{name} weights can be planned and exported to other engines, but not run;"
+                f" run with --weights {', '.join(RUNNABLE_FORMATS)}"
+            )
+    for stage in plan.stages:
+        if stage.streamed_layers and stage.weight_format != stage.activation_format:
+            raise UsageError(
+                f"layers of {stage.weight_format} weights can be streamed to {stage.activation_format} activations in"
+                f" a plan, but not in a run; run with --weights {stage.activation_format}"
             )
     for device_id in plan.device_ids:
         kind = plan.cluster.device(device_id).kind

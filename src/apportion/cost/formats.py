@@ -2,8 +2,8 @@
 
 int8: a byte an element, and beside each output row a scale and the sum of its elements (fp32 and int32).
 int4: 32 elements in 16 bytes and an fp16 scale, 4.5 bits each (llama.cpp's q4_0); rounded up per unit of an axis.
-Both keep the table that tokens are looked up in as int8 rows. Packed weights cannot be looked up in, so only where
-weights are stored as activations are does a tied head share the embedding's table.
+Both keep the table that tokens are looked up in as int8 rows with their scales. Packed weights cannot be looked up in,
+so only where weights are stored as activations are does a tied head share the embedding's table.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from apportion.types.model import ModelSpec, Parameters
 from apportion.types.units import FORMAT_BYTES
 
+INT8_SCALE_BYTES = 4
 INT8_ROW_BYTES = 8
 INT4_GROUP_ELEMENTS, INT4_GROUP_BYTES = 32, 18
 
@@ -48,10 +49,15 @@ def head_row_bytes(model: ModelSpec, formats: Formats) -> int:
     return matrix_bytes(model.hidden_size, 1, formats.weights)
 
 
+def _looked_up_row_bytes(model: ModelSpec, formats: Formats) -> int:
+    if formats.weights in FORMAT_BYTES:
+        return model.hidden_size * FORMAT_BYTES[formats.weights]
+    return model.hidden_size + INT8_SCALE_BYTES
+
+
 def vocab_row_bytes(model: ModelSpec, formats: Formats, *, has_embedding: bool, has_head: bool) -> int:
     """Of one row of the tables that a stage holds."""
-    looked_up = formats.weights if formats.weights in FORMAT_BYTES else "int8"
-    embedding_bytes = matrix_bytes(model.hidden_size, 1, looked_up) if has_embedding else 0
+    embedding_bytes = _looked_up_row_bytes(model, formats) if has_embedding else 0
     if has_embedding and model.tied_embeddings and not formats.packed:
         return embedding_bytes
     return embedding_bytes + (head_row_bytes(model, formats) if has_head else 0)

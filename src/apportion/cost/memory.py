@@ -145,9 +145,12 @@ def parameters(model: ModelSpec, stage: Stage, rank: int) -> int:
 
 
 def read_bytes(model: ModelSpec, stage: Stage, rank: int) -> int:
-    """Checkpoint bytes that the rank loads: of all but its streamed layers."""
+    """Checkpoint bytes that the rank loads: of all but its streamed layers; of a tied table twice where its two uses
+    are stored apart."""
     shard = stage_shards(model, stage)[rank]
     held = shard_parameters(model, shard) - streamed_parameters(shard)
+    if model.tied_embeddings and shard.has_embedding and shard.has_head and shard.formats.packed:
+        held += shard.vocab_rows * model.hidden_size
     return held * FORMAT_BYTES[model.checkpoint_format]
 
 

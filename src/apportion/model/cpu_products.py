@@ -6,6 +6,7 @@ does not depend on the rows of activations beside it.
 Shapes: M = rows of activations, N = output rows, K = input columns, F = folds.
 """
 
+import warnings
 from collections.abc import Iterator
 from functools import cache
 
@@ -13,31 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-HALF_BLOCK_COLUMNS = 512
-"""fbgemm's fp16 blocks: shorter ones are filled up with zeros."""
+BLOCK_COLUMNS = 512
+"""Of fbgemm's blocks: shorter ones are filled up with zeros."""
+MOST_FOLDS = 4
+"""More would save fewer bytes of weights than they add to activations."""
 FIXED_POINT_BYTES = 3
 BYTE_ZERO = 0x40
 FIXED_POINT_ZERO = 0x404040
 """Zero of the fixed-point activations; each of its bytes is `BYTE_ZERO`."""
 FIXED_POINT_MAX = float(0x7FFFFF - FIXED_POINT_ZERO)
 SMALLEST_PEAK = 1e-30
+TILE_ROWS = 16
+"""fbgemm writes code for every number of rows it is given: it stays at about 1 MiB up to here, and more rows than this
+at once are not faster."""
 
-_NO_OPERATION = ("none", [], "")
-"""After oneDNN's products."""
 _ZERO = torch.tensor(float(2**23 + FIXED_POINT_ZERO))
 _MAX = torch.tensor(FIXED_POINT_MAX)
+_BYTE_ZERO = torch.tensor(float(BYTE_ZERO))
 _BYTE_WEIGHTS = torch.tensor([[1.0, 2.0**8, 2.0**16]])
-
-
-class BlockedProduct:
-    """fp32 weights in oneDNN's blocks: with few rows twice as fast as a plain product."""
-
-    def __init__(self, pieces: Iterator[Tensor]) -> None:
-        self._pieces = [torch.ops.mkldnn._reorder_linear_weight(weight_NK) for weight_NK in pieces]
-
-    def __call__(self, x_MK: Tensor) -> Tensor:
-        linear = torch.ops.mkldnn._linear_pointwise
-        return _joined([linear(x_MK, piece, None, *_NO_OPERATION) for piece in self._pieces])
 
 
 class HalfProduct:
@@ -57,10 +51,10 @@ class HalfProduct:
 class _HalfPiece:
     def __init__(self, weight_NK: Tensor) -> None:
         self._rows, columns = weight_NK.shape
-        rest_columns = columns % HALF_BLOCK_COLUMNS
+        rest_columns = columns % BLOCK_COLUMNS
         self._full_columns = columns - rest_columns
         self._full = _packed_half(weight_NK[:, : self._full_columns]) if self._full_columns else None
-        self._folds = HALF_BLOCK_COLUMNS // max(1, rest_columns)
+        self._folds = min(BLOCK_COLUMNS // max(1, rest_columns), MOST_FOLDS)
         self._rest = _packed_half(self._folded(weight_NK)) if rest_columns else None
 
     def _folded(self, weight_NK: Tensor) -> Tensor:
@@ -94,7 +88,7 @@ def _half_product(x_MK: Tensor, packed: object) -> Tensor:
 
 
 class FixedPointProduct:
-    """int8 weights times activations in fixed point, by oneDNN's products of bytes, which are exact.
+    """int8 weights times activations in fixed point, by fbgemm's products of bytes, which are exact.
 
     A row of activations becomes 23-bit integers relative to its own largest magnitude, and each of their three
     bytes a row of the product: the weights are read once. What is lost is what fp32 loses in a sum with that
@@ -109,35 +103,52 @@ class FixedPointProduct:
         product = FixedPointProduct(iter([((127 * ones).to(torch.int8), ones[0])]))
         return bool((product(ones) - 127 * 64).abs().max() < 1)
 
+    @staticmethod
+    def fills_blocks(columns: int) -> bool:
+        """Whether what fills up the last block is less than an eighth."""
+        return -columns % BLOCK_COLUMNS * 8 < columns
+
     def __init__(self, pieces: Iterator[tuple[Tensor, Tensor]]) -> None:
         """`pieces` are integers_NK and scales_N."""
         self._pieces = [
-            (torch.ops.onednn.qlinear_prepack(integers_NK, None), scales_N / FIXED_POINT_MAX)
-            for integers_NK, scales_N in pieces
+            _packed_int8(integers_NK, scales_N / FIXED_POINT_MAX) for integers_NK, scales_N in pieces
         ]
-        self._zero = torch.zeros(1, dtype=torch.int32)
 
     def __call__(self, x_MK: Tensor) -> Tensor:
+        tiles = [self._product(tile_MK) for tile_MK in x_MK.split(TILE_ROWS)]
+        return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+
+    def _product(self, x_MK: Tensor) -> Tensor:
         peaks_M1 = torch.linalg.vector_norm(x_MK, torch.inf, -1, keepdim=True).clamp_min_(SMALLEST_PEAK)
         bytes_3MK = _fixed_point_bytes(x_MK, peaks_M1)
-        return _joined([self._product(bytes_3MK, *piece) for piece in self._pieces]).mul_(peaks_M1)
+        return _joined([_int8_product(bytes_3MK, piece) for piece in self._pieces]).mul_(peaks_M1)
 
-    def _product(self, bytes_3MK: Tensor, weight_NK: Tensor, scales_N: Tensor) -> Tensor:
-        _, rows, columns = bytes_3MK.shape
-        out_3MN = torch.ops.onednn.qlinear_pointwise(
-            bytes_3MK.view(-1, columns),
-            *(1.0, BYTE_ZERO, weight_NK, scales_N, self._zero, None),
-            *(1.0, 0, torch.float32, *_NO_OPERATION),
+
+def _packed_int8(integers_NK: Tensor, scales_N: Tensor) -> object:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # torch is pinned
+        quantised = torch._make_per_channel_quantized_tensor(  # pyright: ignore[reportPrivateImportUsage]
+            integers_NK, scales_N.double(), torch.zeros(len(scales_N), dtype=torch.int64), 0
         )
-        return torch.mm(_BYTE_WEIGHTS, out_3MN.view(FIXED_POINT_BYTES, -1)).view(rows, -1)
+    return torch.ops.quantized.linear_prepack(quantised, None)
+
+
+def _int8_product(bytes_3MK: Tensor, packed: object) -> Tensor:
+    _, rows, columns = bytes_3MK.shape
+    # Its input is fp32 and quantised within, here by a scale of 1: integers stay what they are.
+    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    out_3MN = product(bytes_3MK.view(-1, columns), 1.0, BYTE_ZERO, packed)
+    return torch.mm(_BYTE_WEIGHTS, out_3MN.view(FIXED_POINT_BYTES, -1)).view(rows, -1)
 
 
 def _fixed_point_bytes(x_MK: Tensor, peaks_M1: Tensor) -> Tensor:
-    """bytes_3MK, the least significant first. Floats in [2^23, 2^24) are integers, whose bits are the floats' own."""
+    """bytes_3MK less `BYTE_ZERO`, in fp32, the least significant first. Floats in [2^23, 2^24) are integers, whose bits
+    are the floats' own."""
     rows, columns = x_MK.shape
     fixed_MK = torch.addcmul(_ZERO, x_MK, _MAX / peaks_M1)
-    strided = fixed_MK.view(torch.uint8).as_strided((FIXED_POINT_BYTES, rows, columns), (1, 4 * columns, 4))
-    return strided.contiguous()
+    shape = (FIXED_POINT_BYTES, rows, columns)
+    strided = fixed_MK.view(torch.uint8).as_strided(shape, (1, 4 * columns, 4))
+    return torch.sub(strided, _BYTE_ZERO, out=torch.empty(shape))
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:

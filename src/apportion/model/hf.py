@@ -123,13 +123,12 @@ def _stage(
     lean_reader: LeanReader,
     read_bytes: int,
 ) -> HfStage:
-    held_bytes = (reader.parameters - reader.streamed_parameters) * reader.dtype.itemsize
     return HfStage(
         config,
         modules,
         pool,
         parameters=reader.parameters + lean_reader.parameters,
-        weights_bytes=held_bytes + lean_reader.weights_bytes,
+        weights_bytes=reader.weights_bytes + lean_reader.weights_bytes,
         read_bytes=read_bytes,
     )
 
@@ -178,16 +177,14 @@ def _build_modules(
         rotary_kinds=_rotary_kinds(rotary, configs.local, stage),
         embedding=embedding,
         norm=reader.final_norm(skeleton.model.norm) if stage.has_head else None,
-        head_weight_VH=reader.head_weight(embedding and embedding.embedding) if stage.has_head else None,
+        head=reader.head(embedding and embedding.table) if stage.has_head else None,
     )
 
 
 def _embedding(embedding: Any, reader: ParameterReader, all_reduce: AllReduce) -> VocabParallelEmbedding:
-    embedding.weight = reader.embedding_weight()
-    if hasattr(embedding, "embed_scale"):  # gemma
-        embedding.embed_scale = torch.tensor(embedding.scalar_embed_scale, device=reader.torch_device)
+    table = reader.lookup_table(getattr(embedding, "scalar_embed_scale", 1.0))  # gemma's
     vocab = reader.shares.vocab
-    return VocabParallelEmbedding(embedding, vocab.start, vocab.units, all_reduce)
+    return VocabParallelEmbedding(table, vocab.start, vocab.units, all_reduce)
 
 
 def _rotary_kinds(rotary: nn.Module, rotary_config: Any, stage: Stage) -> list[str] | None:

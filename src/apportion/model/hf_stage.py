@@ -6,6 +6,7 @@ unused.
 Shapes: T = tokens of the batch, N = rows to sample, H = hidden size, V = the member's vocabulary rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,8 @@ class StageModules:
     embedding: nn.Module | None
     norm: nn.Module | None
     """The final norm."""
-    head_weight_VH: Tensor | None
+    head: Callable[[Tensor], Tensor] | None
+    """hidden_NH -> logits_NV"""
 
 
 class HfStage:
@@ -94,9 +96,9 @@ class HfStage:
 
     def _logits(self, hidden_TH: Tensor, sample_rows_N: Tensor) -> Tensor:
         assert self._modules.norm is not None
-        assert self._modules.head_weight_VH is not None
+        assert self._modules.head is not None
         hidden_NH = self._modules.norm(hidden_TH.index_select(0, sample_rows_N))
-        logits_NV = nn.functional.linear(hidden_NH, self._modules.head_weight_VH).float()
+        logits_NV = self._modules.head(hidden_NH).float()
         if self._logits_divisor != 1:
             logits_NV /= self._logits_divisor
         if self._logits_softcap is not None:

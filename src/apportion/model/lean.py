@@ -38,7 +38,7 @@ class ReducedLinear:
     """A product of which each member has a part: summed over the members, and then the bias is added once."""
 
     def __init__(self, linear: PackedLinear, all_reduce: AllReduce) -> None:
-        self._bias_H, linear.bias_N = linear.bias_N, None
+        self._bias_H, linear.bias = linear.bias, None
         self._linear = linear
         self._all_reduce = all_reduce
 

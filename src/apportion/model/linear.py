@@ -14,14 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apportion.model.cpu_products import FixedPointProduct, HalfProduct
+from apportion.model.cpu_products import TILE_ROWS, FixedPointProduct, HalfProduct
 from apportion.model.matrix_source import MatrixSource
 from apportion.model.quantise import quantised_rows
+from apportion.model.random_weights import RandomWeights
+from apportion.model.shard import whole_placements
 from apportion.model.weights import FORMAT_DTYPES
 from apportion.types.errors import ModelError
 
-PIECE_ELEMENTS = {"fp32": 2**20, "bf16": 2**20, "fp16": 2**20, "int8": 2**22}
-"""About 4 MiB of each format as it is before packing."""
+PIECE_ELEMENTS = 2**19, 2**22
+"""Fewest and most that are packed at once: few, for packing needs them in fp32 too; each piece is a call of its own."""
+MOST_PIECES = 8
+"""Of a matrix, unless its pieces are the largest."""
 ROWS_MULTIPLE = 64
 """Blocks of packed weights have so many rows, or a divisor."""
 INT8_ROW_BYTES = 8
@@ -47,14 +51,16 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = source.columns, source.rows
         self.weights_bytes = matrix_bytes(source.rows, source.columns, weight_format)
-        self.bias_N = bias_N
+        self.bias = bias_N
         self._product = make_product(source, weight_format, torch_dtype, torch_device)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., K]` -> `[..., N]`"""
-        out_MN = self._product(x.reshape(-1, self.in_features))
-        if self.bias_N is not None:
-            out_MN += self.bias_N
+        if x.numel() == 0:  # a batch that samples nothing
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        out_MN = self._product(x.reshape(-1, self.in_features).contiguous())
+        if self.bias is not None:
+            out_MN += self.bias
         return out_MN.view(*x.shape[:-1], self.out_features)
 
 
@@ -72,7 +78,7 @@ def make_product(
     if torch_device == "cpu" and torch_dtype == torch.float32 and _x86():
         if weight_format in ("bf16", "fp16"):
             return HalfProduct(_pieces(source, weight_format))
-        if weight_format == "int8" and FixedPointProduct.exact():
+        if _fixed_point(source, weight_format):
             return FixedPointProduct(_int8_pieces(source))
     if weight_format == "int8":
         return WidenedProduct(*quantised_rows(source, 0, source.rows, torch_device))
@@ -82,25 +88,43 @@ def make_product(
     return WidenedProduct(weight_NK, None)
 
 
+def _fixed_point(source: MatrixSource, weight_format: str) -> bool:
+    return (
+        weight_format == "int8"
+        and FixedPointProduct.exact()
+        and FixedPointProduct.fills_blocks(source.columns)
+    )
+
+
+def warm_up(weight_format: str, torch_dtype: torch.dtype, torch_device: str) -> None:
+    """Loads what a format's products need, so that its memory is not counted as a stage's."""
+    for columns in (600, 1024):  # some fill blocks, some do not
+        reads = tuple(whole_placements("", (64, columns), None))
+        source = MatrixSource(weights=RandomWeights(), reads=reads, rows=64, columns=columns)
+        linear = PackedLinear(source, weight_format, torch_dtype, torch_device)
+        for rows in range(1, TILE_ROWS + 1):
+            linear(torch.ones(rows, columns, dtype=torch_dtype, device=torch_device))
+
+
 def _x86() -> bool:
     return (
         platform.machine() in ("x86_64", "AMD64") and "fbgemm" in torch.backends.quantized.supported_engines
     )
 
 
-def _row_ranges(source: MatrixSource, weight_format: str) -> Iterator[tuple[int, int]]:
-    rows = PIECE_ELEMENTS[weight_format] // source.columns
-    step = max(ROWS_MULTIPLE, rows - rows % ROWS_MULTIPLE)
+def _row_ranges(source: MatrixSource) -> Iterator[tuple[int, int]]:
+    fewest, most = PIECE_ELEMENTS
+    elements = min(max(source.rows * source.columns // MOST_PIECES, fewest), most)
+    step = max(1, elements // source.columns // ROWS_MULTIPLE) * ROWS_MULTIPLE
     for start in range(0, source.rows, step):
         yield start, min(start + step, source.rows)
 
 
 def _pieces(source: MatrixSource, weight_format: str) -> Iterator[Tensor]:
     """weight_RK in fp32, rounded to the format."""
-    for start, stop in _row_ranges(source, weight_format):
+    for start, stop in _row_ranges(source):
         weight_RK = source.read(start, stop, torch.float32, "cpu")
-        if weight_format != "fp32":
-            _check_half_range(source, weight_RK)
+        _check_half_range(source, weight_RK)
         if weight_format == "bf16":
             weight_RK.copy_(weight_RK.bfloat16())
         yield weight_RK
@@ -117,7 +141,7 @@ def _check_half_range(source: MatrixSource, weight_RK: Tensor) -> None:
 
 
 def _int8_pieces(source: MatrixSource) -> Iterator[tuple[Tensor, Tensor]]:
-    for start, stop in _row_ranges(source, "int8"):
+    for start, stop in _row_ranges(source):
         yield quantised_rows(source, start, stop, "cpu")
 
 

@@ -40,7 +40,7 @@ class MatrixSource:
     def row_peaks(self, start: int, stop: int, weight_RK: Tensor) -> Tensor:
         """Largest magnitude of each of the rows `[start, stop)`, which are `weight_RK`, over all of the checkpoint's
         columns: peaks_R."""
-        peaks_R = weight_RK.abs().amax(1)
+        peaks_R = torch.linalg.vector_norm(weight_RK, torch.inf, 1)
         for read, first, last, source_first in self._within(start, stop):
             if read.ranges[1] != (0, read.source_shape[1]):
                 whole = self.weights.row_peaks(read.source, source_first, source_first + last - first)

@@ -1,10 +1,14 @@
 """Gives modules on the meta device their parameters, one at a time, counting them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from apportion.model.experts import ExpertMatrices
+from apportion.model.linear import PackedLinear
+from apportion.model.matrix_source import MatrixSource, expert_reads
 from apportion.model.shard import (
     Axis,
     Placement,
@@ -16,13 +20,18 @@ from apportion.model.shard import (
     whole_placements,
 )
 from apportion.model.streaming import LayerStream, StreamedLayer, StreamedParameter, stream_layers
+from apportion.model.vocabulary import LookupTable
 from apportion.model.weights import FORMAT_DTYPES, Weights
+from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
 
 _EMBEDDING_NAME = "model.embed_tokens.weight"
 _NORM_NAME = "model.norm.weight"
 _HEAD_NAME = "lm_head.weight"
+_EXPERTS = "mlp.experts."
+
+Reads = tuple[Placement, ...]
 
 
 def parameter_shapes(module: nn.Module) -> dict[str, Shape]:
@@ -30,7 +39,10 @@ def parameter_shapes(module: nn.Module) -> dict[str, Shape]:
 
 
 class ParameterReader:
-    """Reads a member's part of each parameter; `observe_memory` is called after each."""
+    """Reads a member's part of each parameter; `observe_memory` is called after each.
+
+    Matrices are in the stage's weight format, all else (norms, biases, routers) in its activations'.
+    """
 
     def __init__(
         self,
@@ -42,37 +54,53 @@ class ParameterReader:
         observe_memory: Callable[[], None],
     ) -> None:
         self._weights = weights
-        assert stage.weight_format == stage.activation_format, "packed weights are not implemented"
-        self.dtype = FORMAT_DTYPES[stage.weight_format]
+        self._format = stage.weight_format
+        self._packed = stage.weight_format != stage.activation_format
+        self.dtype = FORMAT_DTYPES[stage.activation_format]
         self.torch_device = torch_device
         self.shares = shares
         self.parameters = 0
-        self.streamed_parameters = 0
-        """Of them."""
+        self.weights_bytes = 0
+        """Of what is held: not of streamed layers."""
         self._model = model
         self._observe_memory = observe_memory
 
     def layer(
         self, layer: nn.Module, index: int, full: dict[str, Shape], shrunk: dict[Axis, dict[str, Shape]]
     ) -> None:
-        """Fills a layer, given its parameters' full shapes and their shapes with each axis shrunk."""
-        for name, shape in parameter_shapes(layer).items():
-            sharded = sharded_dim(name, full[name], _of(name, shrunk), self._model, self.shares)
-            _set(layer, name, self._read(shape, self._reads(index, name, full[name], sharded)))
+        """Fills a layer, given its parameters' full shapes and their shapes with each axis shrunk. Its linear modules
+        are replaced by packed ones."""
+        shapes = parameter_shapes(layer)
+        reads = {name: self._reads(f"model.layers.{index}.", name, full[name], shrunk) for name in shapes}
+        linears = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+        for name in linears:
+            bias = f"{name}.bias"
+            source = self._source(shapes.pop(f"{name}.weight"), reads[f"{name}.weight"])
+            bias_N = self._read(shapes.pop(bias), reads[bias]) if bias in shapes else None
+            layer.set_submodule(name, self._linear(source, bias_N))
+        for name, shape in shapes.items():
+            module_name, _, leaf = name.rpartition(".")
+            module = layer.get_submodule(module_name)
+            if self._packed and name.startswith(_EXPERTS):
+                delattr(module, leaf)
+                setattr(module, leaf, self._experts(shape, reads[name]))
+            else:
+                setattr(module, leaf, self._parameter(shape, reads[name]))
 
     def streamed_layer(self, layer: nn.Module, index: int) -> StreamedLayer:
         """The same for a whole layer, of one member, whose weights are to be streamed."""
+        assert not self._packed
         parameters: list[StreamedParameter] = []
         for name, shape in parameter_shapes(layer).items():
             parameter = nn.Parameter(
                 torch.empty(0, dtype=self.dtype, device=self.torch_device), requires_grad=False
             )
-            _set(layer, name, parameter)
-            reads = tuple(self._reads(index, name, shape, None))
+            module_name, _, leaf = name.rpartition(".")
+            setattr(layer.get_submodule(module_name), leaf, parameter)
+            reads = self._reads(f"model.layers.{index}.", name, shape, {})
             parameters.append(StreamedParameter(parameter=parameter, shape=shape, reads=reads))
         streamed = StreamedLayer(module=layer, parameters=tuple(parameters))
         self.parameters += streamed.num_parameters
-        self.streamed_parameters += streamed.num_parameters
         return streamed
 
     def stream(self, layers: Sequence[StreamedLayer]) -> LayerStream:
@@ -83,42 +111,71 @@ class ParameterReader:
         self._observe_memory()
         return stream
 
-    def _reads(self, index: int, name: str, full: Shape, sharded: ShardedDim | None) -> Iterator[Placement]:
-        return placements(f"model.layers.{index}.", name, self._model.family, self._weights, full, sharded)
+    def lookup_table(self, multiplier: float) -> LookupTable:
+        source = self._vocab_source(_EMBEDDING_NAME)
+        table = LookupTable(source, self._format, self.dtype, self.torch_device, multiplier)
+        self._count(source.rows * source.columns, table.weights_bytes)
+        return table
 
-    def embedding_weight(self) -> nn.Parameter:
-        return self._vocab_table(_EMBEDDING_NAME)
-
-    def head_weight(self, embedding: nn.Embedding | None) -> Tensor:
-        """A tied head shares the table of an embedding in the same stage."""
-        if not self._model.tied_embeddings:
-            return self._vocab_table(_HEAD_NAME)
-        return self._vocab_table(_EMBEDDING_NAME) if embedding is None else embedding.weight
+    def head(self, table: LookupTable | None) -> Callable[[Tensor], Tensor]:
+        """A tied head shares the table of an embedding in the same stage, where that is not packed."""
+        if self._model.tied_embeddings and table is not None:
+            if not self._packed:
+                return lambda hidden_NH: F.linear(hidden_NH, table.rows_VH)
+            linear = self._linear(self._vocab_source(_EMBEDDING_NAME), None)
+            self.parameters -= linear.in_features * linear.out_features  # counted as the table's
+            return linear
+        return self._linear(
+            self._vocab_source(_EMBEDDING_NAME if self._model.tied_embeddings else _HEAD_NAME), None
+        )
 
     def final_norm(self, norm: nn.Module) -> nn.Module:
         shape: Shape = (self._model.hidden_size,)
-        norm.weight = self._read(shape, whole_placements(_NORM_NAME, shape, None))
+        norm.weight = self._parameter(shape, tuple(whole_placements(_NORM_NAME, shape, None)))
         return norm
 
-    def _vocab_table(self, name: str) -> nn.Parameter:
+    def _reads(self, prefix: str, name: str, full: Shape, shrunk: dict[Axis, dict[str, Shape]]) -> Reads:
+        shrunk_shapes: dict[Axis, Shape] = {axis: shapes[name] for axis, shapes in shrunk.items()}
+        sharded = sharded_dim(name, full, shrunk_shapes, self._model, self.shares)
+        return tuple(placements(prefix, name, self._model.family, self._weights, full, sharded))
+
+    def _source(self, shape: Shape, reads: Reads) -> MatrixSource:
+        rows, columns = shape
+        return MatrixSource(weights=self._weights, reads=reads, rows=rows, columns=columns)
+
+    def _vocab_source(self, name: str) -> MatrixSource:
         full: Shape = (self._model.vocab_rows, self._model.hidden_size)
         sharded = ShardedDim(dim=0, segments=(self._model.vocab_rows,), share=self.shares.vocab)
-        return self._read((self.shares.vocab.count, full[1]), whole_placements(name, full, sharded))
+        reads = tuple(whole_placements(name, full, sharded))
+        return self._source((self.shares.vocab.count, full[1]), reads)
 
-    def _read(self, shape: Shape, reads: Iterable[Placement]) -> nn.Parameter:
+    def _linear(self, source: MatrixSource, bias_N: Tensor | None) -> PackedLinear:
+        linear = PackedLinear(source, self._format, self.dtype, self.torch_device, bias_N)
+        self._count(source.rows * source.columns, linear.weights_bytes)
+        return linear
+
+    def _experts(self, shape: Shape, reads: Reads) -> ExpertMatrices:
+        if any(len(read.source_shape) != 2 for read in reads):
+            raise ModelError(
+                f"{self._model.name}: '{reads[0].source}' holds all experts in one tensor, which cannot be packed as"
+                f" {self._format}; use --weights fp32"
+            )
+        _, rows, columns = shape
+        by_expert = [self._source((rows, columns), expert_reads(reads, expert)) for expert in range(shape[0])]
+        return ExpertMatrices([self._linear(source, None) for source in by_expert])
+
+    def _parameter(self, shape: Shape, reads: Reads) -> nn.Parameter:
+        return nn.Parameter(self._read(shape, reads), requires_grad=False)
+
+    def _read(self, shape: Shape, reads: Reads) -> Tensor:
         tensor = torch.empty(shape, dtype=self.dtype, device=self.torch_device)
         for read in reads:
             self._weights.check_shape(read.source, read.source_shape)
             self._weights.read_into(tensor[read.target], read.source, read.ranges)
-        self.parameters += tensor.numel()
+        self._count(tensor.numel(), tensor.nbytes)
+        return tensor
+
+    def _count(self, parameters: int, weights_bytes: int) -> None:
+        self.parameters += parameters
+        self.weights_bytes += weights_bytes
         self._observe_memory()
-        return nn.Parameter(tensor, requires_grad=False)
-
-
-def _of(name: str, shrunk: dict[Axis, dict[str, Shape]]) -> dict[Axis, Shape]:
-    return {axis: shapes[name] for axis, shapes in shrunk.items()}
-
-
-def _set(layer: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    module_name, _, leaf = name.rpartition(".")
-    setattr(layer.get_submodule(module_name), leaf, parameter)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from apportion.model.linear import PackedLinear
+from apportion.model.vocabulary import LookupTable
 
 AllReduce = Callable[[Tensor], Tensor]
 """Sums a partial result over the members of the group."""
@@ -16,36 +18,35 @@ AllReduce = Callable[[Tensor], Tensor]
 class RowParallelLinear(nn.Module):
     """A projection whose input is sharded: partial sums are reduced, then the bias is added once."""
 
-    def __init__(self, linear: nn.Linear, all_reduce: AllReduce) -> None:
+    def __init__(self, linear: PackedLinear | nn.Linear, all_reduce: AllReduce) -> None:
         super().__init__()
-        self.weight_HI = linear.weight
         self.bias_H = linear.bias
+        setattr(linear, "bias", None)  # noqa: B010, which a linear module's type does not allow
+        self.linear = linear
         self.all_reduce = all_reduce
 
     def forward(self, input_1TI: Tensor) -> Tensor:
-        out_TH = self.all_reduce(F.linear(input_1TI[0], self.weight_HI))
+        out_TH = self.all_reduce(self.linear(input_1TI[0]))
         return (out_TH if self.bias_H is None else out_TH + self.bias_H)[None]
 
 
 class VocabParallelEmbedding(nn.Module):
     """An embedding of the ids `[first_id, first_id + V)`: others give zeros, and the members' are summed."""
 
-    def __init__(
-        self, embedding: nn.Embedding, first_id: int, vocab_rows: int, all_reduce: AllReduce
-    ) -> None:
+    def __init__(self, table: LookupTable, first_id: int, vocab_rows: int, all_reduce: AllReduce) -> None:
         super().__init__()
-        self.embedding = embedding
+        self.table = table
         self.first_id = first_id
         self.vocab_rows = vocab_rows
         self.all_reduce = all_reduce
 
     def forward(self, ids_T: Tensor) -> Tensor:
-        local_rows = self.embedding.weight.shape[0]
+        local_rows = len(self.table.rows_VH)
         if local_rows == self.vocab_rows:
-            return self.all_reduce(self.embedding(ids_T))
+            return self.all_reduce(self.table(ids_T))
         local_T = ids_T - self.first_id
         elsewhere_T = (local_T < 0) | (local_T >= local_rows)
-        hidden_TH = self.embedding(local_T.clamp_(0, local_rows - 1))
+        hidden_TH = self.table(local_T.clamp_(0, local_rows - 1))
         return self.all_reduce(hidden_TH.masked_fill_(elsewhere_T[:, None], 0))
 
 

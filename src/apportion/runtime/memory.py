@@ -4,6 +4,7 @@ The budget counts from `start()`, after imports and warm-up. On a CPU the kernel
 writable memory) and the peak is the resident anonymous memory above the start; on CUDA the caching allocator does both.
 """
 
+import ctypes
 import resource
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ import torch
 
 from apportion.types.cluster import Device
 
+_LIBC = ctypes.CDLL(None)
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -49,12 +51,14 @@ class CpuMeter:
         self._peak_bytes = 0
 
     def start(self) -> None:
+        _LIBC.malloc_trim(0)  # what warming up left would be taken for the stage's later, and not be counted
         self._start_bytes, data_bytes = _status_bytes("RssAnon", "VmData")
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + self._budget_bytes, hard))
         self._other_bytes: int | None = None
 
     def observe(self) -> None:
+        _LIBC.malloc_trim(0)  # glibc keeps freed megabytes, which are nobody's
         (anonymous_bytes,) = _status_bytes("RssAnon")
         self._peak_bytes = max(self._peak_bytes, anonymous_bytes - self._start_bytes)
 

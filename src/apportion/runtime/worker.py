@@ -21,6 +21,7 @@ from torch import Tensor
 from apportion.model.batch import FlatBatch
 from apportion.model.block_moves import BlockMover
 from apportion.model.hf import build_stage, import_family
+from apportion.model.linear import warm_up
 from apportion.model.random_weights import RandomWeights
 from apportion.model.sampling import sample
 from apportion.model.weights import FORMAT_DTYPES, Checkpoint
@@ -105,7 +106,7 @@ class _Worker:
         )
         self._work = WorkMeter(trace=place.trace)
         self._meter = memory_meter(self._device)
-        import_family(place.folder)
+        self._load_libraries()
         self._meter.start()
         self._model = build_stage(
             place.folder,
@@ -123,6 +124,10 @@ class _Worker:
         self._unpacker = BatchUnpacker()
         self._rehearse()
         self._meter.loaded(self._mover.host_bytes)
+
+    def _load_libraries(self) -> None:
+        import_family(self._place.folder)
+        warm_up(self._stage.weight_format, self._dtype, self._device.torch_device)
 
     def serve(self) -> None:
         self._coordinator.send(Kind.READY, pack(asdict(self._report())))
