@@ -33,6 +33,9 @@ SCORED_FAMILIES = frozenset({"gemma2", "gpt_oss"})
 SCORE_BYTES = 6
 """Of one score: fp32, and once more in a half format."""
 FP32_BYTES = 4
+WIDENED_ELEMENTS = {"fp32": 2**18, "bf16": 2**24, "fp16": 2**24}
+"""Of packed weights that are widened at once, by the activations' format, which CPUs have in fp32: as in
+model/linear.py. They are held twice, once in the blocks of a product."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +104,9 @@ def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
     mask = tile * context * (1 + element_bytes)
     scores = q_heads * tile * context * SCORE_BYTES if model.family in SCORED_FAMILIES else 0
     logits = 2 * capacity.concurrency * _logit_columns(model, shard) * FP32_BYTES
-    return activations * max(FP32_BYTES, element_bytes) + gathered_kv + mask + scores + logits + RUNTIME_BYTES
+    activation_bytes = activations * max(FP32_BYTES, element_bytes)
+    widened = 2 * WIDENED_ELEMENTS[shard.formats.activations] * element_bytes if shard.formats.packed else 0
+    return activation_bytes + gathered_kv + mask + scores + logits + widened + RUNTIME_BYTES
 
 
 def _ffn_activations_per_column(model: ModelSpec, shard: Shard) -> list[int]:

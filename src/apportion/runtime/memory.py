@@ -14,6 +14,11 @@ import torch
 from apportion.types.cluster import Device
 
 _LIBC = ctypes.CDLL(None)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt(3)."""
+_LARGE_BYTES = 2**18
+"""What is freed in one piece of this size or more goes back to the kernel at once. By itself glibc raises the limit to
+the largest that was ever freed, and so keeps megabytes of holes between the weights."""
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -51,6 +56,8 @@ class CpuMeter:
         self._peak_bytes = 0
 
     def start(self) -> None:
+        _LIBC.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+        _LIBC.mallopt(_TRIM_THRESHOLD, _LARGE_BYTES)
         _LIBC.malloc_trim(0)  # what warming up left would be taken for the stage's later, and not be counted
         self._start_bytes, data_bytes = _status_bytes("RssAnon", "VmData")
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
