@@ -8,6 +8,7 @@ Shapes: T = tokens of the batch, Q = tokens of one tile, C = keys a tile can see
 heads per KV head, N = K·G, E = G·Q, D = head dim.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,6 @@ from apportion.model.kv_pool import KVPool
 QUERY_TILE = 128
 """Most queries of one sequence that are scored at once."""
 _NO_WINDOW = 2**62
-_NO_SINKS = torch.empty(1, 1, 0)
 
 
 def paged_attention(
@@ -42,10 +42,10 @@ def paged_attention(
     """
     num_tokens, kv_heads, head_dim = key_TKD.shape
     query_TKGD = query_TND.reshape(num_tokens, kv_heads, -1, head_dim)
-    out_TKGD = torch.empty_like(query_TKGD, memory_format=torch.contiguous_format)
+    out_TKGD = torch.empty(query_TKGD.shape, dtype=query_TKGD.dtype, device=query_TKGD.device)
     spans = batch.spans
     if kv_pool.compiled:
-        spans = [span for span in spans if span.num_rows > 1]
+        spans = batch.longer_spans
         if len(batch.decode.rows_B):
             new = (query_TKGD, key_TKD, value_TKD)
             _attend_decode(
@@ -76,7 +76,7 @@ def _attend_decode(
     sinks_N: Tensor | None,
 ) -> None:
     kv_heads, group = out_TKGD.shape[1:3]
-    sinks_KGX = _NO_SINKS.expand(kv_heads, group, 0) if sinks_N is None else sinks_N.view(kv_heads, group, 1)
+    no_sinks = np.empty((kv_heads, group, 0), np.float32)
     attend_decode(
         *(part.contiguous().numpy() for part in new),
         decode.rows_B,
@@ -87,7 +87,7 @@ def _attend_decode(
         _NO_WINDOW if window_tokens is None else window_tokens,
         scale,
         softcap or 0.0,
-        sinks_KGX.contiguous().numpy(),
+        no_sinks if sinks_N is None else sinks_N.view(kv_heads, group, 1).contiguous().numpy(),
         out_TKGD.numpy(),
     )
 

@@ -85,6 +85,8 @@ class FlatBatch:
     slots_T: Tensor
     """Where each token's own key and value go."""
     spans: tuple[SequenceSpan, ...]
+    longer_spans: tuple[SequenceSpan, ...]
+    """Those of several rows."""
     decode: DecodeRows
     sample_rows_N: Tensor
     """The rows after which a token is drawn, in chunk order."""
@@ -111,6 +113,7 @@ class FlatBatch:
             ),
             slots_T=torch.cat(new_slots),
             spans=tuple(spans),
+            longer_spans=tuple(span for span in spans if span.num_rows > 1),
             decode=DecodeRows.build(chunks, block_tokens),
             sample_rows_N=_ints(
                 [

@@ -23,7 +23,7 @@ _COMPILED_ACTIVATIONS = {SiLUActivation: (1.0, 0.0), GELUTanh: (_TANH_LINEAR, 0.
 
 
 def _compiled(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    return x.is_cpu and x.dtype == torch.float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         """Over the last dimension."""
         if _compiled(x):
-            return self._written(x, torch.empty_like(x))
+            return self._written(x, torch.empty(x.shape))
         wide = F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
         return wide.to(x.dtype)
 
@@ -51,7 +51,7 @@ class Norm:
         """Adds x to `sum_TH` in place; returns the sum's norm."""
         if not _compiled(x_TH):
             return self(sum_TH.add_(x_TH))
-        out_TH = torch.empty_like(sum_TH)
+        out_TH = torch.empty(sum_TH.shape)
         lean_kernels.add_norm(x_TH.numpy(), sum_TH.numpy(), self.weight.numpy(), self.eps, out_TH.numpy())
         return out_TH
 
@@ -72,11 +72,11 @@ def _split_heads_compiled(
     projected_TWD: Tensor, kv_heads: int, rotation: tuple[Tensor, Tensor], norms: tuple[Norm, Norm] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     tokens, heads, head_dim = projected_TWD.shape
-    query_TND = projected_TWD.new_empty(tokens, heads - 2 * kv_heads, head_dim)
-    key_TKD, value_TKD = (projected_TWD.new_empty(tokens, kv_heads, head_dim) for _ in range(2))
+    query_TND = torch.empty(tokens, heads - 2 * kv_heads, head_dim)
+    key_TKD, value_TKD = torch.empty(tokens, kv_heads, head_dim), torch.empty(tokens, kv_heads, head_dim)
     lean_kernels.split(
         projected_TWD.numpy(),
-        *(part_1TD[0].numpy() for part_1TD in rotation),
+        *(part_1TD.numpy()[0] for part_1TD in rotation),
         *((_NO_WEIGHT, _NO_WEIGHT) if norms is None else (norm.weight.numpy() for norm in norms)),
         0.0 if norms is None else norms[0].eps,
         *(query_TND.numpy(), key_TKD.numpy(), value_TKD.numpy()),
@@ -94,9 +94,10 @@ def _rotated(x_TND: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 def gated(gate_up_TG: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     """activation(gate) · up: out_TF"""
     coefficients = _COMPILED_ACTIVATIONS.get(type(activation))
-    gate_TF, up_TF = gate_up_TG.chunk(2, -1)
     if coefficients is None or not _compiled(gate_up_TG):
+        gate_TF, up_TF = gate_up_TG.chunk(2, -1)
         return activation(gate_TF).mul_(up_TF)
-    out_TF = torch.empty_like(gate_TF, memory_format=torch.contiguous_format)
+    tokens, columns = gate_up_TG.shape
+    out_TF = torch.empty(tokens, columns // 2)
     lean_kernels.gate(gate_up_TG.numpy(), *coefficients, out_TF.numpy())
     return out_TF

@@ -58,10 +58,13 @@ class PackedLinear(nn.Module):
         """`[..., K]` -> `[..., N]`"""
         if x.numel() == 0:  # a batch that samples nothing
             return x.new_empty(*x.shape[:-1], self.out_features)
-        out_MN = self._product(x.reshape(-1, self.in_features).contiguous())
+        if x.dim() > 2:
+            out_MN = self.forward(x.reshape(-1, self.in_features))
+            return out_MN.view(*x.shape[:-1], self.out_features)
+        out_MN = self._product(x.contiguous())
         if self.bias is not None:
             out_MN += self.bias
-        return out_MN.view(*x.shape[:-1], self.out_features)
+        return out_MN
 
 
 def matrix_bytes(rows: int, columns: int, weight_format: str) -> int:
