@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model.cpu_products import BlockedProduct, FixedPointProduct, HalfProduct
+from apportion.model.cpu_products import FixedPointProduct, HalfProduct
 from apportion.model.linear import WidenedProduct
 
 SHAPES = [(1024, 2048), (5632, 1024), (1024, 2816), (32000, 1024), (4096, 4096)]
@@ -40,6 +40,11 @@ def plain(weight: Tensor) -> Product:
 def mkl_packed(weight: Tensor) -> Product:
     packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, 1)
     return lambda x: torch.ops.mkl._mkl_linear(x, packed, weight, None, len(x))
+
+
+def fp32_packed(weight: Tensor) -> Product:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def bf16_activations(weight: Tensor) -> Product:
@@ -85,9 +90,9 @@ def weight_int8pack(weight: Tensor) -> Product:
 
 
 KINDS: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
-    "fp32 F.linear": (4, plain),
+    "fp32 F.linear *": (4, plain),
     "fp32 MKL packed": (4, mkl_packed),
-    "fp32 oneDNN packed *": (4, lambda weight: BlockedProduct(iter([weight]))),
+    "fp32 oneDNN packed": (4, fp32_packed),
     "bf16 F.linear, bf16 activations": (2, bf16_activations),
     "bf16 oneDNN packed, bf16 activations": (2, bf16_packed),
     "fp16 fbgemm, fp32 activations *": (2, lambda weight: HalfProduct(iter([weight]))),
@@ -97,7 +102,7 @@ KINDS: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
     "int8 _int_mm, 8-bit activations": (1, int_mm),
     "int8 _weight_int8pack_mm, bf16 activations": (1, weight_int8pack),
     "int8 widened, fp32 activations": (1, lambda weight: WidenedProduct(*int8(weight))),
-    "int8 oneDNN, 23-bit activations *": (1, lambda weight: FixedPointProduct(iter([int8(weight)]))),
+    "int8 fbgemm, 23-bit activations *": (1, lambda weight: FixedPointProduct(iter([int8(weight)]))),
 }
 """Bytes of an element, and what makes a product."""
 
