@@ -1,4 +1,9 @@
-"""Two equal devices against one: decoding of 32 and of 16 sequences, and the prefill of one 512-token prompt."""
+"""Two equal devices against one: decoding of 32 and of 16 sequences, and the prefill of one 512-token prompt.
+
+python benchmarks/speed_devices.py [fp32|fp16|int8]
+"""
+
+import sys
 
 from speed_model import Engines, devices, heading, medians, planned, ratio
 
@@ -7,15 +12,28 @@ OUTPUT_TOKENS = 20
 
 
 def main() -> None:
-    heading("Two equal devices against one, fp32")
+    weights = sys.argv[1] if len(sys.argv) > 1 else "fp16"
+    heading(f"Two equal devices against one, {weights}")
     plans = {
-        "one": planned(devices(1), concurrency=16, prompt_tokens=32, output_tokens=64),
-        "two": planned(devices(1, 1), concurrency=32, prompt_tokens=32, output_tokens=64),
+        "one": planned(devices(1), concurrency=16, prompt_tokens=32, output_tokens=64, weight_format=weights),
+        "two": planned(
+            devices(1, 1), concurrency=32, prompt_tokens=32, output_tokens=64, weight_format=weights
+        ),
         "one, prompt": planned(
-            devices(1), concurrency=1, objective="latency", prompt_tokens=512, output_tokens=8
+            devices(1),
+            concurrency=1,
+            objective="latency",
+            prompt_tokens=512,
+            output_tokens=8,
+            weight_format=weights,
         ),
         "two, prompt": planned(
-            devices(1, 1), concurrency=1, objective="latency", prompt_tokens=512, output_tokens=8
+            devices(1, 1),
+            concurrency=1,
+            objective="latency",
+            prompt_tokens=512,
+            output_tokens=8,
+            weight_format=weights,
         ),
     }
     with Engines(plans) as engines:

@@ -111,6 +111,7 @@ def by_hand(
         chunk_tokens=chunk_tokens,
         microbatches=microbatches,
         weight_format=weight_format,
+        activation_format="fp32",
         devices=members,
     )
 
