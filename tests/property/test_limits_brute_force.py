@@ -127,7 +127,7 @@ def test_every_number_of_microbatches_equals_brute_force(asked, data):
 def make_search(problem, microbatches):
     kinds, groups = StageKinds(problem.model), possible_groups(problem)
     memories = [
-        [GroupMemory(one, group.devices) for one in group_problems(problem, group.devices, kinds)]
+        [GroupMemory(one, group.devices, kinds) for one in group_problems(problem, group.devices, kinds)]
         for group in groups
     ]
     return Search(problem, microbatches, groups, memories, kinds)

@@ -126,7 +126,7 @@ def test_latent_attention_by_hand(tmp_path: Path):
 
 def test_each_member_of_a_group_holds_the_whole_latent(tmp_path: Path):
     spec = saved(tmp_path, "DeepseekV3Config", LATENT)
-    plan = make_plan(spec, cluster([cpu("a", 1), cpu("b", 1)]), workload(context=256), ("fp32",))
+    plan = make_plan(spec, cluster([cpu("a", 1), cpu("b", 1)]), workload(context=640), ("fp32",))
     assert all(check.ok for check in verify(plan))
     for stage in plan.stages:
         for shard in stage_shards(spec, stage):
