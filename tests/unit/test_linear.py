@@ -53,7 +53,7 @@ def errors(out: Tensor, expected: Tensor) -> Tensor:
 def test_products_round_like_fp32(weight_format: str, shape: tuple[int, int], tmp_path: Path):
     weight, bias = random(*shape) / 30, random(shape[0])
     linear = PackedLinear(source(tmp_path, weight), weight_format, torch.float32, "cpu", bias)
-    for rows in (1, 2, 7, 33):
+    for rows in (1, 2, 7, 33, 270):
         x = random(rows, shape[1])
         expected = x.double() @ as_held(weight, weight_format).T + bias
         assert errors(linear(x), expected).max() < ROUNDING

@@ -33,6 +33,9 @@ SCORED_FAMILIES = frozenset({"gemma2", "gpt_oss"})
 SCORE_BYTES = 6
 """Of one score: fp32, and once more in a half format."""
 FP32_BYTES = 4
+BLOCKED_FEATURES, BLOCKED_CODE_BYTES = 512, 48 * 2**20
+"""From so many features on fp32 products on a CPU are oneDNN's, whose code and scratch take so much (measured: 45 MiB
+of address space for nine numbers of rows and six shapes of matrices)."""
 WIDENED_ELEMENTS = {"fp32": 2**18, "bf16": 2**24, "fp16": 2**24}
 """Of packed weights that are widened at once, by the activations' format, which CPUs have in fp32: as in
 model/linear.py. They are held twice, once in the blocks of a product."""
@@ -106,7 +109,13 @@ def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
     logits = 2 * capacity.concurrency * _logit_columns(model, shard) * FP32_BYTES
     activation_bytes = activations * max(FP32_BYTES, element_bytes)
     widened = 2 * WIDENED_ELEMENTS[shard.formats.activations] * element_bytes if shard.formats.packed else 0
-    return activation_bytes + gathered_kv + mask + scores + logits + widened + RUNTIME_BYTES
+    code = BLOCKED_CODE_BYTES if _blocked(model, shard) else 0
+    return activation_bytes + gathered_kv + mask + scores + logits + widened + code + RUNTIME_BYTES
+
+
+def _blocked(model: ModelSpec, shard: Shard) -> bool:
+    fp32 = shard.formats.weights == shard.formats.activations == "fp32"
+    return fp32 and model.hidden_size >= BLOCKED_FEATURES
 
 
 def _ffn_activations_per_column(model: ModelSpec, shard: Shard) -> list[int]:

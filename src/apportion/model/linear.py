@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apportion.model.cpu_products import TILE_ROWS, FixedPointProduct, HalfProduct
+from apportion.model.cpu_products import TILE_ROWS, BlockedProduct, FixedPointProduct, HalfProduct
 from apportion.model.matrix_source import MatrixSource
 from apportion.model.quantise import quantised_rows
 from apportion.model.random_weights import RandomWeights
@@ -30,6 +30,8 @@ ROWS_MULTIPLE = 64
 """Blocks of packed weights have so many rows, or a divisor."""
 INT8_ROW_BYTES = 8
 """Beside each row: its scale and the sum of its elements."""
+BLOCKED_FEATURES = 512
+"""The code of blocked products takes megabytes (cost/memory.py), which smaller matrices do not repay."""
 WIDENED_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 """At once: what fits a core's cache; what keeps a GPU busy."""
 
@@ -79,6 +81,8 @@ def make_product(
 ) -> Product:
     """Raises ModelError for weights beyond the range of fp16, where they would have to be held in it."""
     if torch_device == "cpu" and torch_dtype == torch.float32 and _x86():
+        if weight_format == "fp32" and min(source.rows, source.columns) >= BLOCKED_FEATURES:
+            return BlockedProduct(_pieces(source, weight_format))
         if weight_format in ("bf16", "fp16"):
             return HalfProduct(_pieces(source, weight_format))
         if _fixed_point(source, weight_format):
@@ -127,7 +131,8 @@ def _pieces(source: MatrixSource, weight_format: str) -> Iterator[Tensor]:
     """weight_RK in fp32, rounded to the format."""
     for start, stop in _row_ranges(source):
         weight_RK = source.read(start, stop, torch.float32, "cpu")
-        _check_half_range(source, weight_RK)
+        if weight_format != "fp32":
+            _check_half_range(source, weight_RK)
         if weight_format == "bf16":
             weight_RK.copy_(weight_RK.bfloat16())
         yield weight_RK

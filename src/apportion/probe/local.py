@@ -23,8 +23,9 @@ CPU_LAYER_OVERHEAD_S, CPU_STEP_OVERHEAD_S = 2.2e-4, 8e-4
 how they fit."""
 GPU_LAYER_OVERHEAD_S, GPU_STEP_OVERHEAD_S = 1.5e-4, 5e-4
 """Assumed: not measured yet."""
-CPU_HALF_FRACTION = 0.1
-"""bf16 and fp16 products on CPUs without units for them, relative to fp32: converted element by element."""
+CPU_INT8_FRACTION = 0.75
+"""Products of int8 weights, relative to fp32 ones; those of 16-bit weights, widened in registers, are as fast as fp32
+(benchmarks/linear_formats.py)."""
 
 
 def local_devices() -> tuple[Device, ...]:
@@ -43,7 +44,6 @@ def measure_cpu(num_devices: int) -> Device:
     cores = len(os.sched_getaffinity(0))
     num_threads = max(1, cores // num_devices)
     read_bytes_per_s, flops_per_s, stream_bytes_per_s = _measured_rates(num_threads)
-    half = flops_per_s * CPU_HALF_FRACTION
     return Device(
         id="cpu",
         host=LOCAL_HOST,
@@ -52,7 +52,10 @@ def measure_cpu(num_devices: int) -> Device:
         memory_bytes=int(psutil.virtual_memory().available * MEMORY_FRACTION),
         reserved_bytes=0,
         mem_bytes_per_s=read_bytes_per_s,
-        flops_per_s={"fp32": flops_per_s, "bf16": half, "fp16": half, "int8": flops_per_s},
+        flops_per_s={
+            **dict.fromkeys(("fp32", "bf16", "fp16"), flops_per_s),
+            "int8": flops_per_s * CPU_INT8_FRACTION,
+        },
         layer_overhead_s=CPU_LAYER_OVERHEAD_S,
         step_overhead_s=CPU_STEP_OVERHEAD_S,
         num_threads=num_threads,
