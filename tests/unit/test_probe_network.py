@@ -129,7 +129,7 @@ def refused(speak: Callable[[socket.socket], object]) -> str:
     with listener() as (address, told):
         with socket.create_connection(address) as peer:
             speak(peer)
-            with suppress(ConnectionResetError):
+            with suppress(OSError):  # reset, and perhaps before we say that we are done
                 peer.shutdown(socket.SHUT_WR)
                 while peer.recv(4096):
                     pass

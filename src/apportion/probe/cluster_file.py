@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from apportion.probe.host_rates import LinkRates
-from apportion.probe.local import CPU_HALF_FRACTION, LOCAL_HOST
+from apportion.probe.local import CPU_INT8_FRACTION, LOCAL_HOST
 from apportion.probe.machine import Machine
 from apportion.types.cluster import Device
 
@@ -39,7 +39,11 @@ def _device_tables(host: str, machine: Machine) -> Iterator[str]:
 def _device_lines(device: Device, name: str) -> list[str]:
     cpu = device.kind == "cpu"
     how = "measured" if cpu else "computed from the driver's clocks and widths"
-    half = f"; bf16 and fp16 assumed at {CPU_HALF_FRACTION:g} of fp32" if cpu else ", without tensor cores"
+    half = (
+        f"; bf16 and fp16 assumed as fast as fp32, int8 at {CPU_INT8_FRACTION:g} of it"
+        if cpu
+        else ", without tensor cores"
+    )
     flops = ", ".join(f"{format_name} = {rate:.3g}" for format_name, rate in device.flops_per_s.items())
     lines = [
         f"[[device]]  # {name}",
