@@ -48,7 +48,7 @@ def listener(key: str = KEY) -> Iterator[tuple[tuple[str, int], list[str]]]:
             return
 
     with listening(("127.0.0.1", 0), key) as server:
-        thread = threading.Thread(target=run)
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         yield server.getsockname(), told
         server.shutdown(socket.SHUT_RDWR)
