@@ -90,9 +90,9 @@ def weight_int8pack(weight: Tensor) -> Product:
 
 
 KINDS: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
-    "fp32 F.linear *": (4, plain),
+    "fp32 F.linear * (small)": (4, plain),
     "fp32 MKL packed": (4, mkl_packed),
-    "fp32 oneDNN packed": (4, fp32_packed),
+    "fp32 oneDNN packed * (large)": (4, fp32_packed),
     "bf16 F.linear, bf16 activations": (2, bf16_activations),
     "bf16 oneDNN packed, bf16 activations": (2, bf16_packed),
     "fp16 fbgemm, fp32 activations *": (2, lambda weight: HalfProduct(iter([weight]))),
