@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from apportion.model.attention import paged_attention
@@ -24,7 +23,6 @@ from apportion.model.hf_config import ATTENTION, AXES, FamilyConfigs, read_confi
 from apportion.model.hf_stage import HfStage, StageModules
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean import LeanLayer, can_be_lean, lean_layer
-from apportion.model.lean_reader import LeanReader
 from apportion.model.parameters import ParameterReader, parameter_shapes
 from apportion.model.shard import Axis, RankShares, Shape
 from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
@@ -98,38 +96,19 @@ def build_stage(
     config = read_config(folder)
     assert config.model_type == model.family
     reader = ParameterReader(weights, model, stage, shares, torch_device, observe_memory)
-    lean_reader = LeanReader(weights, model, stage, shares, torch_device, observe_memory)
     if lean is None:
         lean = can_be_lean(model, stage, weights)
-    modules = _build_modules(
-        FamilyConfigs.of(config, model, shares),
-        reader,
-        lean_reader if lean else None,
-        model,
-        stage,
-        rank,
-        all_reduce,
-    )
+    configs = FamilyConfigs.of(config, model, shares)
+    modules = _build_modules(configs, reader, lean, model, stage, rank, all_reduce)
     pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)
     observe_memory()
-    return _stage(config, modules, pool, reader, lean_reader, weights.read_bytes)
-
-
-def _stage(
-    config: PreTrainedConfig,
-    modules: StageModules,
-    pool: KVPool,
-    reader: ParameterReader,
-    lean_reader: LeanReader,
-    read_bytes: int,
-) -> HfStage:
     return HfStage(
         config,
         modules,
         pool,
-        parameters=reader.parameters + lean_reader.parameters,
-        weights_bytes=reader.weights_bytes + lean_reader.weights_bytes,
-        read_bytes=read_bytes,
+        parameters=reader.parameters,
+        weights_bytes=reader.weights_bytes,
+        read_bytes=weights.read_bytes,
     )
 
 
@@ -156,14 +135,14 @@ def _kv_pool(
 def _build_modules(
     configs: "FamilyConfigs",
     reader: ParameterReader,
-    lean_reader: LeanReader | None,
+    lean: bool,
     model: ModelSpec,
     stage: Stage,
     rank: int,
     all_reduce: AllReduce,
 ) -> StageModules:
     skeleton = skeleton_of(configs.local)
-    make_lean = lean_reader and partial(lean_layer, lean_reader, model, all_reduce)
+    make_lean = partial(lean_layer, reader, model, all_reduce) if lean else None
     layers, stream = _build_layers(type(skeleton.model.layers[0]), configs, reader, stage, make_lean)
     for layer in layers:
         if not isinstance(layer, LeanLayer):

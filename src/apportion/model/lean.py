@@ -18,8 +18,9 @@ from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean_experts import Experts, Router
 from apportion.model.lean_ops import Norm, gated, split_heads
-from apportion.model.lean_reader import LayerReader, LeanReader
+from apportion.model.lean_reader import LayerReader
 from apportion.model.linear import PackedLinear
+from apportion.model.parameters import ParameterReader
 from apportion.model.shard import Axis, Shape
 from apportion.model.sharded_modules import AllReduce
 from apportion.model.weights import Weights
@@ -135,7 +136,7 @@ def can_be_lean(model: ModelSpec, stage: Stage, weights: Weights) -> bool:
 
 
 def lean_layer(
-    lean_reader: LeanReader,
+    parameters: ParameterReader,
     model: ModelSpec,
     all_reduce: AllReduce,
     original: Any,
@@ -144,7 +145,7 @@ def lean_layer(
 ) -> LeanLayer:
     """From transformers' own layer of a member's share, on the meta device, its parameters' full shapes, and their
     shapes with each axis shrunk."""
-    reader = lean_reader.layer(original, original.self_attn.layer_idx, full, shrunk)
+    reader = LayerReader(parameters, original, original.self_attn.layer_idx, full, shrunk)
     gemma = hasattr(original, "pre_feedforward_layernorm")
     norms = {
         name: _norm(module, name, reader, gemma)

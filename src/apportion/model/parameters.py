@@ -71,13 +71,13 @@ class ParameterReader:
         """Fills a layer, given its parameters' full shapes and their shapes with each axis shrunk. Its linear modules
         are replaced by packed ones."""
         shapes = parameter_shapes(layer)
-        reads = {name: self._reads(f"model.layers.{index}.", name, full[name], shrunk) for name in shapes}
+        reads = {name: self.reads(f"model.layers.{index}.", name, full[name], shrunk) for name in shapes}
         linears = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
         for name in linears:
             bias = f"{name}.bias"
-            source = self._source(shapes.pop(f"{name}.weight"), reads[f"{name}.weight"])
-            bias_N = self._read(shapes.pop(bias), reads[bias]) if bias in shapes else None
-            layer.set_submodule(name, self._linear(source, bias_N))
+            source = self.source(shapes.pop(f"{name}.weight"), reads[f"{name}.weight"])
+            bias_N = self.read(shapes.pop(bias), reads[bias]) if bias in shapes else None
+            layer.set_submodule(name, self.linear(source, bias_N))
         for name, shape in shapes.items():
             module_name, _, leaf = name.rpartition(".")
             module = layer.get_submodule(module_name)
@@ -97,7 +97,7 @@ class ParameterReader:
             )
             module_name, _, leaf = name.rpartition(".")
             setattr(layer.get_submodule(module_name), leaf, parameter)
-            reads = self._reads(f"model.layers.{index}.", name, shape, {})
+            reads = self.reads(f"model.layers.{index}.", name, shape, {})
             parameters.append(StreamedParameter(parameter=parameter, shape=shape, reads=reads))
         streamed = StreamedLayer(module=layer, parameters=tuple(parameters))
         self.parameters += streamed.num_parameters
@@ -122,10 +122,10 @@ class ParameterReader:
         if self._model.tied_embeddings and table is not None:
             if not self._packed:
                 return lambda hidden_NH: F.linear(hidden_NH, table.rows_VH)
-            linear = self._linear(self._vocab_source(_EMBEDDING_NAME), None)
+            linear = self.linear(self._vocab_source(_EMBEDDING_NAME), None)
             self.parameters -= linear.in_features * linear.out_features  # counted as the table's
             return linear
-        return self._linear(
+        return self.linear(
             self._vocab_source(_EMBEDDING_NAME if self._model.tied_embeddings else _HEAD_NAME), None
         )
 
@@ -134,12 +134,13 @@ class ParameterReader:
         norm.weight = self._parameter(shape, tuple(whole_placements(_NORM_NAME, shape, None)))
         return norm
 
-    def _reads(self, prefix: str, name: str, full: Shape, shrunk: dict[Axis, dict[str, Shape]]) -> Reads:
+    def reads(self, prefix: str, name: str, full: Shape, shrunk: dict[Axis, dict[str, Shape]]) -> Reads:
         shrunk_shapes: dict[Axis, Shape] = {axis: shapes[name] for axis, shapes in shrunk.items()}
         sharded = sharded_dim(name, full, shrunk_shapes, self._model, self.shares)
         return tuple(placements(prefix, name, self._model.family, self._weights, full, sharded))
 
-    def _source(self, shape: Shape, reads: Reads) -> MatrixSource:
+    def source(self, shape: Shape, reads: Reads) -> MatrixSource:
+        """Of a matrix of `shape`, the member's part of it."""
         rows, columns = shape
         return MatrixSource(weights=self._weights, reads=reads, rows=rows, columns=columns)
 
@@ -147,9 +148,9 @@ class ParameterReader:
         full: Shape = (self._model.vocab_rows, self._model.hidden_size)
         sharded = ShardedDim(dim=0, segments=(self._model.vocab_rows,), share=self.shares.vocab)
         reads = tuple(whole_placements(name, full, sharded))
-        return self._source((self.shares.vocab.count, full[1]), reads)
+        return self.source((self.shares.vocab.count, full[1]), reads)
 
-    def _linear(self, source: MatrixSource, bias_N: Tensor | None) -> PackedLinear:
+    def linear(self, source: MatrixSource, bias_N: Tensor | None) -> PackedLinear:
         linear = PackedLinear(source, self._format, self.dtype, self.torch_device, bias_N)
         self._count(source.rows * source.columns, linear.weights_bytes)
         return linear
@@ -161,13 +162,13 @@ class ParameterReader:
                 f" {self._format}; use --weights fp32"
             )
         _, rows, columns = shape
-        by_expert = [self._source((rows, columns), expert_reads(reads, expert)) for expert in range(shape[0])]
-        return ExpertMatrices([self._linear(source, None) for source in by_expert])
+        by_expert = [self.source((rows, columns), expert_reads(reads, expert)) for expert in range(shape[0])]
+        return ExpertMatrices([self.linear(source, None) for source in by_expert])
 
     def _parameter(self, shape: Shape, reads: Reads) -> nn.Parameter:
-        return nn.Parameter(self._read(shape, reads), requires_grad=False)
+        return nn.Parameter(self.read(shape, reads), requires_grad=False)
 
-    def _read(self, shape: Shape, reads: Reads) -> Tensor:
+    def read(self, shape: Shape, reads: Reads) -> Tensor:
         tensor = torch.empty(shape, dtype=self.dtype, device=self.torch_device)
         for read in reads:
             self._weights.check_shape(read.source, read.source_shape)
