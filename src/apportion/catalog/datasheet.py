@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from apportion.catalog.gpus import Gpu, GpuKind, find_gpu
+from apportion.types import cpu
 from apportion.types.cluster import Device, Spread
 from apportion.types.errors import ClusterError
 from apportion.types.pcie import REACHED_SHARE
@@ -55,12 +56,8 @@ CPU_READ_BYTES_PER_S = 0.7 * 2 * 64 / 8 * 3.2e9
 """A CPU of which only the memory is known is taken for a desktop's: two channels of DDR4-3200, 0.7 of them read,"""
 CPU_FLOPS_PER_S = 0.6 * CPU_CORES * 2 * 2 * 8 * 3.5e9
 """and 8 cores at 3.5 GHz with two 8-wide fused multiply-adds a cycle (AVX2), of which 0.6 are reached."""
-CPU_INT8_SHARE = 0.75
-"""Of fp32 products; those of 16-bit weights are as fast (probe/local.py)."""
 CPU_STREAM_BYTES_PER_S = 8e9
 """One core's copy out of the page cache; assumed, a little below what a server's core did here (10 GB/s)."""
-CPU_LAYER_OVERHEAD_S, CPU_STEP_OVERHEAD_S = 2.2e-4, 8e-4
-"""As probe/local.py has them."""
 
 
 def gpu_device(gpu: Gpu, device_id: str, host: str) -> Device:
@@ -131,7 +128,6 @@ def torch_device(kind: GpuKind, index: int) -> str:
 def desktop_cpu(device_id: str, host: str, memory_bytes: int, num_devices: int) -> Device:
     """One of `num_devices` that share the assumed desktop's cores and memory channels evenly."""
     num_threads = max(1, CPU_CORES // num_devices)
-    flops_per_s = CPU_FLOPS_PER_S * num_threads / CPU_CORES
     return Device(
         id=device_id,
         host=host,
@@ -140,12 +136,9 @@ def desktop_cpu(device_id: str, host: str, memory_bytes: int, num_devices: int) 
         memory_bytes=memory_bytes,
         reserved_bytes=0,
         mem_bytes_per_s=CPU_READ_BYTES_PER_S / num_devices,
-        flops_per_s={
-            **dict.fromkeys(("fp32", "bf16", "fp16"), flops_per_s),
-            "int8": flops_per_s * CPU_INT8_SHARE,
-        },
-        layer_overhead_s=CPU_LAYER_OVERHEAD_S,
-        step_overhead_s=CPU_STEP_OVERHEAD_S,
+        flops_per_s=cpu.rates_per_format(CPU_FLOPS_PER_S * num_threads / CPU_CORES),
+        layer_overhead_s=cpu.LAYER_OVERHEAD_S,
+        step_overhead_s=cpu.STEP_OVERHEAD_S,
         num_threads=num_threads,
         host_cores=CPU_CORES,
         speed=1.0,

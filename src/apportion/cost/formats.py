@@ -8,11 +8,11 @@ so only where weights are stored as activations are does a tied head share the e
 
 from dataclasses import dataclass
 
+from apportion.types.layout import INT8_ROW_BYTES
 from apportion.types.model import ModelSpec, Parameters
 from apportion.types.units import FORMAT_BYTES
 
 INT8_SCALE_BYTES = 4
-INT8_ROW_BYTES = 8
 INT4_GROUP_ELEMENTS, INT4_GROUP_BYTES = 32, 18
 
 

@@ -6,7 +6,7 @@ Everything here is affine in a shard's KV heads, FFN columns and vocabulary rows
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from apportion.cost.formats import vocab_row_bytes
+from apportion.cost.formats import Formats, vocab_row_bytes
 from apportion.cost.shard import Shard, stage_shards
 from apportion.cost.streaming import (
     largest_streamed_bytes,
@@ -15,6 +15,7 @@ from apportion.cost.streaming import (
 )
 from apportion.types.cluster import Cluster
 from apportion.types.errors import UsageError
+from apportion.types.layout import BLOCKED_FEATURES, QUERY_TILE, WIDENED_ELEMENTS
 from apportion.types.model import ModelSpec
 from apportion.types.plan import DeviceMemory, Plan, Stage
 from apportion.types.units import FORMAT_BYTES, format_bytes
@@ -26,19 +27,14 @@ HIDDEN_ACTIVATIONS = 4
 """Buffers of one hidden state per token that are alive at once: residual, norm and its fp32 temporaries."""
 PROJECTION_ACTIVATIONS = 4
 """Buffers of all query and key heads per token: projected, rotated and two temporaries."""
-QUERY_TILE = 128
-"""Queries of one sequence that attention takes at once."""
 SCORED_FAMILIES = frozenset({"gemma2", "gpt_oss"})
 """Families whose softmax (capped, or with sinks) is computed from a matrix of scores."""
 SCORE_BYTES = 6
 """Of one score: fp32, and once more in a half format."""
 FP32_BYTES = 4
-BLOCKED_FEATURES, BLOCKED_CODE_BYTES = 512, 48 * 2**20
-"""From so many features on fp32 products on a CPU are oneDNN's, whose code and scratch take so much (measured: 45 MiB
-of address space for nine numbers of rows and six shapes of matrices)."""
-WIDENED_ELEMENTS = {"fp32": 2**18, "bf16": 2**24, "fp16": 2**24}
-"""Of packed weights that are widened at once, by the activations' format, which CPUs have in fp32: as in
-model/linear.py. They are held twice, once in the blocks of a product."""
+BLOCKED_CODE_BYTES = 48 * 2**20
+"""Code and scratch of oneDNN's products (measured: 45 MiB of address space for nine numbers of rows and six shapes of
+matrices)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +104,14 @@ def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
     scores = q_heads * tile * context * SCORE_BYTES if model.family in SCORED_FAMILIES else 0
     logits = 2 * capacity.concurrency * _logit_columns(model, shard) * FP32_BYTES
     activation_bytes = activations * max(FP32_BYTES, element_bytes)
-    widened = 2 * WIDENED_ELEMENTS[shard.formats.activations] * element_bytes if shard.formats.packed else 0
+    widened = _widened_elements(shard.formats) * element_bytes if shard.formats.packed else 0
     code = BLOCKED_CODE_BYTES if _blocked(model, shard) else 0
     return activation_bytes + gathered_kv + mask + scores + logits + widened + code + RUNTIME_BYTES
+
+
+def _widened_elements(formats: Formats) -> int:
+    """Of packed weights; they are held twice, once in the blocks of a product. CPUs have fp32 activations."""
+    return 2 * WIDENED_ELEMENTS["cpu" if formats.activations == "fp32" else "cuda"]
 
 
 def _blocked(model: ModelSpec, shard: Shard) -> bool:

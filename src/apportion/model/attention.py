@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from apportion.model.batch import DecodeRows, FlatBatch, SequenceSpan
 from apportion.model.decode_kernel import attend_decode
 from apportion.model.kv_pool import KVPool
+from apportion.types.layout import QUERY_TILE
 
-QUERY_TILE = 128
-"""Most queries of one sequence that are scored at once."""
 _NO_WINDOW = 2**62
 
 

@@ -21,6 +21,7 @@ from apportion.model.random_weights import RandomWeights
 from apportion.model.shard import whole_placements
 from apportion.model.weights import FORMAT_DTYPES
 from apportion.types.errors import ModelError
+from apportion.types.layout import BLOCKED_FEATURES, INT8_ROW_BYTES, WIDENED_ELEMENTS
 
 PIECE_ELEMENTS = 2**19, 2**22
 """Fewest and most that are packed at once: few, for packing needs them in fp32 too; each piece is a call of its own."""
@@ -28,12 +29,6 @@ MOST_PIECES = 8
 """Of a matrix, unless its pieces are the largest."""
 ROWS_MULTIPLE = 64
 """Blocks of packed weights have so many rows, or a divisor."""
-INT8_ROW_BYTES = 8
-"""Beside each row: its scale and the sum of its elements."""
-BLOCKED_FEATURES = 512
-"""The code of blocked products takes megabytes (cost/memory.py), which smaller matrices do not repay."""
-WIDENED_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
-"""At once: what fits a core's cache; what keeps a GPU busy."""
 
 Product = Callable[[Tensor], Tensor]
 """x_MK -> out_MN"""

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 
 from apportion.probe.host_rates import LinkRates
-from apportion.probe.local import CPU_INT8_FRACTION, LOCAL_HOST
+from apportion.probe.local import LOCAL_HOST
 from apportion.probe.machine import Machine
 from apportion.types.cluster import Device
+from apportion.types.cpu import INT8_SHARE
 
 _ALONE = "Links to other hosts are not measured: `apportion probe --hosts` does, or add [[link]] tables."
 
@@ -40,7 +41,7 @@ def _device_lines(device: Device, name: str) -> list[str]:
     cpu = device.kind == "cpu"
     how = "measured" if cpu else "computed from the driver's clocks and widths"
     half = (
-        f"; bf16 and fp16 assumed as fast as fp32, int8 at {CPU_INT8_FRACTION:g} of it"
+        f"; bf16 and fp16 assumed as fast as fp32, int8 at {INT8_SHARE:g} of it"
         if cpu
         else ", without tensor cores"
     )

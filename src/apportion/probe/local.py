@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from apportion.types import pcie
+from apportion.types import cpu, pcie
 from apportion.types.cluster import Device
 
 Figure = TypeVar("Figure")
@@ -18,14 +18,8 @@ Figure = TypeVar("Figure")
 LOCAL_HOST = "local"
 MEMORY_FRACTION = 0.8
 """Share of the memory now available that a device may use unless told otherwise."""
-CPU_LAYER_OVERHEAD_S, CPU_STEP_OVERHEAD_S = 2.2e-4, 8e-4
-"""Python and kernel launches of a layer; message, batch and waking up for a step. benchmarks/prediction.py shows
-how they fit."""
 GPU_LAYER_OVERHEAD_S, GPU_STEP_OVERHEAD_S = 1.5e-4, 5e-4
 """Assumed: not measured yet."""
-CPU_INT8_FRACTION = 0.75
-"""Products of int8 weights, relative to fp32 ones; those of 16-bit weights, widened in registers, are as fast as fp32
-(benchmarks/linear_formats.py)."""
 
 
 def local_devices() -> tuple[Device, ...]:
@@ -52,12 +46,9 @@ def measure_cpu(num_devices: int) -> Device:
         memory_bytes=int(psutil.virtual_memory().available * MEMORY_FRACTION),
         reserved_bytes=0,
         mem_bytes_per_s=read_bytes_per_s,
-        flops_per_s={
-            **dict.fromkeys(("fp32", "bf16", "fp16"), flops_per_s),
-            "int8": flops_per_s * CPU_INT8_FRACTION,
-        },
-        layer_overhead_s=CPU_LAYER_OVERHEAD_S,
-        step_overhead_s=CPU_STEP_OVERHEAD_S,
+        flops_per_s=cpu.rates_per_format(flops_per_s),
+        layer_overhead_s=cpu.LAYER_OVERHEAD_S,
+        step_overhead_s=cpu.STEP_OVERHEAD_S,
         num_threads=num_threads,
         host_cores=cores,
         speed=1.0,
