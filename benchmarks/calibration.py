@@ -12,7 +12,7 @@ from apportion.calibrate.apply import apply
 from apportion.calibrate.observation import PHASES, Observation, observe
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.cli.run_stats import predicted_speed
+from apportion.cli.prediction import predicted_speed
 from apportion.probe.hardware import hardware_names
 from apportion.probe.local import measure_cpu
 from apportion.runtime.engine import Engine
@@ -34,14 +34,16 @@ SHAPES = {
     GROUP: ([[1, 1]], [8]),
     "group of 3:1": ([[3, 1]], [8]),
 }
+REQUEST = Request(
+    id=0, prompt_ids=PROMPT_IDS, sampling=SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True)
+)
 
 
 def measure(plan: Plan, folder: Path, run: str) -> tuple[float, float, tuple[Observation, ...]]:
     """(TPOT, TTFT, what the run tells)."""
     with Engine(plan, folder, []) as engine:
         timing = Timing()
-        sampling = SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True)
-        for event in engine.generate([Request(id=0, prompt_ids=PROMPT_IDS, sampling=sampling)]):
+        for event in engine.generate([REQUEST]):
             timing.record(event)
     work = {name: {phase: report.phase(phase) for phase in PHASES} for name, report in engine.reports.items()}
     seen = observe(plan, work, hardware_names(plan.cluster), run=run, alone_tpot_s=timing.tpot_s)
@@ -50,7 +52,7 @@ def measure(plan: Plan, folder: Path, run: str) -> tuple[float, float, tuple[Obs
 
 def predicted(plan: Plan, seen: list[Observation]) -> tuple[float, float]:
     cluster = apply(plan.cluster, seen, ("fp32",), hardware_names(plan.cluster)).cluster
-    speed = predicted_speed(replace(plan, cluster=cluster), [len(PROMPT_IDS)], [OUTPUT_TOKENS])
+    speed = predicted_speed(replace(plan, cluster=cluster), [REQUEST])
     return speed.tpot_s, speed.ttft_s
 
 

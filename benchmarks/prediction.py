@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from apportion.catalog.cluster_text import emulate
+from apportion.catalog.cluster_rules import emulate
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.cli.run_stats import predicted_speed
+from apportion.cli.prediction import predicted_speed
 from apportion.probe.local import measure_cpu
 from apportion.runtime.engine import Engine
 from apportion.runtime.timing import Timing
@@ -35,11 +35,15 @@ SHAPES = {
 }
 
 
+REQUEST = Request(
+    id=0, prompt_ids=PROMPT_IDS, sampling=SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True)
+)
+
+
 def measured_tpot_s(plan: Plan, folder: Path) -> float:
     with Engine(plan, folder, []) as engine:
         timing = Timing()
-        sampling = SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True)
-        for event in engine.generate([Request(id=0, prompt_ids=PROMPT_IDS, sampling=sampling)]):
+        for event in engine.generate([REQUEST]):
             timing.record(event)
     return timing.tpot_s
 
@@ -64,7 +68,7 @@ def main() -> None:
     rows = []
     for name, plan in plans.items():
         measured_s = median(times[name])
-        predicted_s = predicted_speed(plan, [len(PROMPT_IDS)], [OUTPUT_TOKENS]).tpot_s
+        predicted_s = predicted_speed(plan, [REQUEST]).tpot_s
         print(
             f"{name:20} measured {measured_s * 1e3:6.2f} ms ({min(times[name]) * 1e3:.2f} to"
             f" {max(times[name]) * 1e3:.2f}), predicted {predicted_s * 1e3:6.2f} ms,"

@@ -2,12 +2,12 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from apportion.calibrate.observation import mean_step, step_work
 from apportion.cli.bench_choices import Lengths
-from apportion.cli.run_stats import Speed, predicted_speed
+from apportion.cli.prediction import Speed, predicted_speed
 from apportion.cost.estimate import stage_members
 from apportion.cost.roofline import Step
 from apportion.cost.shard import Shard
@@ -83,22 +83,31 @@ class Bench:
         )
 
     def _run(self, concurrency: int, output_tokens: int) -> Timing:
-        requests = list(self._requests(concurrency, output_tokens))
+        requests = self._requests(concurrency, output_tokens)
         timing = Timing()
         for event in self._engine.generate(requests):
             timing.record(event)
             self._check()
         return timing
 
-    def _requests(self, num: int, output_tokens: int) -> Iterator[Request]:
-        sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
-        for _ in range(num):
-            draw = random.Random(self._next_id)
-            prompt = tuple(
-                draw.randrange(self._engine.plan.model.vocab_rows) for _ in range(self._lengths.prompt_tokens)
-            )
-            yield Request(id=self._next_id, prompt_ids=prompt, sampling=sampling)
-            self._next_id += 1
+    def _requests(self, num: int, output_tokens: int) -> list[Request]:
+        lengths = replace(self._lengths, output_tokens=output_tokens)
+        first_id, self._next_id = self._next_id, self._next_id + num
+        return random_requests(self._engine.plan, lengths, range(first_id, self._next_id))
+
+
+def random_requests(plan: Plan, lengths: Lengths, ids: Sequence[int]) -> list[Request]:
+    """An id's prompt is always the same."""
+    sampling = SamplingParams(max_tokens=lengths.output_tokens, ignore_eos=True)
+    draws = {request_id: random.Random(request_id) for request_id in ids}
+    return [
+        Request(
+            id=request_id,
+            prompt_ids=tuple(draw.randrange(plan.model.vocab_rows) for _ in range(lengths.prompt_tokens)),
+            sampling=sampling,
+        )
+        for request_id, draw in draws.items()
+    ]
 
 
 def level(plan: Plan, rounds: Sequence[Round], lengths: Lengths, ceiling: dict[str, float]) -> Level:
@@ -112,7 +121,7 @@ def level(plan: Plan, rounds: Sequence[Round], lengths: Lengths, ceiling: dict[s
             tpot_s=median(one.tpot_s for one in timings),
             tokens_per_s=median(one.tokens_per_s for one in timings),
         ),
-        predicted=predicted_speed(plan, [lengths.prompt_tokens] * num, [lengths.output_tokens] * num),
+        predicted=predicted_speed(plan, random_requests(plan, lengths, range(num))),
         decode_tokens_per_s=median(one.decode_tokens_per_s for one in timings),
         prefill_tokens_per_s=median(num * lengths.prompt_tokens / one.prefill_s for one in timings),
         coordinator_s=median(one.coordinator_s / one.num_steps for one in rounds),

@@ -69,11 +69,12 @@ def generate(
     stats = run_stats(
         plan,
         terminal.outputs(),
-        [len(request.prompt_ids) for request in requests],
+        requests,
         timing,
         engine.sent_bytes(),
         engine.reports,
         engine.scheduler.metrics(),
+        preempt,
     )
     print_run(console, stats)
     alone_tpot_s = timing.tpot_s if len(requests) == 1 else None

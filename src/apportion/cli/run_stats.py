@@ -1,19 +1,20 @@
 """The figures of a finished run beside the plan's: the content of `run --stats-json` and of the closing table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 
-from apportion.cost.estimate import estimate
+from apportion.cli.prediction import Speed, predicted_speed
 from apportion.cost.traffic import run_link_bytes
 from apportion.runtime.report import WorkerReport
 from apportion.runtime.timing import Timing
 from apportion.types.metrics import SchedulerMetrics
 from apportion.types.plan import Plan
+from apportion.types.request import Request
+from apportion.types.step_costs import PreemptMode
 from apportion.types.units import format_bytes, format_seconds
-from apportion.types.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +26,6 @@ class Output:
     prompt: int
     sample: int
     cached_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    ttft_s: float
-    tpot_s: float
-    tokens_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,24 +62,27 @@ class RunStats:
 def run_stats(
     plan: Plan,
     outputs: list[Output],
-    prompt_tokens: Sequence[int],
+    requests: Sequence[Request],
     timing: Timing,
     sent_bytes: dict[tuple[str, str], int],
     reports: dict[str, WorkerReport],
     metrics: SchedulerMetrics,
+    preempt: PreemptMode,
 ) -> RunStats:
-    """`prompt_tokens` by prompt. The predictions are for what was computed: cached tokens are not, those that had to
-    make room are twice."""
+    """Bytes are predicted for what was computed: cached tokens are not, those that had to make room are twice. Speed is
+    predicted for the requests, all samples of one as long as its longest."""
     output_tokens = [len(output.token_ids) for output in outputs]
     computed = [
-        prompt_tokens[output.prompt] - output.cached_tokens for output in outputs if output.sample == 0
+        len(requests[output.prompt].prompt_ids) - output.cached_tokens
+        for output in outputs
+        if output.sample == 0
     ]
     computed.append(metrics.preemptions.recomputed_tokens)
     predicted_bytes = run_link_bytes(plan, computed, output_tokens)
     return RunStats(
         outputs=outputs,
-        measured=Speed(ttft_s=timing.ttft_s, tpot_s=timing.tpot_s, tokens_per_s=timing.tokens_per_s),
-        predicted=predicted_speed(plan, computed, output_tokens),
+        measured=Speed.of(timing),
+        predicted=predicted_speed(plan, as_long(requests, outputs), preempt),
         links=[
             LinkBytes(
                 src=src,
@@ -100,25 +97,15 @@ def run_stats(
     )
 
 
-def predicted_speed(plan: Plan, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> Speed:
-    """The plan's prediction for what was really run: mean lengths for each output, all at once."""
-    num = len(output_tokens)
-    workload = Workload(
-        prompt_tokens=max(1, round(sum(prompt_tokens) / num)),
-        output_tokens=max(1, round(sum(output_tokens) / num)),
-        concurrency=min(num, plan.workload.concurrency),
-        max_context_tokens=plan.workload.max_context_tokens,
-        objective=plan.workload.objective,
-    )
-    predicted = estimate(
-        plan.model,
-        plan.cluster,
-        workload,
-        plan.stages,
-        chunk_tokens=plan.chunk_tokens,
-        microbatches=min(plan.microbatches, workload.concurrency),
-    )
-    return Speed(ttft_s=predicted.ttft_s, tpot_s=predicted.tpot_s, tokens_per_s=predicted.tokens_per_s)
+def as_long(requests: Sequence[Request], outputs: Sequence[Output]) -> list[Request]:
+    """The requests, each asking for as many tokens as its longest sample drew."""
+    longest = [0] * len(requests)
+    for output in outputs:
+        longest[output.prompt] = max(longest[output.prompt], len(output.token_ids))
+    return [
+        replace(request, sampling=replace(request.sampling, max_tokens=num))
+        for request, num in zip(requests, longest, strict=True)
+    ]
 
 
 def _device_use(plan: Plan, report: WorkerReport) -> DeviceUse:

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from apportion.cost.objective import Timing, goal, microbatch_sequences
-from apportion.cost.roofline import Step, attention_s, decode_step, ffn_column_s, head_row_s, prefill_steps
+from apportion.cost.roofline import (
+    AnyStep,
+    Step,
+    attention_s,
+    decode_step,
+    ffn_column_s,
+    head_row_s,
+    prefill_steps,
+)
 from apportion.cost.shard import Shard, stage_shards
 from apportion.cost.streaming import streaming_step_s
 from apportion.cost.traffic import (
@@ -29,7 +37,7 @@ from apportion.types.workload import Workload
 Members = Sequence[tuple[Device, Shard]]
 
 
-def group_step_s(model: ModelSpec, members: Members, link: Link | None, step: Step) -> float:
+def group_step_s(model: ModelSpec, members: Members, link: Link | None, step: AnyStep) -> float:
     """Time of one step: members wait for each other after attention and after the FFN, so a layer takes
     max(attention) + max(FFN) + max(overhead) + reductions; the step adds max(overhead) once. Streamed layers' weights
     arrive meanwhile, or add their time."""
@@ -40,13 +48,13 @@ def group_step_s(model: ModelSpec, members: Members, link: Link | None, step: St
     return max(streaming_step_s(device, shard, computing_s) for device, shard in members)
 
 
-def group_attention_s(model: ModelSpec, members: Members, layer: LayerSpec, step: Step) -> float:
+def group_attention_s(model: ModelSpec, members: Members, layer: LayerSpec, step: AnyStep) -> float:
     return max(
         attention_s(device, model, layer, shard.kv_heads, step, shard.formats) for device, shard in members
     )
 
 
-def group_rest_s(model: ModelSpec, members: Members, link: Link | None, step: Step) -> float:
+def group_rest_s(model: ModelSpec, members: Members, link: Link | None, step: AnyStep) -> float:
     """All of a step but attention: it depends on the step's tokens alone, not on their context."""
     shards = [shard for _, shard in members]
     ffn_s = sum(
@@ -59,7 +67,7 @@ def group_rest_s(model: ModelSpec, members: Members, link: Link | None, step: St
     return ffn_s + overhead_s + head_s + group_exchange_s(model, shards, link, step)
 
 
-def unsynchronised_step_s(model: ModelSpec, members: Members, step: Step) -> float:
+def unsynchronised_step_s(model: ModelSpec, members: Members, step: AnyStep) -> float:
     """The looser form max_g(compute_g): members wait only at the end of the stage, and exchange for free.
 
     Never more than `group_step_s`."""
@@ -79,17 +87,17 @@ def unsynchronised_step_s(model: ModelSpec, members: Members, step: Step) -> flo
     )
 
 
-def _ffn_s(device: Device, shard: Shard, layer: LayerSpec, step: Step) -> float:
+def _ffn_s(device: Device, shard: Shard, layer: LayerSpec, step: AnyStep) -> float:
     return shard.ffn_columns * ffn_column_s(device, layer, step.tokens, shard.formats)
 
 
-def _head_s(model: ModelSpec, device: Device, shard: Shard, step: Step) -> float:
+def _head_s(model: ModelSpec, device: Device, shard: Shard, step: AnyStep) -> float:
     if not shard.has_head:
         return 0.0
     return shard.vocab_rows * head_row_s(device, model, step.sampled_rows, shard.formats)
 
 
-def group_exchange_s(model: ModelSpec, shards: Sequence[Shard], link: Link | None, step: Step) -> float:
+def group_exchange_s(model: ModelSpec, shards: Sequence[Shard], link: Link | None, step: AnyStep) -> float:
     """Reductions of a step inside a group, and the gathering of its logits on rank 0."""
     if len(shards) == 1:
         return 0.0
@@ -102,7 +110,7 @@ def group_exchange_s(model: ModelSpec, shards: Sequence[Shard], link: Link | Non
     )
 
 
-def group_reductions_s(model: ModelSpec, shard: Shard, link: Link, step: Step) -> float:
+def group_reductions_s(model: ModelSpec, shard: Shard, link: Link, step: AnyStep) -> float:
     messages = layer_reductions(model, shard.formats.activation_bytes)
     per_layer_s = sum(reduction_s(link, shard.size, step.tokens * size) for size in messages)
     embedding_s = reduction_s(link, shard.size, step.tokens * messages[0]) if shard.has_embedding else 0.0
@@ -114,9 +122,9 @@ class Steps:
     """The steps that a workload consists of."""
 
     prefill: tuple[Step, ...]
-    decode: Step
+    decode: AnyStep
 
-    def timing(self, seconds: Callable[[Step], float]) -> Timing:
+    def timing(self, seconds: Callable[[AnyStep], float]) -> Timing:
         return Timing(prefill_s=sum(seconds(step) for step in self.prefill), decode_s=seconds(self.decode))
 
 

@@ -40,6 +40,30 @@ class Step:
         return self.sequences * min(stop, reach)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedStep:
+    """Sequences of several lengths in one batch: their weights are read once, their keys and values each by itself."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(step.tokens for step in self.steps)
+
+    @property
+    def sampled_rows(self) -> int:
+        return sum(step.sampled_rows for step in self.steps)
+
+    def attended(self, window_tokens: int | None) -> int:
+        return sum(step.attended(window_tokens) for step in self.steps)
+
+    def context_read(self, window_tokens: int | None) -> int:
+        return sum(step.context_read(window_tokens) for step in self.steps)
+
+
+AnyStep = Step | MixedStep
+
+
 def prefill_steps(prompt_tokens: int, chunk_tokens: int) -> tuple[Step, ...]:
     """The chunks of one prompt; the last draws a token."""
     return tuple(
@@ -66,7 +90,7 @@ def phase_s(device: Device, weight_format: str, flops: float, moved_bytes: float
 
 
 def attention_s(
-    device: Device, model: ModelSpec, layer: LayerSpec, kv_heads: int, step: Step, formats: Formats
+    device: Device, model: ModelSpec, layer: LayerSpec, kv_heads: int, step: AnyStep, formats: Formats
 ) -> float:
     """Projections and attention of `kv_heads` and their query heads, and the layer's replicated parameters.
 

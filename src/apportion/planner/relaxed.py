@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from apportion.cost.estimate import Steps, group_reductions_s
 from apportion.cost.objective import Goal, Timing
-from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
+from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
 from apportion.planner.axes import Room, StageKind, ffn_granule, head_compositions, make_shard
 from apportion.planner.problem import Problem
@@ -256,7 +256,7 @@ class RelaxedGroup:
             seconds += [self._head_s(step) for step in self.steps]
         return seconds
 
-    def _head_s(self, step: Step) -> float:
+    def _head_s(self, step: AnyStep) -> float:
         """Head and gathering for real-valued rows: convex in rank 0's rows, so least at an end or at the kink."""
         if step.sampled_rows == 0:
             return 0.0

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.estimate import Steps, group_reductions_s
-from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
+from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
 from apportion.planner.axes import StageKind, ffn_granule, make_shard
 from apportion.planner.problem import Problem
@@ -59,7 +59,7 @@ class ShareCosts:
         shard = make_shard(kind, self.problem.formats, 0, len(self.devices), 0, 0, 0)
         return self._pair(lambda step: group_reductions_s(self.problem.model, shard, link, step))
 
-    def _pair(self, seconds: Callable[[Step], float]) -> FloatArray:
+    def _pair(self, seconds: Callable[[AnyStep], float]) -> FloatArray:
         return self._sum(np.array([seconds(step) for step in self.steps]))
 
     def _sum(self, by_step: FloatArray) -> FloatArray:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from apportion.cost.estimate import Members, Steps, group_rest_s
 from apportion.cost.objective import Goal, Timing
-from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
+from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
 from apportion.planner.axes import (
     Room,
@@ -169,7 +169,7 @@ class GroupShares:
             decode += count * layer_decode
         return prefill, decode
 
-    def _layer_attention(self, layer: LayerSpec, steps: Sequence[Step]) -> FloatArray:
+    def _layer_attention(self, layer: LayerSpec, steps: Sequence[AnyStep]) -> FloatArray:
         """Slowest member's attention time, by composition and step."""
         model, formats = self.problem.model, self.problem.formats
         slowest = np.zeros((len(self.compositions), len(steps)))
@@ -194,14 +194,14 @@ class GroupShares:
                 rates += self._head_rates(step, weight)
         return rates
 
-    def _ffn_rates(self, layer: LayerSpec, step: Step, weight: float) -> Rates:
+    def _ffn_rates(self, layer: LayerSpec, step: AnyStep, weight: float) -> Rates:
         granule = ffn_granule(self.problem.model)
         return tuple(
             weight * granule * ffn_column_s(device, layer, step.tokens, self.problem.formats)
             for device in self.devices
         )
 
-    def _head_rates(self, step: Step, weight: float) -> list[Rates]:
+    def _head_rates(self, step: AnyStep, weight: float) -> list[Rates]:
         model = self.problem.model
         rows_per_granule = model.vocab_rows * ffn_granule(model) / model.ffn_columns
         head = tuple(

@@ -1,4 +1,4 @@
-"""Measured TTFT, TPOT and throughput of a run, from the arrival of each token."""
+"""TTFT, TPOT and throughput of a run, from the arrival of each token."""
 
 import time
 from statistics import mean
@@ -7,7 +7,7 @@ from apportion.types.request import TokenEvent
 
 
 class Timing:
-    """Created when the requests are handed in; every event is recorded as it comes."""
+    """Created when the requests are handed in; every event is recorded as it comes, or with its second of the run."""
 
     def __init__(self) -> None:
         self._begun_s = time.perf_counter()
@@ -16,8 +16,8 @@ class Timing:
         self._num_tokens: dict[tuple[int, int], int] = {}
         self._times_s: list[float] = []
 
-    def record(self, event: TokenEvent) -> None:
-        now_s = time.perf_counter() - self._begun_s
+    def record(self, event: TokenEvent, at_s: float | None = None) -> None:
+        now_s = time.perf_counter() - self._begun_s if at_s is None else at_s
         key = (event.request_id, event.sample)
         self._first_s.setdefault(key, now_s)
         self._last_s[key] = now_s
