@@ -21,15 +21,10 @@ from apportion.cost.objective import Goal, Timing
 from apportion.planner.formats import group_problems
 from apportion.planner.groups import Group, first_alike, group_link, possible_groups
 from apportion.planner.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
-from apportion.planner.options import (
-    Options,
-    joined_options,
-    numbered_options,
-    one_format,
-    optimistic_options,
-)
+from apportion.planner.least_options import exact_options, quick_options
+from apportion.planner.limited_bound import LimitedBound
+from apportion.planner.options import Options, joined_options
 from apportion.planner.problem import Problem, microbatch_candidates
-from apportion.planner.relaxed import RelaxedGroup
 from apportion.planner.selection import cheapest_selection, num_states
 from apportion.planner.share_costs import ShareCosts
 from apportion.planner.stage_kinds import StageKinds
@@ -46,6 +41,9 @@ MANY_GROUPS = 40
 """Different ones, for which a bound with every member's memory takes seconds."""
 GOOD_GAP = 9.8e-3
 """With so many, not looked into."""
+HALVINGS = 6
+"""Of the gap that is left without limits."""
+LIMITED = "cheapest groups and numbers of layers that keep the limits (Lagrangian relaxation)"
 ROUGH = 1e-3
 """With so many, how far below the least the bound may be."""
 
@@ -55,13 +53,12 @@ IntArray = NDArray[np.int64]
 
 def certify(problems: Sequence[Problem], value: float) -> Certificate:
     """The certificate of a plan whose objective is `value`: a bound on every plan for any of `problems`, which differ
-    in their prefill chunk and number of sequences alone. Limits on TTFT and TPOT are left out: it bounds plans without
-    them too."""
+    in their prefill chunk and number of sequences alone, that keeps the limits on TTFT and TPOT."""
     problem = problems[0]
     groups = possible_groups(problem)
     kinds = StageKinds(problem.model)
     bounds = [
-        _Bounds(one, microbatches, groups, kinds, value).best()
+        _best_bound(one, microbatches, groups, kinds, value)
         for one in problems
         for microbatches in microbatch_candidates(one.workload, len(problem.cluster.devices))
     ]
@@ -74,6 +71,30 @@ def certify(problems: Sequence[Problem], value: float) -> Certificate:
         gap=value / lower_bound - 1,
         method=least.method,
     )
+
+
+def _best_bound(
+    problem: Problem, microbatches: int, groups: Sequence[Group], kinds: StageKinds, value: float
+) -> Bound:
+    if not problem.workload.limited:
+        return _Bounds(problem, microbatches, groups, kinds, value).best()
+    limited = LimitedBound(problem, microbatches, groups, kinds)
+    if limited.excluded(value * (1 - SLACK), problem.max_devices):
+        return Bound(value * (1 - SLACK), LIMITED)
+    free = _Bounds(problem, microbatches, groups, kinds, value).best()
+    return max(free, _with_limits(limited, free.seconds, value), key=lambda bound: bound.seconds)
+
+
+def _with_limits(limited: LimitedBound, low: float, high: float) -> Bound:
+    """To a tenth of the gap, by halving it."""
+    seconds = 0.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if limited.excluded(middle, limited.problem.max_devices):
+            low = seconds = middle
+        else:
+            high = middle
+    return Bound(seconds, LIMITED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +134,10 @@ class _Bounds:
     def best(self) -> Bound:
         """The quick bound where it is good enough; else with every member's memory, then by integer program."""
         good = GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK
-        quick = self._of_selections(self._tables(self._optimistic))
+        quick = self._of_selections(self._tables(quick_options))
         if self._good(quick, good):
             return quick
-        tables = self._tables(self._exact)
+        tables = self._tables(exact_options)
         bound = max(quick, self._of_selections(tables), key=lambda bound: bound.seconds)
         return (
             bound if self._good(bound, good) else max(bound, self._of_paths(tables), key=lambda b: b.seconds)
@@ -125,41 +146,13 @@ class _Bounds:
     def _good(self, bound: Bound, gap: float) -> bool:
         return bound.seconds >= self.value * (1 - gap)
 
-    def _tables(self, options: Callable[[ShareCosts], Options]) -> StageTables:
+    def _tables(self, options: Callable[[ShareCosts, Goal], Options]) -> StageTables:
         found = {
-            number: joined_options([options(costs) for costs in by_format])
+            number: joined_options([options(costs, self.goal) for costs in by_format])
             for number, by_format in self.costs.items()
         }
         by_group = [found[number] for number in self.alike]
         return StageTables(self.problem, self.microbatches, self.groups, self.kinds, by_group)
-
-    def _optimistic(self, costs: ShareCosts) -> Options:
-        options = optimistic_options(costs, self.goal)
-        if options is not None:
-            return options
-        return self._single(costs, self._relaxed(costs).apart(self.goal))
-
-    def _exact(self, costs: ShareCosts) -> Options:
-        options = numbered_options(costs, self.goal)
-        if options is not None:
-            return options
-        relaxed = self._relaxed(costs)
-        least = np.full((len(self.kinds.kinds), 2), inf)
-        possible = costs.possible()
-        least[possible] = relaxed.least(possible, self.goal)
-        return self._single(costs, np.maximum(least, relaxed.apart(self.goal)))
-
-    def _single(self, costs: ShareCosts, least: FloatArray) -> Options:
-        """One option a kind, of these (path, occupied) seconds."""
-        path_s = np.full((len(least), 1), inf)
-        possible = costs.possible()
-        path_s[possible, 0] = least[possible, 0]
-        none = np.empty((0, len(costs.devices)), dtype=np.int64)
-        return Options(path_s, least[:, 1:], np.full((len(least), 1), -1), none, none, one_format(none))
-
-    def _relaxed(self, costs: ShareCosts) -> RelaxedGroup:
-        steps = self.problem.steps(self.microbatches)
-        return RelaxedGroup(costs.problem, costs.devices, costs.link, steps, self.kinds)
 
     def _of_paths(self, tables: StageTables) -> Bound:
         arcs = _drop_hopeless(tables, self.goal, _arcs(tables, self.goal), self.value)
@@ -179,7 +172,7 @@ class _Bounds:
             return Bound(0.0, "too many groups on one host")
 
         def solve(limit: float) -> Selected | None:
-            found = cheapest_selection(tables.host_choices(limit), layers)
+            found = cheapest_selection(tables.host_choices(limit), layers, self.problem.max_devices)
             return None if found is None else Selected(found[0], limit)
 
         cutoff = self.value * (1 - SLACK)

@@ -10,6 +10,7 @@ from apportion.cost.memory import stages_memory
 from apportion.planner.balance import balance
 from apportion.planner.bound import certify
 from apportion.planner.demand import find_demanded
+from apportion.planner.fewest import prove_fewest
 from apportion.planner.formats import group_problems, keeps_limits, widened
 from apportion.planner.found import Found
 from apportion.planner.infeasible import infeasible_error, least_bytes
@@ -35,7 +36,7 @@ from apportion.planner.shares import GroupMemory
 from apportion.types.cluster import Cluster, Device
 from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
-from apportion.types.plan import PLAN_VERSION, Plan, Stage
+from apportion.types.plan import PLAN_VERSION, Certificate, Plan, Stage
 from apportion.types.workload import Workload
 
 
@@ -234,6 +235,14 @@ def _found(
     return found
 
 
+def _certificate(found: Found) -> Certificate:
+    certificate = certify(alternatives(found.problem), found.value)
+    if found.problem.workload.objective != "fewest-devices":
+        return certificate
+    num_used = sum(stage.split.size for stage in found.stages)
+    return replace(certificate, fewest_devices=prove_fewest(found.problem, num_used))
+
+
 def make_plan(
     model: ModelSpec,
     cluster: Cluster,
@@ -268,6 +277,6 @@ def make_plan(
         microbatches=found.microbatches,
         chunk_tokens=chunk_tokens,
         estimate=predicted,
-        certificate=certify(alternatives(problem), found.value),
+        certificate=_certificate(found),
         balance=balance(problem, stages, found.microbatches),
     )

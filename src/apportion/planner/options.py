@@ -29,6 +29,16 @@ SAMPLED_PARTS = (0.0, 0.5, 0.8, 1.0)
 FEW_SHARES = 32
 """Options that are kept without asking whether others beat them."""
 
+PHASES = Goal(
+    objective="latency",
+    path_prefill=1.0,
+    path_decode=0.0,
+    occupied_prefill=0.0,
+    occupied_decode=1.0,
+    per=1.0,
+)
+"""Its options are those that no other beats in both prefill (their path) and decode (occupied) seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:

@@ -126,13 +126,13 @@ def alternatives(problem: Problem) -> tuple[Problem, ...]:
         choices = (problem.capacity.chunk_tokens,)
     most = problem.workload.most_sequences
     return tuple(
-        _with(problem, chunk, sequences)
+        with_sequences(problem, chunk, sequences)
         for chunk in choices
         for sequences in (sequence_numbers(most) if most else (problem.workload.concurrency,))
     )
 
 
-def _with(problem: Problem, chunk_tokens: int, sequences: int) -> Problem:
+def with_sequences(problem: Problem, chunk_tokens: int, sequences: int) -> Problem:
     if sequences == problem.workload.concurrency:
         return replace(problem, capacity=replace(problem.capacity, chunk_tokens=chunk_tokens))
     workload = replace(problem.workload, concurrency=sequences)

@@ -23,7 +23,7 @@ from apportion.planner.bound import certify
 from apportion.planner.check import Check
 from apportion.planner.problem import alternatives, plan_problem
 from apportion.planner.streamed import streams_as_it_can
-from apportion.planner.verify_service import limits_check, little_check
+from apportion.planner.verify_service import fewest_check, limits_check, little_check
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
 from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS, format_bytes, format_seconds
@@ -49,6 +49,7 @@ def verify(plan: Plan) -> list[Check]:
         _communication(plan),
         little_check(plan),
         *([limits_check(plan)] if plan.workload.limited else []),
+        *([fewest_check(plan)] if plan.workload.objective == "fewest-devices" else []),
     ]
 
 
