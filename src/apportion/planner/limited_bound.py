@@ -136,6 +136,7 @@ class LimitedBound:
         """The last selection that was the least, where no weights show that none keeps the conditions."""
         weights = np.full(len(conditions.sums), 1 / len(conditions.sums))
         cuts: list[FloatArray] = []
+        least: Least | None = None
         for _ in range(MAX_CUTS):
             least = self._least(conditions, weights, max_devices)
             if least is None or least.mean > ROUNDING:
@@ -212,10 +213,10 @@ def _times(options: Options) -> tuple[NDArray[np.bool_], FloatArray, FloatArray]
 
 def _best_weights(cuts: FloatArray) -> tuple[FloatArray, float]:
     """The weights, which add up to 1, with the greatest least of `cuts @ weights`: a vertex of that linear program."""
-    size = cuts.shape[1]
+    size = int(cuts.shape[1])
     # Unknown are the weights and the least mean; a vertex has `size` of these rows at zero.
     rows = np.vstack([np.column_stack([cuts, -np.ones(len(cuts))]), np.eye(size, size + 1)])
-    chosen = np.array(list(combinations(range(len(rows)), size)))
+    chosen = np.array(list(combinations(range(len(rows)), size)), dtype=np.int64)
     total = np.append(np.ones(size), 0.0)
     systems = np.concatenate([rows[chosen], np.broadcast_to(total, (len(chosen), 1, size + 1))], axis=1)
     solvable = np.abs(np.linalg.det(systems)) > 1e-12
