@@ -18,7 +18,7 @@ from apportion.export.differences import differences
 from apportion.export.launch import MODEL, Division, Export, Launch
 from apportion.export.price import division_tokens_per_s
 from apportion.export.regroup import all_members, cut_down, one_stage, regroup
-from apportion.export.weights import one_weight_format, weight_notes
+from apportion.export.weights import is_gguf, one_weight_format, weight_notes
 from apportion.types.cluster import Device
 from apportion.types.plan import Plan, Stage
 
@@ -196,8 +196,10 @@ def _layer_notes(
 
 
 def _common_notes(plan: Plan, main: str) -> list[str]:
-    notes = [f"llama.cpp's weights are as in the GGUF file; the plan counts {one_weight_format(plan)}"]
-    notes += weight_notes(plan, "llama.cpp")
+    notes = weight_notes(plan, "llama.cpp")
+    if not is_gguf(plan):
+        counted = f"llama.cpp's weights are as in the GGUF file; the plan counts {one_weight_format(plan)}"
+        notes = [counted, *notes]
     first = plan.cluster.device(plan.stages[0].split.device_ids[0])
     if first.kind != "cpu" or first.host != main:
         notes.append(f"the embedding table stays in the memory of {main}'s CPU, not on {first.id}")
