@@ -10,11 +10,12 @@ from property.test_limits_brute_force import kept, limited_problems, numbers, of
 
 from apportion.planner import options
 from apportion.planner.bound import certify
+from apportion.planner.exclusion import Exclusion
 from apportion.planner.fewest import prove_fewest
 from apportion.planner.groups import possible_groups
 from apportion.planner.limited_bound import LimitedBound
-from apportion.planner.problem import with_sequences
 from apportion.planner.stage_kinds import StageKinds
+from apportion.planner.ways import Ways
 
 CLOSE = 1 + 1e-9
 SHARES = {"shares numbered": options.MAX_SHARES, "shares relaxed": 0}
@@ -29,6 +30,15 @@ def check_value(asked):
         assert certificate.lower_bound <= best * CLOSE, certificate
 
 
+def one_way(problem, microbatches):
+    sequences = problem.workload.concurrency
+    return Ways(
+        chunks=(problem.capacity.chunk_tokens,),
+        sequences=(sequences, sequences),
+        microbatches=(microbatches, microbatches),
+    )
+
+
 def check_devices(asked, most, slower):
     """With at most so many devices; the time per output token is that of one of the divisions, and more."""
     problem, _, *limits = asked
@@ -36,7 +46,7 @@ def check_devices(asked, most, slower):
     for microbatches in numbers(problem):
         divisions = kept(list(of_microbatches(problem, microbatches)), *limits)
         best = min((value for devices, value, *_ in divisions if devices <= most), default=inf)
-        bound = LimitedBound(problem, microbatches, groups, kinds)
+        bound = LimitedBound(problem, one_way(problem, microbatches), groups, kinds)
         if best < inf:
             assert not bound.excluded(best * slower, most)
             assert not bound.excluded(max_devices=most)
@@ -81,21 +91,20 @@ def test_no_plan_has_fewer_devices_than_proven(asked, number, slower):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(limited_problems(max_devices=2, max_layers=4), st.integers(1, 3))
-def test_no_division_for_several_numbers_of_sequences_is_excluded(asked, least):
-    """A bound for `least` to 3 sequences holds for 3 of them."""
+@given(limited_problems(max_devices=2, max_layers=4), st.data())
+def test_no_division_in_one_of_many_ways_is_excluded(asked, data):
+    """What excludes several chunks and numbers at once excludes each of them."""
     problem, divisions, *limits = asked
-    most = problem.workload.concurrency
-    least = min(least, most)
-    best = min((value for _, value, *_ in kept(divisions, *limits)), default=inf)
-    if best == inf:
+    known = kept(divisions, *limits)
+    if not known:
         return
-    fewer = with_sequences(problem, problem.capacity.chunk_tokens, least)
-    kinds, groups = StageKinds(problem.model), possible_groups(problem)
-    assert not all(
-        LimitedBound(fewer, microbatches, groups, kinds, most).excluded(best)
-        for microbatches in numbers(problem)
-    )
+    most = problem.workload.concurrency
+    chunks = data.draw(st.sampled_from([(16,), (32, 16), (64, 32, 16)]))
+    ways = Ways(chunks=chunks, sequences=(data.draw(st.integers(1, most)), 2 * most), microbatches=(1, most))
+    best = min(value for _, value, *_ in known)
+    bound = LimitedBound(problem, ways, possible_groups(problem), StageKinds(problem.model))
+    assert not bound.excluded(best)
+    assert not Exclusion(problem).excludes(ways, best)
 
 
 @pytest.mark.nightly

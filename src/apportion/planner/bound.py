@@ -18,19 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.objective import Goal, Timing
+from apportion.planner.exclusion import Exclusion
 from apportion.planner.formats import group_problems
 from apportion.planner.groups import Group, first_alike, group_link, possible_groups
 from apportion.planner.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
 from apportion.planner.least_options import exact_options, quick_options
-from apportion.planner.limited_bound import LimitedBound
 from apportion.planner.options import Options, joined_options
-from apportion.planner.problem import Problem, microbatch_candidates
+from apportion.planner.problem import Problem, chunk_candidates, microbatch_candidates
 from apportion.planner.selection import cheapest_selection, num_states
 from apportion.planner.share_costs import ShareCosts
 from apportion.planner.stage_kinds import StageKinds
 from apportion.planner.stage_tables import StageTables
 from apportion.planner.streamed import group_costs
 from apportion.planner.threshold import minimise_over
+from apportion.planner.ways import all_ways
 from apportion.types.plan import Certificate
 
 SLACK = 2e-10
@@ -41,8 +42,8 @@ MANY_GROUPS = 40
 """Different ones, for which a bound with every member's memory takes seconds."""
 GOOD_GAP = 9.8e-3
 """With so many, not looked into."""
-HALVINGS = 6
-"""Of the gap that is left without limits."""
+GAPS = (SLACK, *(1e-4 * 1.5**step for step in range(23)))
+"""That are tried where there are limits."""
 LIMITED = "cheapest groups and numbers of layers that keep the limits (Lagrangian relaxation)"
 ROUGH = 1e-3
 """With so many, how far below the least the bound may be."""
@@ -53,16 +54,10 @@ IntArray = NDArray[np.int64]
 
 def certify(problems: Sequence[Problem], value: float) -> Certificate:
     """The certificate of a plan whose objective is `value`: a bound on every plan for any of `problems`, which differ
-    in their prefill chunk and number of sequences alone, that keeps the limits on TTFT and TPOT."""
+    in their prefill chunk and number of sequences alone, that keeps the limits on TTFT and TPOT. With limits it is for
+    all numbers of sequences from the least to the most."""
     problem = problems[0]
-    groups = possible_groups(problem)
-    kinds = StageKinds(problem.model)
-    bounds = [
-        _best_bound(one, microbatches, groups, kinds, value)
-        for one in problems
-        for microbatches in microbatch_candidates(one.workload, len(problem.cluster.devices))
-    ]
-    least = min(bounds, key=lambda bound: bound.seconds)
+    least = _with_limits(problems, value) if problem.workload.limited else _without(problems, value)
     lower_bound = min(value, least.seconds)
     return Certificate(
         objective=problem.workload.objective,
@@ -73,28 +68,26 @@ def certify(problems: Sequence[Problem], value: float) -> Certificate:
     )
 
 
-def _best_bound(
-    problem: Problem, microbatches: int, groups: Sequence[Group], kinds: StageKinds, value: float
-) -> Bound:
-    if not problem.workload.limited:
-        return _Bounds(problem, microbatches, groups, kinds, value).best()
-    limited = LimitedBound(problem, microbatches, groups, kinds)
-    if limited.excluded(value * (1 - SLACK), problem.max_devices):
-        return Bound(value * (1 - SLACK), LIMITED)
-    free = _Bounds(problem, microbatches, groups, kinds, value).best()
-    return max(free, _with_limits(limited, free.seconds, value), key=lambda bound: bound.seconds)
+def _without(problems: Sequence[Problem], value: float) -> Bound:
+    groups, kinds = possible_groups(problems[0]), StageKinds(problems[0].model)
+    bounds = (
+        _Bounds(one, microbatches, groups, kinds, value).best()
+        for one in problems
+        for microbatches in microbatch_candidates(one.workload, len(one.cluster.devices))
+    )
+    return min(bounds, key=lambda bound: bound.seconds)
 
 
-def _with_limits(limited: LimitedBound, low: float, high: float) -> Bound:
-    """To a tenth of the gap, by halving it."""
-    seconds = 0.0
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if limited.excluded(middle, limited.problem.max_devices):
-            low = seconds = middle
-        else:
-            high = middle
-    return Bound(seconds, LIMITED)
+def _with_limits(problems: Sequence[Problem], value: float) -> Bound:
+    problem = problems[0]
+    numbers = [one.workload.concurrency for one in problems]
+    least, most = min(numbers), max(numbers)
+    chunks = tuple(sorted({one.capacity.chunk_tokens for one in problems}, reverse=True))
+    if least < most:  # which are chosen among depends on the number
+        chunks = chunk_candidates(problem.workload.max_context_tokens)
+    ways = all_ways(chunks, (least, most), len(problem.cluster.devices))
+    gap = Exclusion(problem).best_proven(ways, value, GAPS)
+    return Bound(value * (1 - gap), LIMITED) if gap < 1 else _without(problems, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +114,15 @@ class _Bounds:
         self.groups = groups
         self.kinds = kinds
         self.value = value
-        self.microbatches = microbatches
+        self.steps = problem.steps(microbatches)
         self.alike = first_alike(problem, groups)
         self.costs = {number: self._costs(groups[number]) for number in dict.fromkeys(self.alike)}
 
     def _costs(self, group: Group) -> list[ShareCosts]:
         """In each weight format that may be best."""
-        link, steps = group_link(self.problem, group), self.problem.steps(self.microbatches)
+        link = group_link(self.problem, group)
         problems = group_problems(self.problem, group.devices, self.kinds)
-        return [group_costs(one, group.devices, link, steps, self.kinds) for one in problems]
+        return [group_costs(one, group.devices, link, self.steps, self.kinds) for one in problems]
 
     def best(self) -> Bound:
         """The quick bound where it is good enough; else with every member's memory, then by integer program."""
@@ -152,7 +145,7 @@ class _Bounds:
             for number, by_format in self.costs.items()
         }
         by_group = [found[number] for number in self.alike]
-        return StageTables(self.problem, self.microbatches, self.groups, self.kinds, by_group)
+        return StageTables(self.problem, self.goal, self.steps, self.groups, self.kinds, by_group)
 
     def _of_paths(self, tables: StageTables) -> Bound:
         arcs = _drop_hopeless(tables, self.goal, _arcs(tables, self.goal), self.value)

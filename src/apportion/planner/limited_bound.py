@@ -11,7 +11,9 @@ every division that keeps them; so where the least of that mean over all groups 
 (selection.py), is above 1 for some weights, there is none. The weights are found by cutting planes: each least is a
 linear bound on all others. max p_j is taken to lie in an interval, which is halved while that may help.
 
-For several numbers of sequences at once R is the least of them in times, memory and c, the most of them in v·R.
+For several ways of serving at once every figure is the least that it is in one of them: memory and c with the fewest
+sequences and the smallest chunk, times with the largest chunk (one that holds others takes no longer than they) and the
+smallest microbatches, v·R with the most sequences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,16 +24,18 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from apportion.cost.objective import Timing
+from apportion.cost.estimate import workload_steps
+from apportion.cost.objective import Timing, microbatch_sequences
 from apportion.planner.formats import group_problems
 from apportion.planner.groups import Group, first_alike, group_link
 from apportion.planner.least_options import exact_options
 from apportion.planner.options import PHASES, Options, joined_options
-from apportion.planner.problem import Problem
+from apportion.planner.problem import Problem, with_sequences
 from apportion.planner.selection import FIRST, LAST, Taken, cheapest_selection
 from apportion.planner.stage_kinds import StageKinds
 from apportion.planner.stage_tables import LinkCost, StageTables
 from apportion.planner.streamed import group_costs
+from apportion.planner.ways import Ways
 
 MAX_CUTS = 12
 MAX_INTERVALS = 16
@@ -66,29 +70,29 @@ class Least:
 
 
 class LimitedBound:
-    """Of divisions for `problem.workload.concurrency` to `most_sequences` sequences in so many microbatches."""
+    """Of divisions for the problem served in any of these ways."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        microbatches: int,
-        groups: Sequence[Group],
-        kinds: StageKinds,
-        most_sequences: int | None = None,
-    ) -> None:
-        self.problem, self.microbatches, self.kinds, self.groups = problem, microbatches, kinds, groups
-        self.most_sequences = most_sequences or problem.workload.concurrency
+    def __init__(self, problem: Problem, ways: Ways, groups: Sequence[Group], kinds: StageKinds) -> None:
+        self.ways, self.kinds, self.groups = ways, kinds, groups
+        self.problem = with_sequences(problem, ways.chunks[-1], ways.sequences[0])
+        workload = self.problem.workload
+        sequences = microbatch_sequences(ways.sequences[0], ways.microbatches[1])
+        self.steps = workload_steps(workload, ways.chunks[0], sequences)
+        self.chunk_parts = [1 / -(-workload.prompt_tokens // chunk) for chunk in ways.chunks]
+        """Of a prompt, that a chunk is."""
         alike = first_alike(problem, groups)
         options = {number: self._options(groups[number]) for number in dict.fromkeys(alike)}
         self.times = {id(one): _times(one) for one in options.values()}
-        self.tables = StageTables(problem, microbatches, groups, kinds, [options[number] for number in alike])
+        self.tables = StageTables(
+            self.problem, PHASES, self.steps, groups, kinds, [options[number] for number in alike]
+        )
 
     def _options(self, group: Group) -> Options:
         """Those that no others beat in both prefill and decode seconds, which stand in place of path and occupied."""
-        link, steps = group_link(self.problem, group), self.problem.steps(self.microbatches)
+        link = group_link(self.problem, group)
         return joined_options(
             [
-                exact_options(group_costs(one, group.devices, link, steps, self.kinds), PHASES)
+                exact_options(group_costs(one, group.devices, link, self.steps, self.kinds), PHASES)
                 for one in group_problems(self.problem, group.devices, self.kinds)
             ]
         )
@@ -96,22 +100,20 @@ class LimitedBound:
     def excluded(self, seconds: float = inf, max_devices: int | None = None) -> bool:
         """Whether no division of at most so many devices keeps the limits and takes at most `seconds` per output
         token. Of those that one might, not every one is excluded."""
-        workload = self.problem.workload
-        limit_s = workload.ttft_limit_s
+        limit_s = self.problem.workload.ttft_limit_s
         if limit_s is None:
             return self._kept(self._conditions(seconds), max_devices) is None
-        num_chunks = -(-workload.prompt_tokens // self.problem.capacity.chunk_tokens)
-        waiting = (workload.concurrency + 1) / 2 - 1 / num_chunks
-        intervals = [(0.0, limit_s / (1 / num_chunks + waiting))]
+        part, waiting = min(self.chunk_parts), (self.ways.sequences[0] + 1) / 2 - max(self.chunk_parts)
+        intervals = [(0.0, limit_s / (part + waiting))]
         for _ in range(MAX_INTERVALS):
             low, high = intervals.pop()
             spent = low * waiting / limit_s
             if spent < 1:
-                first_token = ((1 / num_chunks) / (limit_s * (1 - spent)), 0.0)
+                first_token = (part / (limit_s * (1 - spent)), 0.0)
                 kept = self._kept(self._conditions(seconds, first_token, (1 / high, 0.0)), max_devices)
                 if kept is not None:
                     middle = (low + min(kept.longest_s, high)) / 2
-                    if kept.totals_s[0] / num_chunks + waiting * kept.longest_s <= limit_s or middle <= low:
+                    if kept.totals_s[0] * part + waiting * kept.longest_s <= limit_s or middle <= low:
                         return False
                     intervals += [(low, middle), (middle, high)]
             if not intervals:
@@ -121,15 +123,14 @@ class LimitedBound:
     def _conditions(
         self, seconds: float, first_token: Sequence[float] = (0.0, 0.0), longest: Sequence[float] = (0.0, 0.0)
     ) -> Conditions:
-        output, workload = self.problem.workload.output_tokens, self.problem.workload
-        num_chunks = -(-workload.prompt_tokens // self.problem.capacity.chunk_tokens)
-        busy = np.array([1.0, output * self.microbatches / self.most_sequences]) / (seconds * output)
-        path = np.array([1 / num_chunks, output]) / (seconds * self.most_sequences * output)
+        workload, most, few = self.problem.workload, self.ways.sequences[1], self.ways.microbatches[0]
+        output = workload.output_tokens
+        busy = np.array([1.0, output * few / most]) / (seconds * output)
+        path = np.array([min(self.chunk_parts), output]) / (seconds * most * output)
         token = np.array([0.0, 1 / (workload.tpot_limit_s or inf)])
         sums = np.array([row for row in (path, token, np.array(first_token)) if row.any()]).reshape(-1, 2)
         return Conditions(
-            sums if len(sums) else np.zeros((1, 2)),
-            np.array([busy, self.microbatches * token, np.array(longest)]),
+            sums if len(sums) else np.zeros((1, 2)), np.array([busy, few * token, np.array(longest)])
         )
 
     def _kept(self, conditions: Conditions, max_devices: int | None) -> Least | None:

@@ -121,7 +121,7 @@ def sequence_numbers(most: int) -> tuple[int, ...]:
 
 
 def alternatives(problem: Problem) -> tuple[Problem, ...]:
-    """The problem with every chunk, and number of sequences, among which its own was chosen."""
+    """The problem with every chunk, and the least and the most sequences, among which its own were chosen."""
     choices = chunk_choices(problem.workload, len(problem.cluster.devices))
     if problem.capacity.chunk_tokens not in choices:
         choices = (problem.capacity.chunk_tokens,)
@@ -129,7 +129,7 @@ def alternatives(problem: Problem) -> tuple[Problem, ...]:
     return tuple(
         with_sequences(problem, chunk, sequences)
         for chunk in choices
-        for sequences in (sequence_numbers(most) if most else (problem.workload.concurrency,))
+        for sequences in ((1, most) if most else (problem.workload.concurrency,))
     )
 
 

@@ -7,6 +7,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from apportion.cost.estimate import Steps
 from apportion.cost.objective import Goal, Timing
 from apportion.planner.groups import Group, device_kinds
 from apportion.planner.joins import Joins
@@ -25,13 +26,14 @@ class StageTables:
     def __init__(
         self,
         problem: Problem,
-        microbatches: int,
+        goal: Goal,
+        steps: Steps,
         groups: Sequence[Group],
         kinds: StageKinds,
         options: Sequence[Options],
     ) -> None:
-        self.goal: Goal = problem.goal(microbatches)
-        self.joins = Joins(problem, problem.steps(microbatches))
+        self.goal = goal
+        self.joins = Joins(problem, steps)
         self.groups = groups
         self.kinds = kinds
         self.options = options
