@@ -18,7 +18,7 @@ from apportion.cost.estimate import (
 from apportion.cost.memory import RUNTIME_BYTES, stages_memory
 from apportion.cost.objective import Goal, Timing
 from apportion.planner.bound import certify
-from apportion.planner.build import search
+from apportion.planner.divide import search
 from apportion.planner.infeasible import whole_bytes
 from apportion.planner.problem import Problem, make_problem
 from apportion.types.cluster import Cluster, Device, Link
