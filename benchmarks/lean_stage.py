@@ -23,6 +23,7 @@ from apportion.model import attention, hf, lean
 from apportion.model.batch import FlatBatch
 from apportion.model.hf import build_stage
 from apportion.model.linear import PackedLinear
+from apportion.model.load_memory import Unmetered
 from apportion.model.random_weights import RandomWeights
 from apportion.model.stage import StageModel
 from apportion.types.plan import Stage, TensorSplit
@@ -78,7 +79,7 @@ def build(folder: Path, weight_format: str, *, own: bool) -> StageModel:
         block_tokens=BLOCK_TOKENS,
         all_reduce=lambda partial: partial,
         torch_device="cpu",
-        observe_memory=lambda: None,
+        memory=Unmetered(),
         lean=own,
     )
 

@@ -23,6 +23,7 @@ from apportion.cost.shard import stage_shards
 from apportion.cost.streaming import evenly_streamed, streamed_bytes
 from apportion.model.batch import FlatBatch
 from apportion.model.hf import build_stage
+from apportion.model.load_memory import Unmetered
 from apportion.model.stage import StageModel
 from apportion.model.weights import Checkpoint
 from apportion.probe.cpu_rates import copied_bytes_per_s
@@ -70,7 +71,7 @@ def build(folder: Path, stage: Stage, weights: Checkpoint) -> StageModel:
         block_tokens=BLOCK_TOKENS,
         all_reduce=lambda partial: partial,
         torch_device="cpu",
-        observe_memory=lambda: None,
+        memory=Unmetered(),
         lean=False,
     )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from random import Random
 
-from apportion.cost.memory import RUNTIME_BYTES
+from apportion.cost.workspace import RUNTIME_BYTES
 from apportion.planner.infeasible import whole_bytes
 from apportion.planner.problem import chunk_candidates, make_problem
 from apportion.types.cluster import Cluster, Device, Link

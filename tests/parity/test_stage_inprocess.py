@@ -18,6 +18,7 @@ from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
 from apportion.model.hf import build_stage
 from apportion.model.lean import LEAN_FAMILIES
+from apportion.model.load_memory import Unmetered
 from apportion.model.stage import StageModel
 from apportion.model.weights import Checkpoint
 from apportion.types.model import ModelSpec
@@ -125,7 +126,7 @@ def build(folder: Path, model: ModelSpec, stage: Stage, *, lean: bool | None = N
             block_tokens=BLOCK_TOKENS,
             all_reduce=group.all_reduce(rank),
             torch_device="cpu",
-            observe_memory=lambda: None,
+            memory=Unmetered(),
             lean=lean,
         )
         for rank in range(stage.split.size)

@@ -11,6 +11,7 @@ from plans import hand_plan
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
 from apportion.model.hf import build_stage
+from apportion.model.load_memory import Unmetered
 from apportion.model.stage import StageModel
 from apportion.model.weights import Checkpoint
 from apportion.types.plan import Stage
@@ -33,7 +34,7 @@ def build(folder: Path, stage: Stage) -> StageModel:
         block_tokens=BLOCK_TOKENS,
         all_reduce=lambda partial: partial,
         torch_device="cpu",
-        observe_memory=lambda: None,
+        memory=Unmetered(),
         lean=False,
     )
 

@@ -16,7 +16,6 @@ from apportion.cost.estimate import (
 )
 from apportion.cost.formats import Formats
 from apportion.cost.memory import (
-    RUNTIME_BYTES,
     Capacity,
     parameters,
     read_bytes,
@@ -28,6 +27,7 @@ from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s,
 from apportion.cost.shard import stage_shards
 from apportion.cost.statements import epsilon_s, model_parameters, pipeline, token_communication
 from apportion.cost.traffic import reduction_s, run_link_bytes
+from apportion.cost.workspace import RUNTIME_BYTES, workspace_bytes
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.plan import Balance, Certificate, Estimate, Plan, Stage, TensorSplit
@@ -221,10 +221,40 @@ def test_device_memory_adds_up():
     assert memory.total_bytes == memory.engine_bytes + 7
 
 
-def test_rank_0_gathers_the_whole_vocabulary():
-    even = replace(PAIR, split=replace(PAIR.split, ffn_columns=(3, 3), vocab_rows=(5, 5)))
-    sizes = [memory.workspace_bytes for memory in stages_memory(MODEL, CLUSTER, [even], CAPACITY).values()]
-    assert sizes[0] - sizes[1] == 2 * 2 * 4 * (10 - 5)
+def test_workspace_is_that_of_the_largest_part_of_a_step():
+    """3 tokens of 4 bytes: hidden 4·4 + 2·5, heads 4·(4 + 2)·5, columns 4·6; 8 tokens of context and 2 sequences."""
+    everywhere = RUNTIME_BYTES + 3 * 4 * 26 + 3 * 8 * 5
+    attention = 3 * 4 * 120 + 8 * 2 * 5 * 2 * 4
+    drawing = 2 * 2 * 10 * 4
+    ffn = 3 * 4 * 24
+    assert attention == max(attention, drawing, ffn)
+    assert workspace(WHOLE) == everywhere + attention
+    assert workspace(WHOLE, tokens=3, vocab_rows=1000) == everywhere + 100 * drawing
+    wide = replace(MODEL, ffn_columns=600)
+    rounded_up = workspace(stage(0, 2, ("a",), ffn=(600,)), model=wide) - everywhere - 100 * ffn
+    assert 0 <= rounded_up < 600
+
+
+def workspace(
+    stage: Stage, rank: int = 0, tokens: int = 3, vocab_rows: int = 10, model: ModelSpec = MODEL
+) -> int:
+    return workspace_bytes(
+        replace(model, vocab_rows=vocab_rows),
+        stage_shards(model, stage)[rank],
+        chunk_tokens=tokens,
+        context_tokens=8,
+        sequences=2,
+    )
+
+
+def test_workspace_of_a_member_holds_each_part_of_its_step():
+    """Rank 0 gathers the whole vocabulary, and the others draw from their own rows."""
+    everywhere = RUNTIME_BYTES + 3 * 4 * 26 + 3 * 8 * 5
+    attention, ffn, row = 3 * 4 * 120 + 8 * 2 * 5 * 2 * 4, 3 * 4 * 24, 2 * 2 * 4
+    for columns in range(1, 6):
+        pair = stage(0, 2, ("a", "b"), (1, 1), (columns, 6 - columns), (7, 3))
+        assert workspace(pair, 0) >= everywhere + max(attention // 2, columns * ffn // 6, 10 * row)
+        assert workspace(pair, 1) >= everywhere + max(attention // 2, (6 - columns) * ffn // 6) + 3 * row
 
 
 def test_bytes_on_every_link():

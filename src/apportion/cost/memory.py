@@ -6,35 +6,19 @@ Everything here is affine in a shard's KV heads, FFN columns and vocabulary rows
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from apportion.cost.formats import Formats, outside_bytes, vocab_row_bytes
+from apportion.cost.formats import vocab_row_bytes
 from apportion.cost.shard import Shard, stage_shards
 from apportion.cost.streaming import (
     largest_streamed_bytes,
     streamed_bytes,
     streamed_parameters,
 )
+from apportion.cost.workspace import workspace_bytes
 from apportion.types.cluster import Cluster
 from apportion.types.errors import UsageError
-from apportion.types.layout import BLOCKED_FEATURES, QUERY_TILE, WIDENED_ELEMENTS
 from apportion.types.model import ModelSpec
 from apportion.types.plan import DeviceMemory, Plan, Stage
 from apportion.types.units import FORMAT_BYTES, format_bytes
-
-RUNTIME_BYTES = 3 * 2**20
-"""Fixed allowance per worker: allocator slack, sockets, block tables, and the memory that a group shares (128 KiB for
-each member, parallel/shared.py)."""
-HIDDEN_ACTIVATIONS = 4
-"""Buffers of one hidden state per token that are alive at once: residual, norm and its fp32 temporaries."""
-PROJECTION_ACTIVATIONS = 4
-"""Buffers of all query and key heads per token: projected, rotated and two temporaries."""
-SCORED_FAMILIES = frozenset({"gemma2", "gpt_oss"})
-"""Families whose softmax (capped, or with sinks) is computed from a matrix of scores."""
-SCORE_BYTES = 6
-"""Of one score: fp32, and once more in a half format."""
-FP32_BYTES = 4
-BLOCKED_CODE_BYTES = 48 * 2**20
-"""Code and scratch of oneDNN's products (measured: 45 MiB of address space for nine numbers of rows and six shapes of
-matrices)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,64 +60,12 @@ def shard_weights_bytes(model: ModelSpec, shard: Shard) -> int:
     formats = shard.formats
     layers = sum(count * shard.layer_bytes(layer) for layer, count in shard.layers)
     row = vocab_row_bytes(model, formats, has_embedding=shard.has_embedding, has_head=shard.has_head)
-    outside = outside_bytes(model, formats) if shard.has_head else 0
-    return layers + shard.vocab_rows * row + outside
+    final_norm = model.hidden_size * formats.activation_bytes if shard.has_head else 0
+    return layers + shard.vocab_rows * row + final_norm
 
 
 def kv_bytes_per_token(model: ModelSpec, shard: Shard) -> int:
     return shard.num_layers * model.kv_elements(shard.kv_heads) * shard.formats.activation_bytes
-
-
-def workspace_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
-    """What a step of `chunk_tokens` allocates at its peak; activations count as at least fp32.
-
-    Attention works on tiles of at most QUERY_TILE queries of one sequence: its keys and values side by side, a mask,
-    and the scores only where a family's softmax is not the fused one.
-    """
-    tokens, context = capacity.chunk_tokens, capacity.max_context_tokens
-    tile = min(tokens, QUERY_TILE)
-    element_bytes = shard.formats.activation_bytes
-    q_heads = shard.kv_heads * model.q_heads_per_kv_head
-    projected = PROJECTION_ACTIVATIONS * (q_heads + shard.kv_heads) * model.head_dim
-    ffn_elements = shard.ffn_columns * max(_ffn_activations_per_column(model, shard), default=0)
-    activations = tokens * (
-        HIDDEN_ACTIVATIONS * model.hidden_size + 2 * model.head_dim + projected + ffn_elements
-    )
-    gathered_kv = context * model.kv_elements(shard.kv_heads) * element_bytes
-    mask = tile * context * (1 + element_bytes)
-    scores = q_heads * tile * context * SCORE_BYTES if model.family in SCORED_FAMILIES else 0
-    logits = 2 * capacity.concurrency * _logit_columns(model, shard) * FP32_BYTES
-    activation_bytes = activations * max(FP32_BYTES, element_bytes)
-    widened = _widened_elements(shard.formats) * element_bytes if shard.formats.packed else 0
-    code = BLOCKED_CODE_BYTES if _blocked(model, shard) else 0
-    return activation_bytes + gathered_kv + mask + scores + logits + widened + code + RUNTIME_BYTES
-
-
-def _widened_elements(formats: Formats) -> int:
-    """Of packed weights; they are held twice, once in the blocks of a product. CPUs have fp32 activations."""
-    return 2 * WIDENED_ELEMENTS["cpu" if formats.activations == "fp32" else "cuda"]
-
-
-def _blocked(model: ModelSpec, shard: Shard) -> bool:
-    fp32 = shard.formats.weights == shard.formats.activations == "fp32"
-    return fp32 and model.hidden_size >= BLOCKED_FEATURES
-
-
-def _ffn_activations_per_column(model: ModelSpec, shard: Shard) -> list[int]:
-    """By layer kind: one activation per weight matrix (gate, up and their product) of the experts a token uses."""
-    return [
-        -(-layer.per_ffn_column.count * layer.experts_per_token // (layer.num_experts * model.hidden_size))
-        if layer.num_experts
-        else -(-layer.per_ffn_column.count // model.hidden_size)
-        for layer, _ in shard.layers
-    ]
-
-
-def _logit_columns(model: ModelSpec, shard: Shard) -> int:
-    """Rank 0 of the head stage gathers the whole vocabulary."""
-    if not shard.has_head:
-        return 0
-    return model.vocab_rows if shard.rank == 0 else shard.vocab_rows
 
 
 def shard_memory(
@@ -145,7 +77,13 @@ def shard_memory(
     return DeviceMemory(
         weights_bytes=shard_weights_bytes(model, shard) - streamed_bytes(shard),
         kv_bytes=kv_tokens * kv_bytes_per_token(model, shard),
-        workspace_bytes=workspace_bytes(model, shard, capacity),
+        workspace_bytes=workspace_bytes(
+            model,
+            shard,
+            chunk_tokens=capacity.chunk_tokens,
+            context_tokens=capacity.max_context_tokens,
+            sequences=capacity.concurrency,
+        ),
         buffer_bytes=capacity.messages_in_flight * capacity.chunk_tokens * model.hidden_size * element_bytes,
         reserved_bytes=reserved_bytes,
         stream_buffer_bytes=num_buffers * largest_streamed_bytes(shard),

@@ -44,6 +44,13 @@ class BlockedProduct:
     def __init__(self, pieces: Iterator[Tensor]) -> None:
         self._pieces = [torch.ops.mkldnn._reorder_linear_weight(weight_NK) for weight_NK in pieces]
 
+    @staticmethod
+    def prepare(rows: int, columns: int) -> None:
+        """Has the code written that a piece of this shape will need, whatever the number of rows of activations."""
+        product = BlockedProduct(iter([torch.ones(rows, columns)]))
+        for num in NUM_ROWS:
+            product(torch.ones(num, columns))
+
     def __call__(self, x_MK: Tensor) -> Tensor:
         tiles = [self._product(tile_MK) for tile_MK in x_MK.split(NUM_ROWS[-1])]
         return tiles[0] if len(tiles) == 1 else torch.cat(tiles)

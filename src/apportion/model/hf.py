@@ -23,6 +23,7 @@ from apportion.model.hf_config import ATTENTION, AXES, FamilyConfigs, read_confi
 from apportion.model.hf_stage import HfStage, StageModules
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean import LeanLayer, can_be_lean, lean_layer
+from apportion.model.load_memory import LoadMemory
 from apportion.model.parameters import ParameterReader, parameter_shapes
 from apportion.model.shard import Axis, RankShares, Shape
 from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
@@ -83,25 +84,25 @@ def build_stage(
     block_tokens: int,
     all_reduce: AllReduce,
     torch_device: str,
-    observe_memory: Callable[[], None],
+    memory: LoadMemory,
     lean: bool | None = None,
 ) -> StageModel:
     """Member `rank` of `stage`, of the config in `folder`: first it reads its `weights`, then it takes the KV pool.
 
     `lean` forces our own layers or transformers'; None takes ours where the family has them.
-    `all_reduce` sums over the members (identity for one); `observe_memory` is called after each allocation.
+    `all_reduce` sums over the members (identity for one); `memory` is told of each allocation.
     Raises ModelError for a checkpoint that cannot be used.
     """
     shares = RankShares.of(model, stage, rank)
     config = read_config(folder)
     assert config.model_type == model.family
-    reader = ParameterReader(weights, model, stage, shares, torch_device, observe_memory)
+    reader = ParameterReader(weights, model, stage, shares, torch_device, memory)
     if lean is None:
         lean = can_be_lean(model, stage, weights)
     configs = FamilyConfigs.of(config, model, shares)
     modules = _build_modules(configs, reader, lean, model, stage, rank, all_reduce)
     pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)
-    observe_memory()
+    memory.observe()
     return HfStage(
         config,
         modules,

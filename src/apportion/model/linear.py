@@ -76,7 +76,7 @@ def make_product(
 ) -> Product:
     """Raises ModelError for weights beyond the range of fp16, where they would have to be held in it."""
     if torch_device == "cpu" and torch_dtype == torch.float32 and _x86():
-        if weight_format == "fp32" and min(source.rows, source.columns) >= BLOCKED_FEATURES:
+        if _blocked(source, weight_format):
             return BlockedProduct(_pieces(source, weight_format))
         if weight_format in ("bf16", "fp16"):
             return HalfProduct(_pieces(source, weight_format))
@@ -88,6 +88,19 @@ def make_product(
     if weight_NK.dtype == torch_dtype:
         return lambda x_MK: F.linear(x_MK, weight_NK)
     return WidenedProduct(weight_NK, None)
+
+
+def prepare_product(
+    source: MatrixSource, weight_format: str, torch_dtype: torch.dtype, torch_device: str
+) -> None:
+    """Has a library write its code for matrices of this shape, where it does: megabytes that stay."""
+    if torch_device == "cpu" and torch_dtype == torch.float32 and _x86() and _blocked(source, weight_format):
+        for rows in {stop - start for start, stop in _row_ranges(source)}:
+            BlockedProduct.prepare(rows, source.columns)
+
+
+def _blocked(source: MatrixSource, weight_format: str) -> bool:
+    return weight_format == "fp32" and min(source.rows, source.columns) >= BLOCKED_FEATURES
 
 
 def _fixed_point(source: MatrixSource, weight_format: str) -> bool:

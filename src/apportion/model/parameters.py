@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apportion.model.experts import ExpertMatrices
-from apportion.model.linear import PackedLinear
+from apportion.model.linear import PackedLinear, prepare_product
+from apportion.model.load_memory import LoadMemory
 from apportion.model.matrix_source import MatrixSource, expert_reads
 from apportion.model.shard import (
     Axis,
@@ -39,7 +40,7 @@ def parameter_shapes(module: nn.Module) -> dict[str, Shape]:
 
 
 class ParameterReader:
-    """Reads a member's part of each parameter; `observe_memory` is called after each.
+    """Reads a member's part of each parameter; `memory` is told of each.
 
     Matrices are in the stage's weight format, all else (norms, biases, routers) in its activations'.
     """
@@ -51,7 +52,7 @@ class ParameterReader:
         stage: Stage,
         shares: RankShares,
         torch_device: str,
-        observe_memory: Callable[[], None],
+        memory: LoadMemory,
     ) -> None:
         self._weights = weights
         self._format = stage.weight_format
@@ -63,7 +64,8 @@ class ParameterReader:
         self.weights_bytes = 0
         """Of what is held: not of streamed layers."""
         self._model = model
-        self._observe_memory = observe_memory
+        self._memory = memory
+        self._prepared: set[tuple[int, int]] = set()
 
     def layer(
         self, layer: nn.Module, index: int, full: dict[str, Shape], shrunk: dict[Axis, dict[str, Shape]]
@@ -108,7 +110,7 @@ class ParameterReader:
         read_bytes = self._weights.read_bytes
         stream = stream_layers(layers, self._weights, self.dtype, self.torch_device)
         self._weights.read_bytes = read_bytes
-        self._observe_memory()
+        self._memory.observe()
         return stream
 
     def lookup_table(self, multiplier: float) -> LookupTable:
@@ -151,6 +153,11 @@ class ParameterReader:
         return self.source((self.shares.vocab.count, full[1]), reads)
 
     def linear(self, source: MatrixSource, bias_N: Tensor | None) -> PackedLinear:
+        shape = (source.rows, source.columns)
+        if shape not in self._prepared:
+            self._prepared.add(shape)
+            with self._memory.runtime():
+                prepare_product(source, self._format, self.dtype, self.torch_device)
         linear = PackedLinear(source, self._format, self.dtype, self.torch_device, bias_N)
         self._count(source.rows * source.columns, linear.weights_bytes)
         return linear
@@ -179,4 +186,4 @@ class ParameterReader:
     def _count(self, parameters: int, weights_bytes: int) -> None:
         self.parameters += parameters
         self.weights_bytes += weights_bytes
-        self._observe_memory()
+        self._memory.observe()

@@ -1,16 +1,20 @@
 """Holds a worker to its device's memory budget and measures the peak of what it allocated.
 
-The budget counts from `start()`, after imports and warm-up. On a CPU the kernel enforces it (RLIMIT_DATA: private
-writable memory) and the peak is the resident anonymous memory above the start; on CUDA the caching allocator does both.
+The budget counts from `start()`, after imports and warm-up, and without the code that libraries write for a stage.
+On a CPU the kernel enforces it (RLIMIT_DATA: private writable memory) and the peak is the resident anonymous memory
+above the start; on CUDA the caching allocator does both.
 """
 
 import ctypes
 import resource
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from apportion.model.load_memory import LoadMemory
 from apportion.types.cluster import Device
 
 _LIBC = ctypes.CDLL(None)
@@ -36,16 +40,17 @@ def lift_limit() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-class MemoryMeter(Protocol):
+class MemoryMeter(LoadMemory, Protocol):
+    """While loading, `observe` takes the present size into the peak."""
+
     def start(self) -> None:
         """From here on everything allocated counts, and the budget holds."""
-
-    def observe(self) -> None:
-        """Called while loading, after each parameter: takes the present size into the peak."""
+        ...
 
     def loaded(self, host_bytes: int) -> None:
         """Called when the stage is loaded and its files are closed; of what the process then holds, `host_bytes` are
         the host's and not the device's."""
+        ...
 
     def peak_bytes(self) -> int: ...
 
@@ -59,10 +64,27 @@ class CpuMeter:
         _LIBC.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
         _LIBC.mallopt(_TRIM_THRESHOLD, _LARGE_BYTES)
         _LIBC.malloc_trim(0)  # what warming up left would be taken for the stage's later, and not be counted
-        self._start_bytes, data_bytes = _status_bytes("RssAnon", "VmData")
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + self._budget_bytes, hard))
+        self._start_bytes, self._start_data_bytes = _status_bytes("RssAnon", "VmData")
+        self._set_limit()
         self._other_bytes: int | None = None
+
+    def _set_limit(self) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (self._start_data_bytes + self._budget_bytes, hard))
+
+    @contextmanager
+    def runtime(self) -> Iterator[None]:
+        self.observe()
+        before = _status_bytes("RssAnon", "VmData")
+        lift_limit()
+        yield
+        _LIBC.malloc_trim(0)
+        resident_bytes, data_bytes = (
+            max(0, now - then) for now, then in zip(_status_bytes("RssAnon", "VmData"), before, strict=True)
+        )
+        self._start_bytes += resident_bytes
+        self._start_data_bytes += data_bytes
+        self._set_limit()
 
     def observe(self) -> None:
         _LIBC.malloc_trim(0)  # glibc keeps freed megabytes, which are nobody's
@@ -99,6 +121,9 @@ class CudaMeter:
 
     def observe(self) -> None:
         pass
+
+    def runtime(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def loaded(self, host_bytes: int) -> None:
         pass

@@ -118,7 +118,7 @@ class _Worker:
             block_tokens=plan.block_tokens,
             all_reduce=_timed_all_reduce(self._group, self._pacer, self._work),
             torch_device=self._device.torch_device,
-            observe_memory=self._meter.observe,
+            memory=self._meter,
         )
         self._mover = BlockMover(self._model.kv_pool.tensors_B, plan.num_swap_blocks)
         self._unpacker = BatchUnpacker()

@@ -1,0 +1,107 @@
+"""What a step allocates at its peak, beside weights and KV cache: a bound, affine in a shard's heads, columns and rows.
+
+A layer's attention, its FFN and the drawing of tokens follow one another, so the peak is the largest of the three. The
+bound is that maximum for a stage on one device. For a member with `f` of F columns, and with attention `a` and FFN `b`
+of the whole layer, it is a + f·(b − a)/F, which is at least a, and at least b·f/F.
+"""
+
+from dataclasses import dataclass
+
+from apportion.cost.formats import Formats
+from apportion.cost.shard import Shard
+from apportion.types.layout import QUERY_TILE, WIDENED_ELEMENTS
+from apportion.types.model import LayerSpec, ModelSpec
+
+RUNTIME_BYTES = 3 * 2**20
+"""Fixed allowance per worker: allocator slack, sockets, block tables, and the memory that a group shares (128 KiB for
+each member, parallel/shared.py)."""
+HIDDEN_ACTIVATIONS = 4
+"""Buffers of one hidden state per token that are alive at once: residual, norm and its fp32 temporaries."""
+PROJECTION_ACTIVATIONS = 4
+"""Buffers of all query and key heads per token: projected, rotated and two temporaries."""
+GATED_ACTIVATIONS = 4
+"""Buffers of all FFN columns per token: gate and up side by side, and once more while a product's pieces are joined."""
+SCORED_FAMILIES = frozenset({"gemma2", "gpt_oss"})
+"""Families whose softmax (capped, or with sinks) is computed from a matrix of scores."""
+SCORE_BYTES = 6
+"""Of one score: fp32, and once more in a half format."""
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """The largest there is. Sizes in bytes."""
+
+    model: ModelSpec
+    shard: Shard
+    tokens: int
+    context: int
+    sequences: int
+
+    @property
+    def element_bytes(self) -> int:
+        return self.shard.formats.activation_bytes
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one element of every token's activations, which count as at least fp32."""
+        return self.tokens * max(FP32_BYTES, self.element_bytes)
+
+    def everywhere(self) -> int:
+        model, tile = self.model, min(self.tokens, QUERY_TILE)
+        hidden = self.token_bytes * (HIDDEN_ACTIVATIONS * model.hidden_size + 2 * model.head_dim)
+        mask = tile * self.context * (1 + self.element_bytes)
+        widened = _widened_elements(self.shard.formats) * self.element_bytes
+        return hidden + mask + widened + RUNTIME_BYTES
+
+    def attention(self, kv_heads: int) -> int:
+        """On tiles of at most QUERY_TILE queries of one sequence: its keys and values side by side, and the scores
+        only where a family's softmax is not the fused one."""
+        model, tile = self.model, min(self.tokens, QUERY_TILE)
+        q_heads = kv_heads * model.q_heads_per_kv_head
+        projected = self.token_bytes * PROJECTION_ACTIVATIONS * (q_heads + kv_heads) * model.head_dim
+        gathered_kv = self.context * model.kv_elements(kv_heads) * self.element_bytes
+        scores = q_heads * tile * self.context * SCORE_BYTES if model.family in SCORED_FAMILIES else 0
+        return projected + gathered_kv + scores
+
+    def ffn(self, columns: int) -> int:
+        per_column = max(
+            (_activations_per_column(self.model, layer) for layer, _ in self.shard.layers), default=0
+        )
+        return self.token_bytes * per_column * columns
+
+    def drawing(self, vocab_rows: int) -> int:
+        """Rank 0 of the head's stage gathers the whole vocabulary; of the others each has its rows."""
+        if not self.shard.has_head:
+            return 0
+        rows = self.model.vocab_rows if self.shard.rank == 0 else vocab_rows
+        return 2 * self.sequences * rows * FP32_BYTES
+
+
+def workspace_bytes(
+    model: ModelSpec, shard: Shard, *, chunk_tokens: int, context_tokens: int, sequences: int
+) -> int:
+    """Of steps of up to `chunk_tokens` for up to `sequences` of up to `context_tokens`."""
+    step = _Step(model=model, shard=shard, tokens=chunk_tokens, context=context_tokens, sequences=sequences)
+    attention, drawing = step.attention(model.kv_heads), step.drawing(shard.vocab_rows)
+    rest = max(attention, drawing) if shard.rank == 0 else attention
+    above = max(0, step.ffn(model.ffn_columns) - rest)
+    largest = rest + shard.ffn_columns * -(-above // model.ffn_columns)
+    return step.everywhere() + largest + (0 if shard.rank == 0 else drawing)
+
+
+def _widened_elements(formats: Formats) -> int:
+    """Of packed weights; they are held twice, once in the blocks of a product. CPUs have fp32 activations."""
+    if not formats.packed:
+        return 0
+    return 2 * WIDENED_ELEMENTS["cpu" if formats.activations == "fp32" else "cuda"]
+
+
+def _activations_per_column(model: ModelSpec, layer: LayerSpec) -> int:
+    """A gated FFN has three matrices, a plain one two. Of experts, those that a token uses."""
+    if layer.num_experts:
+        used = -(
+            -layer.per_ffn_column.count * layer.experts_per_token // (layer.num_experts * model.hidden_size)
+        )
+        return max(used, GATED_ACTIVATIONS)
+    return max(-(-layer.per_ffn_column.count // model.hidden_size), GATED_ACTIVATIONS)

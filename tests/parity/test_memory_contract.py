@@ -1,0 +1,42 @@
+"""Every planned sequence at once, each to the end of its context: nobody runs out, and the plan's figure is met."""
+
+from dataclasses import replace
+
+import pytest
+from contract import Case, drive
+
+
+def check(case: Case, seed: int = 1, rounds: int = 1) -> None:
+    held = drive(case, seed, rounds)
+    assert {name: one for name, one in held.items() if not one.kept} == {}
+
+
+@pytest.mark.parametrize("weight_format", ["fp32", "int8"])
+def test_a_pipeline_with_an_uneven_group_holds_what_is_planned(weight_format: str):
+    check(Case(hidden_size=512, weight_format=weight_format, context_tokens=96, layers=(1, 2), concurrency=6))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("weight_format", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(
+            hidden_size=256,
+            weight_format="",
+            vocab_rows=1000,
+            concurrency=2,
+            context_tokens=48,
+            chunk_tokens=16,
+        ),
+        Case(hidden_size=512, weight_format="", concurrency=4, context_tokens=700, chunk_tokens=256),
+        Case(hidden_size=768, weight_format="", groups=((2, 1), (1,)), vocab_rows=16000),
+        Case(
+            hidden_size=1024, weight_format="", groups=((1,), (1,), (1,)), layers=(1, 4, 3), chunk_tokens=128
+        ),
+        Case(hidden_size=1024, weight_format="", groups=((3, 2, 1),), layers=(6,), concurrency=32),
+    ],
+    ids=["tiny", "long", "group first", "pipeline", "one group"],
+)
+def test_any_division_holds_what_is_planned(case: Case, weight_format: str):
+    check(replace(case, weight_format=weight_format), seed=2, rounds=2)
