@@ -1,9 +1,12 @@
-"""The compiled decode attention against plain softmax in fp64, on scattered blocks."""
+"""Decode attention, compiled and gathered, against plain softmax in fp64, on scattered blocks."""
+
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
+from apportion.model import attention
 from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
@@ -15,7 +18,7 @@ LENGTHS = {0: 1, 1: 18, 2: 32}
 SCALE = 0.3
 
 
-def filled_pool() -> KVPool:
+def filled_pool(dtype: torch.dtype = torch.float32) -> KVPool:
     pool = KVPool(
         layer_start=3,
         num_layers=1,
@@ -23,12 +26,12 @@ def filled_pool() -> KVPool:
         block_tokens=BLOCK_TOKENS,
         kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
-        dtype=torch.float32,
+        dtype=dtype,
         torch_device="cpu",
     )
     generator = torch.Generator().manual_seed(1)
     for tensor in (*pool.keys_KSD, *pool.values_KSD):
-        tensor.normal_(generator=generator)
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
     return pool
 
 
@@ -39,15 +42,20 @@ def new_tokens(sequence: int) -> tuple[Tensor, Tensor, Tensor]:
     return query * 3, key, value
 
 
-def decode(pool: KVPool, sequences: list[int], **options) -> Tensor:
+def decode(pool: KVPool, sequences: list[int], gather_tokens: int = 0, **options) -> Tensor:
     chunks = tuple(
         Chunk(sequence_id=i, start=LENGTHS[i] - 1, token_ids=(5,), block_ids=TABLES[i], sampling=None)
         for i in sequences
     )
     batch = FlatBatch.build(
-        ScheduledBatch(step_id=0, chunks=chunks), block_tokens=BLOCK_TOKENS, torch_device="cpu"
+        ScheduledBatch(step_id=0, chunks=chunks),
+        block_tokens=BLOCK_TOKENS,
+        torch_device="cpu",
+        gather_tokens=gather_tokens,
     )
-    query, key, value = (torch.stack(parts) for parts in zip(*map(new_tokens, sequences), strict=True))
+    dtype = pool.keys_KSD[0].dtype
+    new = zip(*map(new_tokens, sequences), strict=True)
+    query, key, value = (torch.stack(parts).to(dtype) for parts in new)
     return paged_attention(query, key, value, layer=3, batch=batch, kv_pool=pool, scale=SCALE, **options)
 
 
@@ -81,6 +89,25 @@ def test_it_is_attention(window_tokens: int | None, softcap: float | None, with_
     for out_ND, sequence in zip(out_BND, [2, 0, 1], strict=True):
         right_ND = expected(sequence, window_tokens, softcap, sinks_N)
         torch.testing.assert_close(out_ND, right_ND, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("gather_tokens", "num_groups"), [(0, 0), (64, 1), (96, 1), (40, 1), (20, 0)])
+@pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("window_tokens", [None, 1, 7, 100])
+def test_gathered_side_by_side_it_is_attention_too(
+    window_tokens: int | None, softcap: float | None, with_sinks: bool, gather_tokens: int, num_groups: int
+):
+    """As on a GPU: no compiled kernel, here because of the pool's dtype."""
+    sinks_N = torch.linspace(-2, 9, KV_HEADS * GROUP).double() if with_sinks else None
+    pool = filled_pool(torch.float64)
+    options = {"window_tokens": window_tokens, "softcap": softcap, "sinks_N": sinks_N}
+    with patch.object(attention, "_attend_together", wraps=attention._attend_together) as together:
+        out_BND = decode(pool, [2, 0, 1], gather_tokens, **options)
+    assert together.call_count == num_groups
+    for out_ND, sequence in zip(out_BND, [2, 0, 1], strict=True):
+        right_ND = expected(sequence, window_tokens, softcap, sinks_N)
+        torch.testing.assert_close(out_ND.float(), right_ND, atol=2e-6, rtol=1e-5)
 
 
 def test_a_sequence_gets_the_same_bits_whoever_is_beside_it():

@@ -1,8 +1,9 @@
 """Causal attention of a flat ragged batch over the paged KV pool.
 
-On a CPU in fp32 all sequences with one new token go to one compiled call (`decode_kernel`); elsewhere, and for several
-new tokens, each sequence's queries are taken in tiles, so that no temporary grows with the number of new tokens. The
-query heads of a KV head are a dimension of their own: neither keys nor values are ever repeated.
+On a CPU in fp32 all sequences with one new token go to one compiled call (`decode_kernel`); elsewhere as many of them
+as a full context has room for attend together, their keys and values gathered side by side. For several new tokens
+each sequence's queries are taken in tiles, so that no temporary grows with the number of new tokens. The query heads
+of a KV head are a dimension of their own: neither keys nor values are ever repeated.
 
 Shapes: T = tokens of the batch, Q = tokens of one tile, C = keys a tile can see, K = local KV heads, G = query
 heads per KV head, N = K·G, E = G·Q, D = head dim.
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model.batch import DecodeRows, FlatBatch, SequenceSpan
+from apportion.model.batch import DecodeGroup, DecodeRows, FlatBatch, SequenceSpan
 from apportion.model.decode_kernel import attend_decode
 from apportion.model.kv_pool import KVPool
 from apportion.types.layout import QUERY_TILE
@@ -42,24 +43,19 @@ def paged_attention(
     num_tokens, kv_heads, head_dim = key_TKD.shape
     query_TKGD = query_TND.reshape(num_tokens, kv_heads, -1, head_dim)
     out_TKGD = torch.empty(query_TKGD.shape, dtype=query_TKGD.dtype, device=query_TKGD.device)
-    spans = batch.spans
+    options = (scale, window_tokens, softcap, sinks_N)
+    groups, spans = batch.decode_groups, batch.alone_spans
     if kv_pool.compiled:
-        spans = batch.longer_spans
+        groups, spans = (), batch.longer_spans
         if len(batch.decode.rows_B):
             new = (query_TKGD, key_TKD, value_TKD)
-            _attend_decode(
-                new, out_TKGD, layer, batch.decode, kv_pool, scale, window_tokens, softcap, sinks_N
-            )
-    if spans:
+            _attend_decode(new, out_TKGD, layer, batch.decode, kv_pool, *options)
+    if groups or spans:
         kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
+    for group in groups:
+        out_TKGD[group.rows_B] = _attend_together(query_TKGD[group.rows_B], group, layer, kv_pool, *options)
     for span in spans:
-        for row, stop, first_key in _tiles(span, window_tokens):
-            first = span.start + row - span.row_start
-            slots = span.slots_between(first_key, first + stop - row)
-            # No name holds the keys and values: the next tile's are gathered after these are freed.
-            out_TKGD[row:stop] = _attend(
-                query_TKGD[row:stop], *kv_pool.read(layer, slots), scale, window_tokens, softcap, sinks_N
-            )
+        _attend_span(query_TKGD, out_TKGD, layer, span, kv_pool, *options)
     return out_TKGD.view(query_TND.shape)
 
 
@@ -91,6 +87,54 @@ def _attend_decode(
     )
 
 
+def _attend_together(
+    query_BKGD: Tensor,
+    group: DecodeGroup,
+    layer: int,
+    kv_pool: KVPool,
+    scale: float,
+    window_tokens: int | None,
+    softcap: float | None,
+    sinks_N: Tensor | None,
+) -> Tensor:
+    """The sequences' KV heads become KV heads of one query; returns out_BKGD."""
+    num, kv_heads, heads_each, head_dim = query_BKGD.shape
+    key_KSD, value_KSD = kv_pool.read(layer, group.slots_BC.flatten())
+    if sinks_N is not None:
+        sinks_N = sinks_N.view(kv_heads, 1, heads_each).expand(-1, num, -1).flatten()
+    out_1HGD = _attend(
+        query_BKGD.transpose(0, 1).reshape(1, kv_heads * num, heads_each, head_dim),
+        key_KSD.view(kv_heads * num, -1, head_dim),
+        value_KSD.view(kv_heads * num, -1, head_dim),
+        scale,
+        group.visible_BC(window_tokens).repeat(kv_heads, 1)[:, None, None],
+        softcap,
+        sinks_N,
+    )
+    return out_1HGD.view(kv_heads, num, heads_each, head_dim).transpose(0, 1)
+
+
+def _attend_span(
+    query_TKGD: Tensor,
+    out_TKGD: Tensor,
+    layer: int,
+    span: SequenceSpan,
+    kv_pool: KVPool,
+    scale: float,
+    window_tokens: int | None,
+    softcap: float | None,
+    sinks_N: Tensor | None,
+) -> None:
+    for row, stop, first_key in _tiles(span, window_tokens):
+        stop_key = span.start + stop - span.row_start
+        mask_QC = _causal_mask(stop - row, stop_key - first_key, window_tokens, query_TKGD.device)
+        slots = span.slots_between(first_key, stop_key)
+        # No name holds the keys and values: the next tile's are gathered after these are freed.
+        out_TKGD[row:stop] = _attend(
+            query_TKGD[row:stop], *kv_pool.read(layer, slots), scale, mask_QC, softcap, sinks_N
+        )
+
+
 def _tiles(span: SequenceSpan, window_tokens: int | None) -> list[tuple[int, int, int]]:
     """Rows `[row, stop)` of each tile, and the first position any of them sees."""
     tiles = []
@@ -106,14 +150,13 @@ def _attend(
     key_KCD: Tensor,
     value_KCD: Tensor,
     scale: float,
-    window_tokens: int | None,
+    mask: Tensor | None,
     softcap: float | None,
     sinks_N: Tensor | None,
 ) -> Tensor:
-    """Attention of consecutive tokens, the last of which is the last key; returns out_QKGD."""
-    mask_QC = _causal_mask(len(query_QKGD), key_KCD.shape[1], window_tokens, key_KCD.device)
+    """`mask` says which keys a query sees: mask_QC, of a single query also mask_K11C; None: all. Returns out_QKGD."""
     if softcap is None and sinks_N is None:
-        return _attend_fused(query_QKGD, key_KCD, value_KCD, scale, mask_QC)
+        return _attend_fused(query_QKGD, key_KCD, value_KCD, scale, mask)
     num_queries, kv_heads, group, head_dim = query_QKGD.shape
     # One product per KV head: a broadcast matmul would copy the keys for every query head.
     query_KED = query_QKGD.permute(1, 2, 0, 3).reshape(kv_heads, group * num_queries, head_dim)
@@ -121,20 +164,20 @@ def _attend(
     if softcap is not None:
         scores_KEC.div_(softcap).tanh_().mul_(softcap)
     scores_KGQC = scores_KEC.view(kv_heads, group, num_queries, -1)
-    if mask_QC is not None:
-        scores_KGQC.masked_fill_(mask_QC.logical_not_(), float("-inf"))
+    if mask is not None:
+        scores_KGQC.masked_fill_(mask.logical_not(), float("-inf"))
     weights_KEC = _softmax_(scores_KGQC, sinks_N).view_as(scores_KEC).to(value_KCD.dtype)
     out_KED = torch.bmm(weights_KEC, value_KCD)
     return out_KED.view(kv_heads, group, num_queries, head_dim).permute(2, 0, 1, 3)
 
 
 def _attend_fused(
-    query_QKGD: Tensor, key_KCD: Tensor, value_KCD: Tensor, scale: float, mask_QC: Tensor | None
+    query_QKGD: Tensor, key_KCD: Tensor, value_KCD: Tensor, scale: float, mask: Tensor | None
 ) -> Tensor:
     key_K1CD, value_K1CD = key_KCD[:, None], value_KCD[:, None]
     if len(query_QKGD) == 1:  # the group's heads are the queries: each key is read once for all of them
         out_K1GD = F.scaled_dot_product_attention(
-            query_QKGD.transpose(0, 1), key_K1CD, value_K1CD, scale=scale
+            query_QKGD.transpose(0, 1), key_K1CD, value_K1CD, attn_mask=mask, scale=scale
         )
         return out_K1GD.transpose(0, 1)
     group = query_QKGD.shape[2]
@@ -142,7 +185,7 @@ def _attend_fused(
         query_QKGD.permute(1, 2, 0, 3),
         key_K1CD.expand(-1, group, -1, -1),
         value_K1CD.expand(-1, group, -1, -1),
-        attn_mask=mask_QC,
+        attn_mask=mask,
         scale=scale,
     )
     return out_KGQD.permute(2, 0, 1, 3)

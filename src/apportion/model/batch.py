@@ -1,7 +1,7 @@
 """A scheduled batch as tensors: the tokens of all its sequences in one row, without padding.
 
 Shapes: T = tokens of the batch, C = positions of one sequence so far, N = tokens to draw, B = sequences with one new
-token, R = their runs of consecutive KV slots.
+token (of a group), R = their runs of consecutive KV slots.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from apportion.types.request import Chunk, ScheduledBatch
 
@@ -27,11 +28,50 @@ class SequenceSpan:
     def num_rows(self) -> int:
         return self.row_stop - self.row_start
 
+    @property
+    def length(self) -> int:
+        """Positions so far, the new ones among them."""
+        return self.start + self.num_rows
+
+    def slot_numbers(self, torch_device: str) -> Tensor:
+        """slots_C"""
+        if isinstance(self.slots, slice):
+            return torch.arange(self.slots.start, self.slots.stop, device=torch_device)
+        return self.slots
+
     def slots_between(self, first: int, stop: int) -> Tensor | slice:
         """KV slots of positions `[first, stop)`."""
         if isinstance(self.slots, slice):
             return slice(self.slots.start + first, self.slots.start + stop)
         return self.slots[first:stop]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeGroup:
+    """Sequences with one new token that attend in one call, their contexts filled up to the longest one's."""
+
+    rows_B: Tensor
+    slots_BC: Tensor
+    """Filled up with slots of anyone."""
+    lengths_B1: Tensor
+
+    @classmethod
+    def build(cls, spans: list[SequenceSpan], torch_device: str) -> "DecodeGroup":
+        most = max(span.length for span in spans)
+        slots = [F.pad(span.slot_numbers(torch_device), (0, most - span.length)) for span in spans]
+        return cls(
+            rows_B=_ints([span.row_start for span in spans], torch_device),
+            slots_BC=torch.stack(slots),
+            lengths_B1=_ints([span.length for span in spans], torch_device)[:, None],
+        )
+
+    def visible_BC(self, window_tokens: int | None) -> Tensor:
+        """Which of its slots each sequence's token sees."""
+        positions_C = torch.arange(self.slots_BC.shape[1], device=self.slots_BC.device)
+        visible_BC = positions_C < self.lengths_B1
+        if window_tokens is not None:
+            visible_BC &= positions_C >= self.lengths_B1 - window_tokens
+        return visible_BC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +124,22 @@ class FlatBatch:
     positions_T: Tensor
     slots_T: Tensor
     """Where each token's own key and value go."""
-    spans: tuple[SequenceSpan, ...]
     longer_spans: tuple[SequenceSpan, ...]
     """Those of several rows."""
     decode: DecodeRows
+    decode_groups: tuple[DecodeGroup, ...]
+    """Where there is no compiled kernel."""
+    alone_spans: tuple[SequenceSpan, ...]
+    """Those in no group."""
     sample_rows_N: Tensor
     """The rows after which a token is drawn, in chunk order."""
 
     @classmethod
-    def build(cls, batch: ScheduledBatch, *, block_tokens: int, torch_device: str) -> "FlatBatch":
+    def build(
+        cls, batch: ScheduledBatch, *, block_tokens: int, torch_device: str, gather_tokens: int = 0
+    ) -> "FlatBatch":
+        """Sequences with one new token attend together as long as their filled up contexts are at most
+        `gather_tokens` in all."""
         chunks = batch.chunks
         row_stop = 0
         spans: list[SequenceSpan] = []
@@ -106,15 +153,18 @@ class FlatBatch:
                 torch.arange(new.start, new.stop, device=torch_device) if isinstance(new, slice) else new
             )
             spans.append(span)
+        groups = _groups([span for span in spans if span.num_rows == 1], gather_tokens)
+        grouped = {span.row_start for group in groups for span in group}
         return cls(
             token_ids_T=_ints([token for chunk in batch.chunks for token in chunk.token_ids], torch_device),
             positions_T=_ints(
                 [p for chunk in batch.chunks for p in range(chunk.start, chunk.stop)], torch_device
             ),
             slots_T=torch.cat(new_slots),
-            spans=tuple(spans),
             longer_spans=tuple(span for span in spans if span.num_rows > 1),
             decode=DecodeRows.build(chunks, block_tokens),
+            decode_groups=tuple(DecodeGroup.build(group, torch_device) for group in groups),
+            alone_spans=tuple(span for span in spans if span.row_start not in grouped),
             sample_rows_N=_ints(
                 [
                     span.row_stop - 1
@@ -124,6 +174,17 @@ class FlatBatch:
                 torch_device,
             ),
         )
+
+
+def _groups(spans: list[SequenceSpan], gather_tokens: int) -> list[list[SequenceSpan]]:
+    """Those of two and more, the longest together."""
+    groups: list[list[SequenceSpan]] = []
+    for span in sorted(spans, key=lambda span: -span.length):
+        if groups and (len(groups[-1]) + 1) * groups[-1][0].length <= gather_tokens:
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    return [group for group in groups if len(group) > 1]
 
 
 def _context_slots(chunk: Chunk, block_tokens: int, torch_device: str) -> Tensor | slice:

@@ -171,8 +171,12 @@ class _Worker:
         self._work.clear()
 
     def _flat(self, batch: ScheduledBatch) -> FlatBatch:
+        """What is gathered at once is at most a full context, which the workspace has room for."""
         return FlatBatch.build(
-            batch, block_tokens=self._plan.block_tokens, torch_device=self._device.torch_device
+            batch,
+            block_tokens=self._plan.block_tokens,
+            torch_device=self._device.torch_device,
+            gather_tokens=0 if self._device.kind == "cpu" else self._plan.workload.max_context_tokens,
         )
 
     def _step(self, batch: ScheduledBatch, header: bytes, payload: memoryview) -> None:
