@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from apportion.cost.estimate import objective_value
 from apportion.planner.bound import certify
-from apportion.planner.build import search
+from apportion.planner.divide import search
 from apportion.planner.problem import make_problem
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import LayerSpec, ModelSpec, Parameters

@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 from property.test_planner_brute_force import BruteForce, problems
 
 from apportion.cost.estimate import entry_timing, exit_timing, hop_timing
-from apportion.planner.build import search
+from apportion.planner.bound import certify
+from apportion.planner.demand import CLOSE, find_demanded
+from apportion.planner.divide import search
+from apportion.planner.finder import Finder
 from apportion.planner.formats import group_problems
 from apportion.planner.limits import WithinLimits
+from apportion.planner.problem import alternatives
 from apportion.planner.search import Search, StageKinds, possible_groups
 from apportion.planner.shares import GroupMemory
 
@@ -139,6 +143,25 @@ def test_fewer_devices_equal_brute_force(asked, most):
     problem, divisions, *limits = asked
     few = [one for one in kept(divisions, *limits) if one[0] <= most]
     check(replace(problem, max_devices=most), few)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(limited_problems(max_devices=2, max_layers=4), st.integers(17, 40))
+def test_no_number_of_sequences_is_better_than_the_one_found(asked, most):
+    """Of those that are not tried the bound says so."""
+    problem, *_ = asked
+    workload = problem.workload
+    if not workload.limited:
+        workload = replace(workload, ttft_limit_s=1.0)
+    finder = Finder(problem.model, problem.cluster, problem.weight_formats, streaming=False)
+    every = [finder.best(replace(workload, concurrency=number)) for number in range(1, most + 1)]
+    best = min((one.value for one in every if one is not None), default=inf)
+    found = find_demanded(replace(workload, concurrency=most), finder)
+    assert (found is None) == (best == inf)
+    if found is not None:
+        assert found.value * CLOSE <= best * (1 + 1e-9)
+        certificate = certify(alternatives(found.problem), found.value)
+        assert certificate.lower_bound <= best * (1 + 1e-9)
 
 
 @pytest.mark.nightly

@@ -18,7 +18,7 @@ from property.test_planner_brute_force import BruteForce, problems
 
 from apportion.cost.estimate import exit_timing, objective_value
 from apportion.planner.bound import certify
-from apportion.planner.build import search
+from apportion.planner.divide import search
 
 SCALE = 10**9
 """The plan's value in the oracle's integers."""

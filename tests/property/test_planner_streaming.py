@@ -15,7 +15,7 @@ from apportion.cost.memory import stages_memory
 from apportion.cost.objective import Timing
 from apportion.cost.streaming import evenly_streamed
 from apportion.planner.bound import certify
-from apportion.planner.build import search
+from apportion.planner.divide import search
 from apportion.planner.problem import Problem, make_problem, microbatch_candidates
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import LayerSpec, ModelSpec, Parameters

@@ -129,10 +129,10 @@ def test_changes_keep_the_formats():
 
 
 def test_weights_as_typed():
-    assert parse_weights("int8, auto", "bf16") == ("bf16", "int8")
-    assert parse_weights("int4", "bf16") == ("int4",)
+    assert parse_weights("int8, auto", llama(), "bf16") == ("bf16", "int8")
+    assert parse_weights("int4", llama(), "bf16") == ("int4",)
     with pytest.raises(UsageError, match="--weights: 'int5' is none of fp32, bf16, fp16, int8, int4 or auto"):
-        parse_weights("int5", "bf16")
+        parse_weights("int5", llama(), "bf16")
 
 
 def test_the_command_chooses_among_formats(capfd):

@@ -162,7 +162,16 @@ def test_longrope_serves_its_original_length(tmp_path: Path):
         ({"vocab_size": 10**30}, "parameters; check its sizes"),
         ({"attention_bias": 1}, "'attention_bias' is 1; it must be true or false"),
         ({"torch_dtype": "int8"}, "'torch_dtype' is \"int8\"; it must be one of float32"),
-        ({"quantization_config": {"quant_method": "mxfp4"}}, "the checkpoint is quantised (mxfp4); use"),
+        (
+            {"quantization_config": {"quant_method": "hqq"}},
+            "quantised by the method 'hqq', which cannot be planned",
+        ),
+        ({"quantization_config": {}}, "quantised by the method 'unknown'"),
+        ({"quantization_config": "gptq"}, "'quantization_config' is \"gptq\"; it must be an object"),
+        (
+            {"quantization_config": {"quant_method": "awq", "bits": 4}},
+            "lacks 'group_size'",
+        ),
         ({"use_bidirectional_attention": True}, "use a causal language model"),
     ],
 )

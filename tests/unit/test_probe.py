@@ -8,17 +8,19 @@ from plans import cpu_device
 
 from apportion.catalog.cluster_text import read_cluster_toml
 from apportion.cli.main import exit_code
-from apportion.probe import host_rates
+from apportion.probe import host_rates, local
 from apportion.probe.cluster_file import cluster_toml
 from apportion.probe.hardware import cpu_model, hardware_names
 from apportion.probe.host_rates import LinkRates, loopback_rates, unix_socket_rates
 from apportion.probe.machine import Machine
+from apportion.types import cpu
 from apportion.types.cluster import Cluster, Link
 
 CARD = replace(cpu_device("card"), kind="cuda", torch_device="cuda:0")
 MACHINE = Machine(
     devices=(cpu_device("cpu"), CARD),
     names={"cpu": "a processor", "card": "a card"},
+    products_measured=True,
     copy_bytes_per_s=9e9,
     unix_socket=LinkRates(latency_s=2.5e-5, bytes_per_s=1.25e9),
     loopback=LinkRates(latency_s=3e-5, bytes_per_s=1e9),
@@ -34,6 +36,22 @@ def test_the_file_is_a_cluster_file(tmp_path: Path):
         assert device == replace(probed, layer_overhead_s=0.5)
     (link,) = cluster.links
     assert link == Link(src="local", dst="local", latency_s=2.5e-5, bytes_per_s=1.25e9, source="measured")
+
+
+def test_the_file_says_what_is_measured_of_a_processor():
+    measured = cluster_toml({"local": MACHINE}, {})
+    assert "# measured, of the engine's own products" in measured
+    assumed = cluster_toml({"local": replace(MACHINE, products_measured=False)}, {})
+    assert "# fp32 measured; without torch bf16 and fp16 assumed as fast, int8 at 0.75 of it" in assumed
+
+
+def test_products_are_measured_in_every_format_where_torch_is(monkeypatch: pytest.MonkeyPatch):
+    rates = local.product_rates(1)
+    assert rates is not None
+    assert rates.keys() == cpu.rates_per_format(1.0).keys()
+    assert all(1e8 < rate < 1e14 for rate in rates.values())
+    monkeypatch.setattr(local, "find_spec", lambda _: None)
+    assert local.product_rates(1) is None
 
 
 def test_only_this_machines_own_devices_have_a_name():

@@ -25,7 +25,12 @@ KEY = "a secret of enough characters"
 RATES = LinkRates(latency_s=2.5e-5, bytes_per_s=1.25e9)
 CPU = replace(cpu_device("cpu"), layer_overhead_s=1e-4, step_overhead_s=2e-4)
 MACHINE = Machine(
-    devices=(CPU,), names={"cpu": "a processor"}, copy_bytes_per_s=9e9, unix_socket=RATES, loopback=RATES
+    products_measured=False,
+    devices=(CPU,),
+    names={"cpu": "a processor"},
+    copy_bytes_per_s=9e9,
+    unix_socket=RATES,
+    loopback=RATES,
 )
 
 

@@ -94,6 +94,27 @@ def test_fewest_devices():
     assert len(planned(demand("fewest-devices", 2, tpot_limit_s=limit), roomy).device_ids) == 2
 
 
+@pytest.mark.parametrize(
+    ("gib", "asked"),
+    [
+        (3.5, {"concurrency": 2}),
+        (8, {"concurrency": 2, "tpot_limit_s": 0.2}),
+        (8, {"concurrency": 2, "ttft_limit_s": 10.0}),
+        (8, {"arrival_rate": 0.11}),
+    ],
+)
+def test_that_fewer_devices_would_not_do_is_proven(gib, asked):
+    plan = planned(demand("fewest-devices", **asked), [cpu("a", gib), cpu("b", gib), cpu("c", gib)])
+    proven, used = plan.certificate.fewest_devices, len(plan.device_ids)
+    assert proven is not None
+    assert proven.number == used == 2
+    assert parse_plan(plan_json(plan), "plan") == plan
+    forged = replace(plan.certificate, fewest_devices=replace(proven, number=used + 1))
+    checks = {check.name: check.ok for check in verify(replace(plan, certificate=forged))}
+    assert not checks.pop("fewest devices")
+    assert all(checks.values())
+
+
 def test_numbers_of_sequences():
     assert sequence_numbers(5) == (1, 2, 3, 4, 5)
     many = sequence_numbers(200)

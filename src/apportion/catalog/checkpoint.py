@@ -10,10 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apportion.catalog.safetensors_header import TensorHeader, read_headers
+from apportion.catalog.checkpoint_stored import check_alike, stored_tensors
+from apportion.catalog.quantisation import Quantisation
+from apportion.catalog.safetensors_header import TensorHeader
+from apportion.catalog.stored import with_stored
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 
+PACKED = ("U8", "I32", "I64")
+"""Types of tensors whose shapes are not those of what they hold."""
 FORMATS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 _LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.(.+)")
 _NOT_PARAMETERS = re.compile(r".*(rotary_emb\.inv_freq|masked_bias|attn\.bias)")
@@ -24,14 +29,14 @@ _EXTRA_LAYER = "eh_proj.weight"
 Shape = tuple[int, ...]
 
 
-def with_checkpoint(folder: Path, spec: ModelSpec) -> ModelSpec:
-    """The spec with the weight format of the files, if there are files. Raises ModelError where they hold other
-    tensors than those described, or quantised ones."""
-    tensors = read_headers(folder)
-    if tensors is None:
-        return spec
-    tensors = [tensor for tensor in tensors if not _NOT_PARAMETERS.fullmatch(tensor.name)]
-    spec = replace(spec, checkpoint_format=_format(tensors))
+def with_checkpoint(
+    folder: Path, spec: ModelSpec, headers: Sequence[TensorHeader], quantisation: Quantisation | None
+) -> ModelSpec:
+    """The spec with the weight format of the files, or the bytes of quantised ones. Raises ModelError where they hold
+    other tensors than those described."""
+    tensors = [tensor for tensor in headers if not _NOT_PARAMETERS.fullmatch(tensor.name)]
+    if quantisation is None:
+        spec = replace(spec, checkpoint_format=_format(tensors))
     by_layer: dict[int, list[TensorHeader]] = defaultdict(list)
     outside: dict[str, TensorHeader] = {}
     for tensor in tensors:
@@ -42,8 +47,13 @@ def with_checkpoint(folder: Path, spec: ModelSpec) -> ModelSpec:
             outside[tensor.name.removeprefix("model.")] = tensor
     _check_tables(folder, spec, outside)
     for layer in sorted({*by_layer, *range(spec.num_layers)}):
-        _check_layer(folder, spec, layer, by_layer[layer])
-    return spec
+        _check_layer(folder, spec, layer, by_layer[layer], quantised=quantisation is not None)
+    if quantisation is None:
+        return spec
+    check_alike(folder, spec, by_layer)
+    return with_stored(
+        spec, quantisation.name, "safetensors", stored_tensors(spec, by_layer, outside, quantisation)
+    )
 
 
 def _format(tensors: Sequence[TensorHeader]) -> str:
@@ -52,8 +62,8 @@ def _format(tensors: Sequence[TensorHeader]) -> str:
     for tensor in tensors:
         if tensor.dtype not in FORMATS:
             raise ModelError(
-                f"{tensor.file}: tensor '{tensor.name}' is {tensor.dtype}, so the checkpoint is quantised;"
-                " use its bf16, fp16 or fp32 version"
+                f"{tensor.file}: tensor '{tensor.name}' is {tensor.dtype}, so the checkpoint is quantised, but"
+                " config.json has no 'quantization_config'; use the config.json of this checkpoint"
             )
         elements[FORMATS[tensor.dtype]] += tensor.num_elements
     return elements.most_common(1)[0][0]
@@ -65,16 +75,19 @@ def _check_tables(folder: Path, spec: ModelSpec, outside: Mapping[str, TensorHea
     if not spec.tied_embeddings:
         expected["lm_head.weight"] = table
     for name, shape in expected.items():
-        if name not in outside:
+        if name in outside:
+            _check_shape(outside[name], shape)
+        elif not any(other.startswith(name.removesuffix("weight")) for other in outside):
             tied = " (or 'tie_word_embeddings')" if name == "lm_head.weight" else ""
             raise ModelError(
                 f"{folder} has no tensor '{name}', which config.json describes as {list(shape)}{tied};"
                 " use the config.json of this checkpoint"
             )
-        _check_shape(outside[name], shape)
 
 
-def _check_layer(folder: Path, spec: ModelSpec, layer: int, tensors: Sequence[TensorHeader]) -> None:
+def _check_layer(
+    folder: Path, spec: ModelSpec, layer: int, tensors: Sequence[TensorHeader], *, quantised: bool
+) -> None:
     if layer >= spec.num_layers:
         if any(tensor.name.endswith(_EXTRA_LAYER) for tensor in tensors):
             return
@@ -87,6 +100,8 @@ def _check_layer(folder: Path, spec: ModelSpec, layer: int, tensors: Sequence[Te
         name = tensor.name.split(f"layers.{layer}.", 1)[1]
         if name in shapes:
             _check_shape(tensor, shapes[name])
+    if quantised and tensors:
+        return
     held, described = sum(tensor.num_elements for tensor in tensors), spec.layer_parameters(layer)
     if held != described:
         raise ModelError(
@@ -121,7 +136,7 @@ def _layer_shapes(spec: ModelSpec, layer: int) -> dict[str, Shape]:
 
 
 def _check_shape(tensor: TensorHeader, shape: Shape) -> None:
-    if tensor.shape != shape:
+    if tensor.shape != shape and tensor.dtype not in PACKED:
         raise ModelError(
             f"{tensor.file}: tensor '{tensor.name}' has shape {list(tensor.shape)}, but config.json describes"
             f" {list(shape)}; use the config.json of this checkpoint"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from apportion.catalog.config_fields import ConfigFields
 from apportion.catalog.gguf_file import Gguf, Value
+from apportion.catalog.gguf_stored import FLOAT_TYPES
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
-from apportion.types.units import WEIGHT_BITS, format_bytes
 
 GGUF_SUFFIX = ".gguf"
 _FAMILIES = {
@@ -42,7 +42,6 @@ _FIELDS = {
 }
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Computed from the config elsewhere, so no parameters."""
-_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _EXPERT_WIDTH_ALONE = ("gpt_oss",)
 """Families whose config calls the experts' width `intermediate_size`."""
 
@@ -67,7 +66,7 @@ def gguf_fields(gguf: Gguf) -> ConfigFields:
             **_from_tensors(gguf),
             "model_type": family,
             "sliding_window": _scalar(gguf, f"{architecture}.attention.sliding_window") or None,
-            "torch_dtype": _TYPES.get(_main_type(gguf), "float16"),
+            "torch_dtype": FLOAT_TYPES.get(_main_type(gguf), "float16"),
         },
         {},
     )
@@ -115,29 +114,3 @@ def check_gguf(gguf: Gguf, spec: ModelSpec) -> None:
             f"{gguf.path}: its tensors hold {held} parameters, but its header describes {described};"
             " the file is of a variant that is not supported, or not whole"
         )
-
-
-def quantised_format(gguf: Gguf) -> str | None:
-    """int8 or int4, whichever is nearer to the file's bits per parameter; None where most are not quantised."""
-    if _main_type(gguf) in _TYPES:
-        return None
-    bits = 8 * gguf.tensor_bytes / _num_parameters(gguf)
-    return min(("int8", "int4"), key=lambda name: abs(WEIGHT_BITS[name] - bits))
-
-
-def quantisation_note(gguf: Gguf, formats: tuple[str, ...]) -> str | None:
-    """One line where the weights are not of the sizes that are planned; None where they are planned as they are."""
-    main_type = _main_type(gguf)
-    if main_type in _TYPES:
-        return None
-    planned = " or ".join(
-        f"{format_bytes(_num_parameters(gguf) * WEIGHT_BITS[name] / 8)} of {name}" for name in formats
-    )
-    return (
-        f"{gguf.path.name} holds {format_bytes(gguf.tensor_bytes)} of weights, most of them {main_type};"
-        f" this plans {planned}"
-    )
-
-
-def _num_parameters(gguf: Gguf) -> int:
-    return sum(tensor.num_elements for tensor in gguf.tensors.values())

@@ -65,6 +65,7 @@ TENSOR_TYPES = {
     35: ("tq2_0", 256, 66),
     39: ("mxfp4", 32, 17),
     40: ("nvfp4", 64, 36),
+    41: ("q1_0", 128, 18),
 }
 """Name, elements of a block and its bytes, by the number in the file."""
 

@@ -16,11 +16,16 @@ from apportion.catalog.config_fields import ConfigFields
 from apportion.catalog.families import FAMILIES, Family
 from apportion.catalog.gguf_config import GGUF_SUFFIX, check_gguf, gguf_fields
 from apportion.catalog.gguf_file import read_gguf
+from apportion.catalog.gguf_stored import with_gguf_bytes
 from apportion.catalog.known_models import CATALOGUE
+from apportion.catalog.quantisation import read_quantisation
+from apportion.catalog.quantised_config import with_formula
+from apportion.catalog.safetensors_header import read_headers
 from apportion.types.errors import ModelError
 from apportion.types.model import LayerSpec, ModelSpec, Parameters
 
 _FORMATS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_NOT_DESCRIBED = ("name", "fingerprint", "stored", "stored_bytes", "stored_block_bytes")
 MAX_LAYERS, MAX_PARAMETERS = 1024, 10**14
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -31,10 +36,13 @@ def read_model_spec(path: Path) -> ModelSpec:
         gguf = read_gguf(path)
         spec = model_spec(gguf_fields(gguf), path.stem)
         check_gguf(gguf, spec)
-        return spec
+        return with_gguf_bytes(gguf, spec)
     file = path if path.is_file() else path / "config.json"
-    spec = model_spec(ConfigFields.read(file), _name(file))
-    return with_checkpoint(path, spec) if path.is_dir() else spec
+    fields = ConfigFields.read(file)
+    spec, quantisation = model_spec(fields, _name(file)), read_quantisation(fields)
+    if path.is_dir() and (tensors := read_headers(path)) is not None:
+        return with_checkpoint(path, spec, tensors, quantisation)
+    return spec if quantisation is None else with_formula(spec, quantisation)
 
 
 def _name(file: Path) -> str:
@@ -86,11 +94,6 @@ def _family_name(fields: ConfigFields) -> str:
         supported = ", ".join(FAMILIES)
         raise ModelError(
             f"{fields.file}: model_type {json.dumps(name)} is not supported; choose one of {supported}"
-        )
-    if fields.get("quantization_config") is not None:
-        method = fields.mapping("quantization_config").get("quant_method", "unknown")
-        raise ModelError(
-            f"{fields.file}: the checkpoint is quantised ({method}); use its bf16, fp16 or fp32 version"
         )
     if fields.flag("use_bidirectional_attention"):
         raise ModelError(f"{fields.file}: 'use_bidirectional_attention' is true; use a causal language model")
@@ -207,7 +210,12 @@ def _checkpoint_format(fields: ConfigFields) -> str:
 
 def _fingerprint(spec: ModelSpec) -> str:
     """Fields that a model does not use are left out, so that a new one changes no other model's fingerprint."""
-    content = {key: value for key, value in asdict(spec).items() if key not in ("name", "fingerprint")}
+    content = asdict(spec, dict_factory=_described)
     if spec.kv_lora_rank is None:
         del content["kv_lora_rank"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _described(items: list[tuple[str, object]]) -> dict[str, object]:
+    """What a config says of a model, whatever its files hold it in."""
+    return {key: value for key, value in items if key not in _NOT_DESCRIBED}

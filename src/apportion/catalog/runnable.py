@@ -1,12 +1,25 @@
 """What can be planned but not run here."""
 
+from pathlib import Path
+
 from apportion.catalog.families import RUNNABLE
+from apportion.catalog.model_config import read_model_spec
 from apportion.types.cluster import DeviceKind
 from apportion.types.errors import ClusterError, ModelError, UsageError
 from apportion.types.plan import Plan
 
 RUNNABLE_KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda")
 RUNNABLE_FORMATS = ("fp32", "bf16", "fp16", "int8")
+
+
+def check_files(folder: Path) -> None:
+    """Raises ModelError for files that hold quantised weights."""
+    stored = read_model_spec(folder).stored
+    if stored is not None:
+        raise ModelError(
+            f"{folder} holds {stored.format} weights, which can be planned and exported to other engines, but not run;"
+            " use its bf16, fp16 or fp32 version"
+        )
 
 
 def check_runnable(plan: Plan) -> None:

@@ -25,6 +25,7 @@ class TensorHeader:
     dtype: str
     """As the format calls it: "BF16", "F8_E4M3"."""
     shape: tuple[int, ...]
+    num_bytes: int
 
     @property
     def num_elements(self) -> int:
@@ -64,8 +65,14 @@ def _file_headers(file: Path) -> Iterator[TensorHeader]:
         if file.stat().st_size < _LENGTH_BYTES + length + data_bytes:
             raise ValueError("it ends before its last tensor")
         for name, entry in tensors.items():
-            shape = tuple(int(size) for size in entry["shape"])
-            yield TensorHeader(file=file, name=name, dtype=str(entry["dtype"]), shape=shape)
+            first, last = (int(offset) for offset in entry["data_offsets"])
+            yield TensorHeader(
+                file=file,
+                name=name,
+                dtype=str(entry["dtype"]),
+                shape=tuple(int(size) for size in entry["shape"]),
+                num_bytes=last - first,
+            )
     except OSError as error:
         raise ModelError(f"{file} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

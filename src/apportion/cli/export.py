@@ -28,6 +28,7 @@ def export(
 ) -> None:
     """Print a plan as another engine's commands or device map, and what that engine cannot express."""
     from apportion.export.engines import export as export_plan
+    from apportion.export.weights import model_place
     from apportion.planner.plan_file import read_plan
 
     plan = read_plan(file)
@@ -38,7 +39,8 @@ def export(
         sys.stderr.write("".join(notes))
         sys.stdout.write(json.dumps(exported.device_map, indent=2) + "\n")
     else:
-        sys.stdout.write(f"# MODEL: where {plan.model.name} is\n" + _script(exported) + "".join(notes))
+        place = model_place(plan, to.value)
+        sys.stdout.write(f"# MODEL: {place}\n" + _script(exported) + "".join(notes))
 
 
 def _script(exported: "Export") -> str:

@@ -83,7 +83,7 @@ Weights = Annotated[
     str | None,
     typer.Option(
         help="Format of the weights, or several of fp32, bf16, fp16, int8, int4 to choose from for each stage, like "
-        "'bf16,int8'; 'auto' is as in the files [default: fp32 on CPUs, else auto]."
+        "'bf16,int8'; 'auto' is as in the files, also quantised ones [default: auto; fp32 on CPUs for plain ones]."
     ),
 ]
 
@@ -141,7 +141,7 @@ def plan_from_options(
     from apportion.calibrate.here import calibrate_here
     from apportion.catalog.datasheet import common_cards
     from apportion.catalog.model_config import read_model_spec
-    from apportion.cli.weights import weight_formats, weights_note
+    from apportion.cli.weights import chosen_formats
     from apportion.planner.build import make_plan
 
     swap_bytes = _swap_bytes(choices.swap_space)
@@ -149,10 +149,7 @@ def plan_from_options(
     workload = workload_from_options(model, choices)
     cluster = cluster_from_options(choices)
     when_measured()
-    formats = weight_formats(model_path, model, cluster, choices.weights)
-    note = weights_note(model_path, formats)
-    if note is not None:
-        _tell(f"apportion: warning: {note}")
+    formats = chosen_formats(model, cluster, choices.weights)
     streaming = choices.stream is not StreamChoice.NEVER
     if choices.no_calibration:
         plan = make_plan(model, cluster, workload, formats, streaming=streaming, cards=common_cards())

@@ -101,12 +101,16 @@ def _write(machines: "Mapping[str, Machine]", network: "Network", out: Path) -> 
 
 def _show(machines: "Mapping[str, Machine]", network: "Network") -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console()
     for host, machine in machines.items():
         console.print(_device_table(host, machine))
         console.print(_link_table(host, machine))
-    console.print("A processor is measured, its 16-bit products assumed; a card's figures are its driver's.")
+    console.print("A processor is measured; a card's figures are its driver's.")
+    for host, machine in machines.items():
+        if not machine.products_measured:
+            console.print(f"{escape(host)} has no torch: products of 16-bit and int8 weights are assumed.")
     if len(machines) == 1:
         console.print(
             "Links to other hosts are not measured: name them with --hosts, or write them in the file."
@@ -126,7 +130,7 @@ def _device_table(host: str, machine: "Machine") -> "Table":
     table = Table(title=escape(f"Devices of {host}"), title_justify="left")
     table.add_column("device")
     table.add_column("hardware")
-    for column in ("memory", "reads", "fp32", "16 bit"):
+    for column in ("memory", "reads", "fp32", "16 bit", "int8"):
         table.add_column(column, justify="right")
     for device in machine.devices:
         table.add_row(
@@ -136,6 +140,7 @@ def _device_table(host: str, machine: "Machine") -> "Table":
             f"{device.mem_bytes_per_s / 1e9:.1f} GB/s",
             f"{device.flops_per_s['fp32'] / 1e9:.0f} GFLOP/s",
             f"{device.flops_per_s['bf16'] / 1e9:.0f} GFLOP/s",
+            f"{device.flops_per_s['int8'] / 1e9:.0f} GFLOP/s",
         )
     return table
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from apportion.planner.check import Check
 from apportion.types.cluster import Device
-from apportion.types.plan import Plan, Stage
+from apportion.types.plan import FewestDevices, Plan, Stage
 from apportion.types.units import format_bytes, format_seconds
 
 
@@ -44,6 +44,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"{format_seconds(certificate.lower_bound)}, gap {certificate.gap:.2%}"
     )
     console.print(f"  by {escape(certificate.method)}")
+    if certificate.fewest_devices is not None:
+        console.print(_fewest(certificate.fewest_devices, len(plan.device_ids)))
     if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
         console.print("* emulated: slowed down on purpose, its figures are no real device's")
 
@@ -66,6 +68,14 @@ def _objective(plan: Plan) -> str:
     if plan.workload.objective == "fewest-devices":
         return f"time per output token with as few devices as {len(plan.device_ids)}"
     return plan.workload.objective
+
+
+def _fewest(proven: FewestDevices, used: int) -> str:
+    if proven.number == used:
+        return f"fewer than {used} would not do: {proven.method}"
+    return (
+        f"{proven.number} to {used - 1} devices were searched in vain but are not excluded; {proven.method}"
+    )
 
 
 def _shape(plan: Plan) -> str:

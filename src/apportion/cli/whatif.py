@@ -46,7 +46,7 @@ def whatif(
     from rich.console import Console
 
     from apportion.cli.render_whatif import print_whatif, whatif_json
-    from apportion.cli.weights import parse_weights
+    from apportion.cli.weights import changed_formats
     from apportion.planner.plan_file import read_plan
     from apportion.planner.whatif import Changes, what_if
 
@@ -57,7 +57,7 @@ def whatif(
         links=tuple(_link(text) for text in link or ()),
         context_tokens=context,
         concurrency=concurrency,
-        weight_formats=None if weights is None else parse_weights(weights, before.model.checkpoint_format),
+        weight_formats=changed_formats(before.model, weights),
     )
     after = what_if(before, changes)
     if as_json:

@@ -6,7 +6,7 @@ Everything here is affine in a shard's KV heads, FFN columns and vocabulary rows
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from apportion.cost.formats import vocab_row_bytes
+from apportion.cost.formats import outside_bytes, vocab_row_bytes
 from apportion.cost.shard import Shard, stage_shards
 from apportion.cost.streaming import (
     largest_streamed_bytes,
@@ -60,8 +60,8 @@ def shard_weights_bytes(model: ModelSpec, shard: Shard) -> int:
     formats = shard.formats
     layers = sum(count * shard.layer_bytes(layer) for layer, count in shard.layers)
     row = vocab_row_bytes(model, formats, has_embedding=shard.has_embedding, has_head=shard.has_head)
-    final_norm = model.hidden_size * formats.activation_bytes if shard.has_head else 0
-    return layers + shard.vocab_rows * row + final_norm
+    outside = outside_bytes(model, formats) if shard.has_head else 0
+    return layers + shard.vocab_rows * row + outside
 
 
 def kv_bytes_per_token(model: ModelSpec, shard: Shard) -> int:

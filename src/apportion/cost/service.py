@@ -16,6 +16,11 @@ def served_per_s(workload: Workload, value_s: float) -> float:
     return 1 / (workload.output_tokens * value_s)
 
 
+def slowest_s(workload: Workload, rate: float) -> float:
+    """The most seconds per output token with which so many requests a second are served."""
+    return 1 / (workload.output_tokens * rate)
+
+
 def system_s(workload: Workload, value_s: float) -> float:
     """A request's time in the system with all sequences running."""
     return workload.concurrency / served_per_s(workload, value_s)

@@ -45,6 +45,7 @@ class Shard:
             self.kv_heads * parameters_bytes(layer.per_kv_head, self.formats)
             + self.ffn_columns * parameters_bytes(layer.per_ffn_column, self.formats)
             + parameters_bytes(layer.replicated, self.formats)
+            + (layer.stored_block_bytes if self.formats.as_stored and self.rank > 0 else 0)
         )
 
 

@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from apportion.cost.formats import head_row_bytes, parameters_bytes, vocab_row_bytes
+from apportion.cost.formats import (
+    Formats,
+    head_row_bytes,
+    outside_bytes,
+    parameters_bytes,
+    shares_table,
+    vocab_row_bytes,
+)
 from apportion.cost.shard import stage_formats
 from apportion.cost.traffic import layer_reductions
-from apportion.types.model import ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec
 from apportion.types.plan import Plan, Stage
 from apportion.types.units import FORMAT_BYTES
 
@@ -73,28 +80,34 @@ def whole_model_bytes(plan: Plan) -> int:
     first, last = stage_formats(plan.stages[0]), stage_formats(plan.stages[-1])
     embedding = model.vocab_rows * vocab_row_bytes(model, first, has_embedding=True, has_head=False)
     head = 0 if _shared_table(plan) else model.vocab_rows * head_row_bytes(model, last)
-    activations = kv_elements + model.hidden_size
-    return layers + embedding + head + activations * FORMAT_BYTES[plan.activation_format]
+    cache = kv_elements * FORMAT_BYTES[plan.activation_format]
+    return layers + embedding + head + outside_bytes(model, last) + cache
 
 
 def _shared_table(plan: Plan) -> bool:
     """Whether one table would do for embedding and head, were the model not divided."""
     ends = (stage_formats(plan.stages[0]), stage_formats(plan.stages[-1]))
-    return plan.model.tied_embeddings and not any(formats.packed for formats in ends)
+    return ends[0].weights == ends[1].weights and all(shares_table(plan.model, one) for one in ends)
 
 
 def replicated_bytes(plan: Plan) -> int:
-    """What the division adds to `whole_model_bytes`: everything of a layer that every member of a group holds, the
-    final norm, and a shared table cut off from its other end."""
+    """What the division adds to `whole_model_bytes`: everything of a layer that every member of a group holds, whole
+    quantisation blocks, the final norm, and a shared table cut off from its other end."""
     model, last = plan.model, plan.stages[-1]
     layers = sum(
-        (stage.split.size - 1) * parameters_bytes(layer.replicated, stage_formats(stage))
+        (stage.split.size - 1) * _per_member_bytes(layer, stage_formats(stage))
         for stage in plan.stages
         for layer in model.layers[stage.layer_start : stage.layer_stop]
     )
-    norms = (last.split.size - 1) * model.hidden_size * FORMAT_BYTES[plan.activation_format]
+    norms = (last.split.size - 1) * outside_bytes(model, stage_formats(last))
     cut = _shared_table(plan) and len(plan.stages) > 1
     return layers + norms + (model.vocab_rows * head_row_bytes(model, stage_formats(last)) if cut else 0)
+
+
+def _per_member_bytes(layer: LayerSpec, formats: Formats) -> int:
+    """What each member but the first adds to a layer."""
+    blocks = layer.stored_block_bytes if formats.as_stored else 0
+    return parameters_bytes(layer.replicated, formats) + blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

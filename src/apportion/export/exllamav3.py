@@ -14,10 +14,9 @@ from apportion.export.accelerators import visible
 from apportion.export.differences import differences
 from apportion.export.launch import MODEL, Division, Export, Launch
 from apportion.export.regroup import Group, apportion_units, gpu_members, one_stage, regroup
-from apportion.export.weights import one_weight_format, weight_notes
+from apportion.export.weights import one_weight_format, weight_bits, weight_notes
 from apportion.types.errors import PlanError
 from apportion.types.plan import Plan, Stage
-from apportion.types.units import WEIGHT_BITS
 
 GIB = 2**30
 CACHE_PAGE_TOKENS = 256
@@ -81,7 +80,7 @@ def _limits_gib(plan: Plan, division: Division) -> list[float]:
 def _notes(plan: Plan, division: Division) -> list[str]:
     notes = [
         f"exllamav3 computes in fp16 from fp16 or EXL3 weights; the plan's bytes are for "
-        f"{one_weight_format(plan)} ({WEIGHT_BITS[one_weight_format(plan)]:g} bits a parameter)",
+        f"{one_weight_format(plan)} ({weight_bits(plan):.3g} bits a parameter)",
         *weight_notes(plan, "exllamav3"),
     ]
     if division.stages[0].split.size > 1:

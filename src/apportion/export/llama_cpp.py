@@ -1,4 +1,4 @@
-"""A plan as llama.cpp's arguments, and the rpc-servers that stand for other hosts' devices.
+"""A plan as llama.cpp's arguments, and the RPC servers that stand for other hosts' devices.
 
 Looked at: tools/rpc/README.md at 038514c; as copies of 2026 up to b11160, common/arg.cpp (names), src/llama-model.cpp
 (`load_tensors`: the last `n-gpu-layers` of num_layers + 1 "layers", of which the output is the last, go to devices by
@@ -18,7 +18,7 @@ from apportion.export.differences import differences
 from apportion.export.launch import MODEL, Division, Export, Launch
 from apportion.export.price import division_tokens_per_s
 from apportion.export.regroup import all_members, cut_down, one_stage, regroup
-from apportion.export.weights import one_weight_format, weight_notes
+from apportion.export.weights import is_gguf, one_weight_format, weight_notes
 from apportion.types.cluster import Device
 from apportion.types.plan import Plan, Stage
 
@@ -164,11 +164,11 @@ def _rpc(servers: Sequence[Placement]) -> tuple[str, ...]:
 def _rpc_server(device: Device, port: int) -> Launch:
     listen = ("-H", device.host, "-p", str(port))
     if device.kind == "cpu":
-        command = ("rpc-server", "--device", "CPU", "-t", str(device.num_threads), *listen)
+        command = ("ggml-rpc-server", "--device", "CPU", "-t", str(device.num_threads), *listen)
         return Launch(host=device.host, command=command)
     # A variable that shows one device makes it number 0; without one its own number tells it apart.
     number = 0 if device.kind in VISIBLE else ordinal(device)
-    command = ("rpc-server", "--device", f"{LLAMA_CPP_NAMES[device.kind]}{number}", *listen)
+    command = ("ggml-rpc-server", "--device", f"{LLAMA_CPP_NAMES[device.kind]}{number}", *listen)
     return Launch(host=device.host, variables=visible([device]), command=command)
 
 
@@ -191,13 +191,17 @@ def _layer_notes(
     if len(placements) > 1:
         notes.append("llama.cpp decodes one batch at a time: stages wait for each other")
     if servers:
-        notes.append("rpc-server has no authentication: run it on a network of your own only")
+        notes.append(
+            "ggml-rpc-server (rpc-server in older builds) has no authentication: run it on a network of your own only"
+        )
     return notes
 
 
 def _common_notes(plan: Plan, main: str) -> list[str]:
-    notes = [f"llama.cpp's weights are as in the GGUF file; the plan counts {one_weight_format(plan)}"]
-    notes += weight_notes(plan, "llama.cpp")
+    notes = weight_notes(plan, "llama.cpp")
+    if not is_gguf(plan):
+        counted = f"llama.cpp's weights are as in the GGUF file; the plan counts {one_weight_format(plan)}"
+        notes = [counted, *notes]
     first = plan.cluster.device(plan.stages[0].split.device_ids[0])
     if first.kind != "cpu" or first.host != main:
         notes.append(f"the embedding table stays in the memory of {main}'s CPU, not on {first.id}")

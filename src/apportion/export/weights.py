@@ -1,7 +1,7 @@
 """In words: what the weights of a plan become in an engine, which has one format for all of them."""
 
+from apportion.cost.formats import weight_formats
 from apportion.types.plan import Plan
-from apportion.types.units import WEIGHT_BITS
 
 NEAREST: dict[str, dict[str, str]] = {
     "vLLM": {
@@ -20,7 +20,9 @@ NEAREST: dict[str, dict[str, str]] = {
     "exllamav3": {"int8": "an EXL3 checkpoint of 8.0 bits", "int4": "an EXL3 checkpoint of 4.5 bits"},
 }
 """By engine and format of ours."""
-
+_READ_CHECKPOINTS = ("vLLM", "SGLang", "accelerate")
+"""By the method that a checkpoint's config names."""
+_OWN_FILES = {"llama.cpp": "a GGUF file", "exllamav3": "an EXL3 checkpoint"}
 
 _STREAMING = {
     "accelerate": "which the map gives as 'cpu': accelerate copies them in every step, without prefetching the next",
@@ -31,7 +33,23 @@ _STREAMING = {
 
 def one_weight_format(plan: Plan) -> str:
     """The narrowest of the stages' formats: what holds a stage in it does not hold it in a wider one."""
-    return min(plan.weight_formats_in_use, key=lambda name: (WEIGHT_BITS[name], name))
+    return min(plan.weight_formats_in_use, key=lambda name: (weight_formats(plan.model)[name], name))
+
+
+def weight_bits(plan: Plan) -> float:
+    """Of a parameter in that format."""
+    return weight_formats(plan.model)[one_weight_format(plan)]
+
+
+def is_gguf(plan: Plan) -> bool:
+    """Whether the plan is of a GGUF file as it is."""
+    stored = plan.model.stored
+    return stored is not None and stored.container == "gguf" and stored.format == one_weight_format(plan)
+
+
+def model_place(plan: Plan, engine: str) -> str:
+    """What the commands' MODEL stands for."""
+    return f"where {plan.model.name}{'.gguf' if engine == 'llama.cpp' and is_gguf(plan) else ''} is"
 
 
 def weight_notes(plan: Plan, engine: str) -> list[str]:
@@ -51,4 +69,16 @@ def weight_notes(plan: Plan, engine: str) -> list[str]:
         notes.append(
             f"the nearest to the plan's {name} weights is {NEAREST[engine][name]}: give {engine} that"
         )
+    if plan.model.stored is not None and plan.model.stored.format == name:
+        notes += _stored_notes(plan, engine)
     return notes
+
+
+def _stored_notes(plan: Plan, engine: str) -> list[str]:
+    if is_gguf(plan) if engine == "llama.cpp" else not is_gguf(plan) and engine in _READ_CHECKPOINTS:
+        return []
+    kind = _OWN_FILES.get(engine, "a checkpoint")
+    return [
+        f"{engine} does not take the plan's {one_weight_format(plan)} {'GGUF file' if is_gguf(plan) else 'checkpoint'} "
+        f"as it is: give it {kind} of about {weight_bits(plan):.2g} bits a parameter"
+    ]

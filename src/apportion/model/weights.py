@@ -100,6 +100,12 @@ class Checkpoint:
             )
 
     def read_into(self, target: Tensor, name: str, ranges: tuple[Range, ...]) -> None:
+        tensor = self._tensor(name)
+        source = tensor.array[tuple(slice(start, stop) for start, stop in ranges)]
+        if _lies_alike(target, tensor, source):
+            self._read_bytes(tensor, source, target.view(-1).view(torch.uint8).numpy())
+            self.read_bytes += source.nbytes
+            return
         for piece, staged in self._staged(name, ranges):
             destination = target[
                 tuple(
@@ -133,10 +139,17 @@ class Checkpoint:
         if not source.flags.c_contiguous:
             np.copyto(staged, source)
             return
-        start = tensor.file_start + source.ctypes.data - tensor.array.ctypes.data
-        target = memoryview(staged.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
-        if os.preadv(self._descriptors[tensor.file], [target], start) != len(target):
-            raise ModelError(f"{tensor.file} has become shorter; download it again")
+        self._read_bytes(tensor, source, staged)
+
+    def _read_bytes(self, tensor: StoredTensor, source: np.ndarray, target: np.ndarray) -> None:
+        """The bytes of `source`, a part of the tensor that lies in one piece."""
+        at = tensor.file_start + source.ctypes.data - tensor.array.ctypes.data
+        missing = memoryview(target.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
+        while missing:  # one call reads less than 2 GiB
+            count = os.preadv(self._descriptors[tensor.file], [missing], at)
+            if count == 0:
+                raise ModelError(f"{tensor.file} has become shorter; download it again")
+            missing, at = missing[count:], at + count
 
     def will_read(self, name: str) -> None:
         tensor = self._tensor(name)
@@ -154,6 +167,16 @@ class Checkpoint:
                 f" use a checkpoint in {', '.join(_DTYPES)}"
             )
         return tensor
+
+
+def _lies_alike(target: Tensor, tensor: StoredTensor, source: np.ndarray) -> bool:
+    """Whether the bytes of a part of the tensor are those of `target`, in order."""
+    return (
+        source.flags.c_contiguous
+        and target.is_contiguous()
+        and target.device.type == "cpu"
+        and target.dtype == _DTYPES[tensor.dtype][1]
+    )
 
 
 def _pieces(ranges: tuple[Range, ...], max_items: int) -> Iterator[tuple[Range, ...]]:

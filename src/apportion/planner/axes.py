@@ -1,6 +1,7 @@
 """The units in which a group's shares are counted, and how much of them each member's memory holds.
 
-FFN columns come in granules: the largest power of two ≤ 16 that divides them. KV heads come one by one, in
+FFN columns come in granules: the largest power of two ≤ 16 that divides them, or the quantisation blocks of the model's
+own files, which are not cut. KV heads come one by one, in
 granules of 2, 4, … only where there would be more than 5000 ways to share them. Vocabulary rows follow the FFN
 columns by cumulative rounding, and a member has room for its rows rounded up.
 """
@@ -25,6 +26,8 @@ IntArray = NDArray[np.int64]
 
 
 def ffn_granule(model: ModelSpec) -> int:
+    if model.stored is not None and model.stored.ffn_block_columns > 1:
+        return model.stored.ffn_block_columns
     return next(size for size in (16, 8, 4, 2, 1) if model.ffn_columns % size == 0)
 
 

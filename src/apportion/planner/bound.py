@@ -18,24 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.objective import Goal, Timing
+from apportion.planner.exclusion import Exclusion
 from apportion.planner.formats import group_problems
 from apportion.planner.groups import Group, first_alike, group_link, possible_groups
 from apportion.planner.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
-from apportion.planner.options import (
-    Options,
-    joined_options,
-    numbered_options,
-    one_format,
-    optimistic_options,
-)
-from apportion.planner.problem import Problem, microbatch_candidates
-from apportion.planner.relaxed import RelaxedGroup
+from apportion.planner.least_options import exact_options, quick_options
+from apportion.planner.options import Options, joined_options
+from apportion.planner.problem import Problem, chunk_candidates, microbatch_candidates
 from apportion.planner.selection import cheapest_selection, num_states
 from apportion.planner.share_costs import ShareCosts
 from apportion.planner.stage_kinds import StageKinds
 from apportion.planner.stage_tables import StageTables
 from apportion.planner.streamed import group_costs
 from apportion.planner.threshold import minimise_over
+from apportion.planner.ways import all_ways
 from apportion.types.plan import Certificate
 
 SLACK = 2e-10
@@ -46,6 +42,9 @@ MANY_GROUPS = 40
 """Different ones, for which a bound with every member's memory takes seconds."""
 GOOD_GAP = 9.8e-3
 """With so many, not looked into."""
+GAPS = (SLACK, *(1e-4 * 1.5**step for step in range(23)))
+"""That are tried where there are limits."""
+LIMITED = "cheapest groups and numbers of layers that keep the limits (Lagrangian relaxation)"
 ROUGH = 1e-3
 """With so many, how far below the least the bound may be."""
 
@@ -55,17 +54,10 @@ IntArray = NDArray[np.int64]
 
 def certify(problems: Sequence[Problem], value: float) -> Certificate:
     """The certificate of a plan whose objective is `value`: a bound on every plan for any of `problems`, which differ
-    in their prefill chunk and number of sequences alone. Limits on TTFT and TPOT are left out: it bounds plans without
-    them too."""
+    in their prefill chunk and number of sequences alone, that keeps the limits on TTFT and TPOT. With limits it is for
+    all numbers of sequences from the least to the most."""
     problem = problems[0]
-    groups = possible_groups(problem)
-    kinds = StageKinds(problem.model)
-    bounds = [
-        _Bounds(one, microbatches, groups, kinds, value).best()
-        for one in problems
-        for microbatches in microbatch_candidates(one.workload, len(problem.cluster.devices))
-    ]
-    least = min(bounds, key=lambda bound: bound.seconds)
+    least = _with_limits(problems, value) if problem.workload.limited else _without(problems, value)
     lower_bound = min(value, least.seconds)
     return Certificate(
         objective=problem.workload.objective,
@@ -74,6 +66,28 @@ def certify(problems: Sequence[Problem], value: float) -> Certificate:
         gap=value / lower_bound - 1,
         method=least.method,
     )
+
+
+def _without(problems: Sequence[Problem], value: float) -> Bound:
+    groups, kinds = possible_groups(problems[0]), StageKinds(problems[0].model)
+    bounds = (
+        _Bounds(one, microbatches, groups, kinds, value).best()
+        for one in problems
+        for microbatches in microbatch_candidates(one.workload, len(one.cluster.devices))
+    )
+    return min(bounds, key=lambda bound: bound.seconds)
+
+
+def _with_limits(problems: Sequence[Problem], value: float) -> Bound:
+    problem = problems[0]
+    numbers = [one.workload.concurrency for one in problems]
+    least, most = min(numbers), max(numbers)
+    chunks = tuple(sorted({one.capacity.chunk_tokens for one in problems}, reverse=True))
+    if least < most:  # which are chosen among depends on the number
+        chunks = chunk_candidates(problem.workload.max_context_tokens)
+    ways = all_ways(chunks, (least, most), len(problem.cluster.devices))
+    gap = Exclusion(problem).best_proven(ways, value, GAPS)
+    return Bound(value * (1 - gap), LIMITED) if gap < 1 else _without(problems, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +114,23 @@ class _Bounds:
         self.groups = groups
         self.kinds = kinds
         self.value = value
-        self.microbatches = microbatches
+        self.steps = problem.steps(microbatches)
         self.alike = first_alike(problem, groups)
         self.costs = {number: self._costs(groups[number]) for number in dict.fromkeys(self.alike)}
 
     def _costs(self, group: Group) -> list[ShareCosts]:
         """In each weight format that may be best."""
-        link, steps = group_link(self.problem, group), self.problem.steps(self.microbatches)
+        link = group_link(self.problem, group)
         problems = group_problems(self.problem, group.devices, self.kinds)
-        return [group_costs(one, group.devices, link, steps, self.kinds) for one in problems]
+        return [group_costs(one, group.devices, link, self.steps, self.kinds) for one in problems]
 
     def best(self) -> Bound:
         """The quick bound where it is good enough; else with every member's memory, then by integer program."""
         good = GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK
-        quick = self._of_selections(self._tables(self._optimistic))
+        quick = self._of_selections(self._tables(quick_options))
         if self._good(quick, good):
             return quick
-        tables = self._tables(self._exact)
+        tables = self._tables(exact_options)
         bound = max(quick, self._of_selections(tables), key=lambda bound: bound.seconds)
         return (
             bound if self._good(bound, good) else max(bound, self._of_paths(tables), key=lambda b: b.seconds)
@@ -125,41 +139,13 @@ class _Bounds:
     def _good(self, bound: Bound, gap: float) -> bool:
         return bound.seconds >= self.value * (1 - gap)
 
-    def _tables(self, options: Callable[[ShareCosts], Options]) -> StageTables:
+    def _tables(self, options: Callable[[ShareCosts, Goal], Options]) -> StageTables:
         found = {
-            number: joined_options([options(costs) for costs in by_format])
+            number: joined_options([options(costs, self.goal) for costs in by_format])
             for number, by_format in self.costs.items()
         }
         by_group = [found[number] for number in self.alike]
-        return StageTables(self.problem, self.microbatches, self.groups, self.kinds, by_group)
-
-    def _optimistic(self, costs: ShareCosts) -> Options:
-        options = optimistic_options(costs, self.goal)
-        if options is not None:
-            return options
-        return self._single(costs, self._relaxed(costs).apart(self.goal))
-
-    def _exact(self, costs: ShareCosts) -> Options:
-        options = numbered_options(costs, self.goal)
-        if options is not None:
-            return options
-        relaxed = self._relaxed(costs)
-        least = np.full((len(self.kinds.kinds), 2), inf)
-        possible = costs.possible()
-        least[possible] = relaxed.least(possible, self.goal)
-        return self._single(costs, np.maximum(least, relaxed.apart(self.goal)))
-
-    def _single(self, costs: ShareCosts, least: FloatArray) -> Options:
-        """One option a kind, of these (path, occupied) seconds."""
-        path_s = np.full((len(least), 1), inf)
-        possible = costs.possible()
-        path_s[possible, 0] = least[possible, 0]
-        none = np.empty((0, len(costs.devices)), dtype=np.int64)
-        return Options(path_s, least[:, 1:], np.full((len(least), 1), -1), none, none, one_format(none))
-
-    def _relaxed(self, costs: ShareCosts) -> RelaxedGroup:
-        steps = self.problem.steps(self.microbatches)
-        return RelaxedGroup(costs.problem, costs.devices, costs.link, steps, self.kinds)
+        return StageTables(self.problem, self.goal, self.steps, self.groups, self.kinds, by_group)
 
     def _of_paths(self, tables: StageTables) -> Bound:
         arcs = _drop_hopeless(tables, self.goal, _arcs(tables, self.goal), self.value)
@@ -179,7 +165,7 @@ class _Bounds:
             return Bound(0.0, "too many groups on one host")
 
         def solve(limit: float) -> Selected | None:
-            found = cheapest_selection(tables.host_choices(limit), layers)
+            found = cheapest_selection(tables.host_choices(limit), layers, self.problem.max_devices)
             return None if found is None else Selected(found[0], limit)
 
         cutoff = self.value * (1 - SLACK)

@@ -1,10 +1,10 @@
-"""How many sequences run at once, and on how many devices, where the workload leaves that open.
-
-`find(workload, most_devices)` gives the best division for a given number of sequences.
-"""
+"""How many sequences run at once, and on how many devices, where the workload leaves that open."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
+from math import inf
+from typing import Protocol
 
 from apportion.cost.service import served_per_s
 from apportion.planner.found import Found
@@ -12,20 +12,38 @@ from apportion.planner.problem import sequence_numbers
 from apportion.types.errors import InfeasibleError
 from apportion.types.workload import Workload
 
-Find = Callable[[Workload, int | None], Found | None]
 MAX_SEQUENCES = 4096
+CLOSE = 1 - 1e-3
+"""Relative: numbers between those sampled that gain less are not looked for."""
 SATURATED = 1.001
 """Twice the sequences that serve less than this much more show that the devices can do no more."""
 
 
-def find_demanded(workload: Workload, num_devices: int, find: Find) -> Found | None:
+class Finder(Protocol):
+    """Divisions for given numbers of sequences, on at most so many devices."""
+
+    @property
+    def num_devices(self) -> int: ...
+
+    def best(self, workload: Workload, max_devices: int | None, cutoff: float) -> Found | None:
+        """With limits only where it is below `cutoff`."""
+        ...
+
+    def hopeless(
+        self, workload: Workload, sequences: tuple[int, int], max_devices: int | None, cutoff: float
+    ) -> bool:
+        """Whether none of these numbers, both included, has a division below `cutoff`."""
+        ...
+
+
+def find_demanded(workload: Workload, finder: Finder) -> Found | None:
     """None where nothing fits or keeps the limits. Raises InfeasibleError for an arrival rate that is too high."""
     if workload.objective != "fewest-devices":
-        return _serving(workload, None, find)
+        return _serving(workload, None, finder)
     unserved: InfeasibleError | None = None
-    for most_devices in range(1, num_devices + 1):
+    for most_devices in range(1, finder.num_devices + 1):
         try:
-            found = _serving(workload, most_devices, find)
+            found = _serving(workload, most_devices, finder)
         except InfeasibleError as error:
             unserved = error
             continue
@@ -36,18 +54,37 @@ def find_demanded(workload: Workload, num_devices: int, find: Find) -> Found | N
     return None
 
 
-def _serving(workload: Workload, most_devices: int | None, find: Find) -> Found | None:
+def _serving(workload: Workload, most_devices: int | None, finder: Finder) -> Found | None:
     def with_sequences(number: int) -> Found | None:
-        return find(replace(workload, concurrency=number), most_devices)
+        return finder.best(replace(workload, concurrency=number), most_devices, inf)
 
     if workload.arrival_rate is not None:
         return _at_rate(workload.arrival_rate, with_sequences)
     if not workload.limited or workload.objective != "throughput":
-        return find(workload, most_devices)
+        return finder.best(workload, most_devices, inf)
     most = workload.most_sequences or workload.concurrency
-    workload = replace(workload, most_sequences=most)
-    found = [one for number in sequence_numbers(most) if (one := with_sequences(number))]
-    return min(found, key=lambda one: one.value, default=None)
+    return _best_number(replace(workload, most_sequences=most), most, most_devices, finder)
+
+
+def _best_number(workload: Workload, most: int, most_devices: int | None, finder: Finder) -> Found | None:
+    """Of 1 to `most` sequences; those between the sampled ones are tried where no bound excludes them."""
+    best = finder.best(replace(workload, concurrency=1), most_devices, inf)
+    if best is None:  # more sequences take more memory, and no less time
+        return None
+    samples = sequence_numbers(most)
+    left = [(before + 1, after - 1) for before, after in pairwise(samples) if before + 1 < after]
+    left += [(number, number) for number in samples[1:]]
+    while left:
+        low, high = left.pop()
+        close = 1.0 if low == high else CLOSE
+        if finder.hopeless(workload, (low, high), most_devices, best.value * close):
+            continue
+        middle = (low + high) // 2
+        found = finder.best(replace(workload, concurrency=middle), most_devices, best.value)
+        if found is not None and found.value < best.value:
+            best = found
+        left += [part for part in ((low, middle - 1), (middle + 1, high)) if part[0] <= part[1]]
+    return best
 
 
 def _at_rate(rate: float, find: Callable[[int], Found | None]) -> Found | None:

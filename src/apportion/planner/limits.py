@@ -13,9 +13,9 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from apportion.cost.objective import Goal, Timing
+from apportion.cost.objective import Timing
 from apportion.planner.groups import Used
-from apportion.planner.options import Options, joined_options, numbered_options, pooled_options
+from apportion.planner.options import PHASES, Options, joined_options, numbered_options, pooled_options
 from apportion.planner.search import Division, PlacedStage, Search
 from apportion.types.workload import Workload
 
@@ -23,15 +23,6 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 State = tuple[Used, str]
 PREFILL, DECODE, LONGEST, OCCUPIED = range(4)
-PHASES = Goal(
-    objective="latency",
-    path_prefill=1.0,
-    path_decode=0.0,
-    occupied_prefill=0.0,
-    occupied_decode=1.0,
-    per=1.0,
-)
-"""Its options are those that no other beats in both prefill (their path) and decode (occupied) seconds."""
 MAX_COMBINATIONS = 2000
 """Of a state; beyond, those of the least sums are kept and the result need not be the best."""
 ROUNDING = 1 + 1e-9

@@ -5,10 +5,11 @@ larger group's come from a pool: the best shares (shares.py) of some kinds of st
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, inf
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,16 @@ SAMPLED_PARTS = (0.0, 0.5, 0.8, 1.0)
 """Of the number of layers that a group can hold."""
 FEW_SHARES = 32
 """Options that are kept without asking whether others beat them."""
+
+PHASES = Goal(
+    objective="latency",
+    path_prefill=1.0,
+    path_decode=0.0,
+    occupied_prefill=0.0,
+    occupied_decode=1.0,
+    per=1.0,
+)
+"""Its options are those that no other beats in both prefill (their path) and decode (occupied) seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +103,22 @@ def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
     few = _unlimited(costs)
     if few is None:
         return None
+    numbers = np.arange(len(costs.kinds.kinds))
+    free = costs.fits(*few, numbers).all(axis=1)
+    blocks = [_best_of(costs, goal, few, numbers[free])]
+    tight = np.setdiff1d(costs.possible(), numbers[free])
+    if len(tight) == 0:
+        return _padded(blocks, len(numbers), few)
     size = len(costs.devices)
     heads = head_compositions(costs.problem.model.kv_heads, size)
     granules = _compositions(costs.num_granules, size)
     everything = (np.repeat(heads, len(granules), axis=0), np.tile(granules, (len(heads), 1)))
-    numbers = np.arange(len(costs.kinds.kinds))
-    free = costs.fits(*few, numbers).all(axis=1)
     pool = (np.concatenate([few[0], everything[0]]), np.concatenate([few[1], everything[1]]))
-    rows = [*_best_rows(costs, goal, few, numbers[free], 0)]
-    rows += _best_rows(costs, goal, everything, np.setdiff1d(costs.possible(), numbers[free]), len(few[0]))
-    return _padded(rows, len(numbers), pool)
+    step = max(1, 400_000 // len(everything[0]))
+    for begin in range(0, len(tight), step):  # for the sake of memory
+        block = _best_of(costs, goal, everything, tight[begin : begin + step])
+        blocks.append(block._replace(share=block.share + len(few[0])))
+    return _padded(blocks, len(numbers), pool)
 
 
 def share_pool(shares: GroupShares, kinds: StageKinds) -> list[Shares]:
@@ -138,9 +155,8 @@ def optimistic_options(costs: ShareCosts, goal: Goal) -> Options | None:
     numbered = _unlimited(costs)
     if numbered is None:
         return None
-    possible = costs.possible()
-    rows = _best_rows(costs, goal, numbered, possible, 0, limited=False)
-    return _padded(list(rows), len(costs.kinds.kinds), numbered)
+    block = _best_of(costs, goal, numbered, costs.possible(), limited=False)
+    return _padded([block], len(costs.kinds.kinds), numbered)
 
 
 def _unlimited(costs: ShareCosts) -> tuple[IntArray, IntArray] | None:
@@ -156,28 +172,35 @@ def _unlimited(costs: ShareCosts) -> tuple[IntArray, IntArray] | None:
     return np.repeat(heads[quick], len(narrow), axis=0), np.tile(granules[narrow], (len(quick), 1))
 
 
-Row = tuple[int, FloatArray, FloatArray, IntArray]
-"""Kind, path and occupied seconds of its options, their shares."""
+class Block(NamedTuple):
+    """Of some kinds, [kind, option]: path and occupied seconds, infinite where there is none, and the shares."""
+
+    numbers: IntArray
+    path_s: FloatArray
+    occupied_s: FloatArray
+    share: IntArray
 
 
-def _best_rows(
+def _best_of(
     costs: ShareCosts,
     goal: Goal,
     shares: tuple[IntArray, IntArray],
     numbers: IntArray,
-    first: int,
     *,
     limited: bool = True,
-) -> Iterator[Row]:
-    """`first` is the number of the first of these shares. In slices of kinds, for the sake of memory."""
-    costed = costs.costed(*shares)
-    step = max(1, 400_000 // max(1, len(shares[0])))
-    for begin in range(0, len(numbers), step):
-        part = numbers[begin : begin + step]
-        path_s, occupied_s = _costs(costs, goal, costed, part, limited=limited)
-        for kind, path, occupied in zip(part, path_s, occupied_s, strict=True):
-            chosen = _pareto(path, occupied)
-            yield int(kind), path[chosen], occupied[chosen], chosen + first
+) -> Block:
+    """The options of these kinds among given shares."""
+    path_s, occupied_s = _costs(costs, goal, costs.costed(*shares), numbers, limited=limited)
+    share = np.broadcast_to(np.arange(len(shares[0])), path_s.shape)
+    if len(shares[0]) <= FEW_SHARES:
+        return Block(numbers, path_s, occupied_s, share)
+    kept = [_pareto(path, occupied) for path, occupied in zip(path_s, occupied_s, strict=True)]
+    chosen = np.full((len(numbers), max(map(len, kept), default=1)), -1)
+    for row, options in enumerate(kept):
+        chosen[row, : len(options)] = options
+    none = chosen < 0
+    path_s, occupied_s = (np.take_along_axis(table, chosen, axis=1) for table in (path_s, occupied_s))
+    return Block(numbers, np.where(none, inf, path_s), np.where(none, inf, occupied_s), chosen)
 
 
 def _costs(
@@ -195,8 +218,6 @@ def _costs(
 
 def _pareto(path: FloatArray, occupied: FloatArray) -> IntArray:
     """Those with a finite path that no other beats in both."""
-    if len(path) <= FEW_SHARES:
-        return np.flatnonzero(np.isfinite(path))
     if not np.isfinite(occupied.min()):
         return np.empty(0, dtype=np.int64)
     least_path = path == path.min()
@@ -208,14 +229,15 @@ def _pareto(path: FloatArray, occupied: FloatArray) -> IntArray:
     return rows[np.append(True, falling[1:] < falling[:-1])]
 
 
-def _padded(rows: Sequence[Row], num_kinds: int, pool: tuple[IntArray, IntArray]) -> Options:
-    width = max((len(row[1]) for row in rows), default=1)
-    path_s, occupied_s = np.full((num_kinds, max(1, width)), inf), np.full((num_kinds, max(1, width)), inf)
+def _padded(blocks: Sequence[Block], num_kinds: int, pool: tuple[IntArray, IntArray]) -> Options:
+    width = max((block.path_s.shape[1] for block in blocks), default=1)
+    path_s, occupied_s = np.full((num_kinds, width), inf), np.full((num_kinds, width), inf)
     share = np.full(path_s.shape, -1, dtype=np.int64)
-    for kind, path, occupied, chosen in rows:
-        path_s[kind, : len(path)] = path
-        occupied_s[kind, : len(path)] = occupied
-        share[kind, : len(path)] = chosen
+    for block in blocks:
+        columns = slice(block.path_s.shape[1])
+        path_s[block.numbers, columns] = block.path_s
+        occupied_s[block.numbers, columns] = block.occupied_s
+        share[block.numbers, columns] = block.share
     return Options(path_s, occupied_s, share, *pool, one_format(pool[0]))
 
 

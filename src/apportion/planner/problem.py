@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from apportion.cost.estimate import Steps, objective_steps
-from apportion.cost.formats import Formats
+from apportion.cost.formats import Formats, widest_first
 from apportion.cost.memory import Capacity, kv_blocks, messages_in_flight, plan_capacity
 from apportion.cost.objective import Goal, goal, microbatch_sequences
 from apportion.types.cluster import Cluster
@@ -71,7 +71,7 @@ def make_problem(
         model=model,
         cluster=cluster,
         workload=workload,
-        weight_formats=tuple(name for name in WEIGHT_BITS if name in weight_formats),
+        weight_formats=widest_first(model, weight_formats),
         activation_format=activation_format(model, cluster, weight_formats),
         capacity=Capacity(
             num_kv_blocks=kv_blocks(workload.concurrency, workload.max_context_tokens, BLOCK_TOKENS),
@@ -85,9 +85,10 @@ def make_problem(
 
 
 def activation_format(model: ModelSpec, cluster: Cluster, weight_formats: tuple[str, ...]) -> str:
-    """fp32 where all devices are CPUs, whose kernels take it; else as the widest weights, where these are not
-    quantised, else the model's own 16 bits (fp16 on cards older than bf16)."""
-    if all(device.kind == "cpu" for device in cluster.devices):
+    """fp32 where all devices are CPUs, whose kernels here take it (weights as stored are for other engines); else as
+    the widest weights, where these are not quantised, else the model's own 16 bits (fp16 on cards older than bf16)."""
+    stored = all(name not in WEIGHT_BITS for name in weight_formats)
+    if not stored and all(device.kind == "cpu" for device in cluster.devices):
         return "fp32"
     widest = next((name for name in FORMAT_BYTES if name in weight_formats), None)
     if widest is not None:
@@ -120,19 +121,19 @@ def sequence_numbers(most: int) -> tuple[int, ...]:
 
 
 def alternatives(problem: Problem) -> tuple[Problem, ...]:
-    """The problem with every chunk, and number of sequences, among which its own was chosen."""
+    """The problem with every chunk, and the least and the most sequences, among which its own were chosen."""
     choices = chunk_choices(problem.workload, len(problem.cluster.devices))
     if problem.capacity.chunk_tokens not in choices:
         choices = (problem.capacity.chunk_tokens,)
     most = problem.workload.most_sequences
     return tuple(
-        _with(problem, chunk, sequences)
+        with_sequences(problem, chunk, sequences)
         for chunk in choices
-        for sequences in (sequence_numbers(most) if most else (problem.workload.concurrency,))
+        for sequences in ((1, most) if most else (problem.workload.concurrency,))
     )
 
 
-def _with(problem: Problem, chunk_tokens: int, sequences: int) -> Problem:
+def with_sequences(problem: Problem, chunk_tokens: int, sequences: int) -> Problem:
     if sequences == problem.workload.concurrency:
         return replace(problem, capacity=replace(problem.capacity, chunk_tokens=chunk_tokens))
     workload = replace(problem.workload, concurrency=sequences)

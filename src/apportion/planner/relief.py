@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from apportion.cost.formats import weight_formats
 from apportion.planner.groups import device_kinds
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.errors import ClusterError
 from apportion.types.model import ModelSpec
-from apportion.types.units import WEIGHT_BITS, format_bytes
+from apportion.types.units import format_bytes
 from apportion.types.workload import Workload
 
 WeightFormats = tuple[str, ...]
@@ -97,8 +98,9 @@ def _less_asked(demand: Demand) -> Iterator[str]:
             fewer, True, key=lambda n: demand.holds(workload=replace(demand.workload, concurrency=n))
         )
         yield f"--concurrency {fewer[most]}"
-    narrowest = min(WEIGHT_BITS[name] for name in demand.weight_formats)
-    for smaller, bits in WEIGHT_BITS.items():
+    known = weight_formats(demand.model)
+    narrowest = min(known[name] for name in demand.weight_formats)
+    for smaller, bits in known.items():
         if bits < narrowest and demand.holds(weight_formats=(smaller,)):
             yield f"--weights {smaller}"
             break

@@ -94,7 +94,7 @@ class Search:
                 ]
             )
         self.tables = StageTables(
-            problem, microbatches, groups, stage_kinds, [found[number] for number in self.alike]
+            problem, self.goal, self.steps, groups, stage_kinds, [found[number] for number in self.alike]
         )
 
     def _options(self, number: int, costs: ShareCosts, memory: GroupMemory) -> Options:

@@ -54,11 +54,14 @@ class Taken(NamedTuple):
     group: int
     position: int
     num_layers: int
+    crossed: bool = False
+    """Entered over the cheapest link from another host, not the cheapest of all."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostTable:
-    """`cost[used, entered, position, layers]`; `best` is the least beside other hosts, of state `used, entered`."""
+    """`cost[used, entered, position, layers]`; `best[slot, position, layers]` is the least beside other hosts, of
+    state `used, entered`. A slot is a number of devices where that is limited; else there is but one."""
 
     host: HostChoices
     strides: tuple[int, ...]
@@ -71,27 +74,35 @@ def num_states(kind_counts: Sequence[int]) -> int:
     return int(np.prod([count + 1 for count in kind_counts]))
 
 
-def cheapest_selection(hosts: Sequence[HostChoices], num_layers: int) -> tuple[float, list[Taken]] | None:
+def cheapest_selection(
+    hosts: Sequence[HostChoices], num_layers: int, max_devices: int | None = None
+) -> tuple[float, list[Taken]] | None:
+    """Of at most `max_devices` devices."""
     tables: dict[object, HostTable] = {}
     by_host: list[HostTable] = []
     for host in hosts:
         key = host.key
-        table = tables[key] if key in tables else tables.setdefault(key, _host_table(host, num_layers))
+        if key not in tables:
+            tables[key] = _host_table(host, num_layers, max_devices)
+        table = tables[key]
         by_host.append(HostTable(host, table.strides, table.cost, table.best, table.state))
-    sums = [np.full((4, num_layers + 1), inf)]
-    sums[0][MIDDLE, 0] = 0.0
+    sums = [np.full((1 if max_devices is None else max_devices + 1, 4, num_layers + 1), inf)]
+    sums[0][0, MIDDLE, 0] = 0.0
     for table in by_host:
-        sums.append(_add(sums[-1], table.best))
+        sums.append(_added(sums[-1], table.best))
+    ends = sums[-1][:, ONLY, num_layers]
+    slot = int(ends.argmin())
     ways: list[tuple[float, Callable[[], list[Taken]]]] = [
-        (float(sums[-1][ONLY, num_layers]), partial(_trace, by_host, sums, num_layers))
+        (float(ends[slot]), partial(_trace, by_host, sums, num_layers, slot))
     ]
     for table in by_host:
         states = table.cost[:, :, ONLY, num_layers].reshape(-1)
         state = int(states.argmin())
         ways.append((float(states[state]), partial(_trace_host, table, state, ONLY, num_layers)))
         for choice in table.host.choices:
-            single = Taken(choice.group, ONLY, num_layers)
-            ways.append((float(choice.path_s[ONLY, num_layers]), partial(list[Taken], [single])))
+            if max_devices is None or sum(choice.counts) <= max_devices:
+                single = Taken(choice.group, ONLY, num_layers)
+                ways.append((float(choice.path_s[ONLY, num_layers]), partial(list[Taken], [single])))
     cost, taken = min(ways, key=lambda way: way[0])
     return None if cost == inf else (cost, taken())
 
@@ -103,6 +114,16 @@ def _shifted(cost: FloatArray, most: int) -> FloatArray:
     """
     padded = np.concatenate([np.full((*cost.shape[:-1], most), inf), cost], axis=-1)
     return np.moveaxis(sliding_window_view(padded, cost.shape[-1], axis=-1)[..., :most, :], -2, 0)
+
+
+def _added(total: FloatArray, host: FloatArray) -> FloatArray:
+    """As `_add`, over [slot, position, layers]."""
+    summed = np.full(total.shape, inf)
+    for slot, part in enumerate(host):
+        if np.isfinite(part).any():
+            for before in range(len(total) - slot):
+                np.minimum(summed[before + slot], _add(total[before], part), out=summed[before + slot])
+    return summed
 
 
 def _add(total: FloatArray, host: FloatArray) -> FloatArray:
@@ -120,10 +141,12 @@ def _add(total: FloatArray, host: FloatArray) -> FloatArray:
     return summed
 
 
-def _host_table(host: HostChoices, num_layers: int) -> HostTable:
+def _host_table(host: HostChoices, num_layers: int, max_devices: int | None) -> HostTable:
     strides = np.cumprod([1, *(count + 1 for count in host.kind_counts)])
     states_in_all = num_states(host.kind_counts)
     used = np.arange(states_in_all)[:, None] // strides[:-1] % (np.array(host.kind_counts) + 1)
+    level = used.sum(axis=1)
+    most_devices = sum(host.kind_counts) if max_devices is None else max_devices
     cost = np.full((states_in_all, 2, 4, num_layers + 1), inf)
     cost[0, 0, MIDDLE, 0] = 0.0
     for choice in host.choices:
@@ -132,6 +155,7 @@ def _host_table(host: HostChoices, num_layers: int) -> HostTable:
             continue
         counts = np.array(choice.counts)
         room = (used + counts <= np.array(host.kind_counts)).all(axis=1)
+        room &= level + counts.sum() <= most_devices
         added = int(np.dot(strides[:-1], counts))
         # Sets of groups, not sequences; the same group again builds on what its first addition improved.
         repeats = np.min(used[:, counts > 0] // counts[counts > 0], axis=1)
@@ -143,9 +167,17 @@ def _host_table(host: HostChoices, num_layers: int) -> HostTable:
     # A host is entered from another, unless it has the first stage and not the last.
     allowed = cost.copy()
     allowed[:, 0, [MIDDLE, LAST, ONLY]] = inf
-    allowed = allowed.reshape(2 * states_in_all, 4, num_layers + 1)
-    best, state = allowed.min(axis=0), allowed.argmin(axis=0)
-    best[MIDDLE, 0], state[MIDDLE, 0] = 0.0, 0
+    slots = [np.full(states_in_all, True)]
+    if max_devices is not None:
+        slots = [level == number for number in range(max_devices + 1)]
+    best = np.full((len(slots), 4, num_layers + 1), inf)
+    state = np.zeros(best.shape, dtype=np.int64)
+    for slot, inside in enumerate(slots):
+        numbers = np.flatnonzero(np.repeat(inside, 2))
+        if len(numbers):
+            part = allowed.reshape(2 * states_in_all, 4, num_layers + 1)[numbers]
+            best[slot], state[slot] = part.min(axis=0), numbers[part.argmin(axis=0)]
+    best[0, MIDDLE, 0], state[0, MIDDLE, 0] = 0.0, 0
     return HostTable(host, tuple(int(stride) for stride in strides[:-1]), cost, best, state)
 
 
@@ -169,20 +201,28 @@ def _with_group(before: FloatArray, after: FloatArray, choice: Choice, most: int
     return after
 
 
-def _trace(tables: Sequence[HostTable], sums: Sequence[FloatArray], num_layers: int) -> list[Taken]:
+def _trace(
+    tables: Sequence[HostTable], sums: Sequence[FloatArray], num_layers: int, slot: int
+) -> list[Taken]:
     position, layers = ONLY, num_layers
     taken: list[Taken] = []
     for table, before in zip(reversed(tables), reversed(sums[:-1]), strict=True):
         ways = [
-            (float(before[position & ~held, layers - count] + table.best[held, count]), held, count)
+            (
+                float(before[slot - own, position & ~held, layers - count] + table.best[own, held, count]),
+                own,
+                held,
+                count,
+            )
+            for own in range(slot + 1)
             for held in range(4)
             if held & position == held
             for count in range(layers + 1)
         ]
-        _, held, count = min(ways)
+        _, own, held, count = min(ways)
         if count:
-            taken += _trace_host(table, int(table.state[held, count]), held, count)
-        position, layers = position & ~held, layers - count
+            taken += _trace_host(table, int(table.state[own, held, count]), held, count)
+        position, layers, slot = position & ~held, layers - count, slot - own
     return taken
 
 
@@ -218,15 +258,15 @@ def _steps(
             if kind & position != kind or most == 0:
                 continue
             rest = position & ~kind
-            hops = [(choice.hop_s, entered)]
+            hops = [(choice.hop_s, entered, False)]
             if kind == FIRST:
-                hops = [(0.0, entered)]
+                hops = [(0.0, entered, False)]
             elif entered:
-                hops.append((choice.cross_s, 0))
-            for hop_s, was_entered in hops:
+                hops.append((choice.cross_s, 0, True))
+            for hop_s, was_entered, crossed in hops:
                 left = layers - 1 - np.arange(most)
                 sums = choice.path_s[kind, 1 : most + 1] + table.cost[before, was_entered, rest, left] + hop_s
                 count = int(sums.argmin()) + 1
-                step = Taken(choice.group, kind, count)
+                step = Taken(choice.group, kind, count, crossed)
                 ways.append((float(sums[count - 1]), (step, before, was_entered, rest, layers - count)))
     return ways

@@ -1,11 +1,13 @@
 """Stages' and links' costs within a limit, by group, in the forms the searches take them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
+from apportion.cost.estimate import Steps
 from apportion.cost.objective import Goal, Timing
 from apportion.planner.groups import Group, device_kinds
 from apportion.planner.joins import Joins
@@ -16,19 +18,22 @@ from apportion.planner.selection import FIRST, LAST, ONLY, Choice, HostChoices
 from apportion.planner.stage_kinds import StageKinds
 
 FloatArray = NDArray[np.float64]
+LinkCost = Callable[[Timing | None], float]
+"""Infinite where there is no link, or it may not be used."""
 
 
 class StageTables:
     def __init__(
         self,
         problem: Problem,
-        microbatches: int,
+        goal: Goal,
+        steps: Steps,
         groups: Sequence[Group],
         kinds: StageKinds,
         options: Sequence[Options],
     ) -> None:
-        self.goal: Goal = problem.goal(microbatches)
-        self.joins = Joins(problem, problem.steps(microbatches))
+        self.goal = goal
+        self.joins = Joins(problem, steps)
         self.groups = groups
         self.kinds = kinds
         self.options = options
@@ -55,19 +60,22 @@ class StageTables:
         return links + [joins.exit(host) for host in self.hosts]
 
     def joined(self, limit: float) -> Joined:
+        return self._joined(partial(self._within, limit))
+
+    def _joined(self, cost: LinkCost) -> Joined:
         joins = self.joins
         hops = {
-            (src, host, size): self._within(joins.hop(src, host, size), limit)
+            (src, host, size): cost(joins.hop(src, host, size))
             for src in self.hosts
             for host, size in {(group.host, group.size) for group in self.groups}
         }
         return Joined(
-            np.array([self._within(joins.entry(group.host, group.size), limit) for group in self.groups]),
+            np.array([cost(joins.entry(group.host, group.size)) for group in self.groups]),
             np.array([[hops[src, group.host, group.size] for group in self.groups] for src in self.hosts]),
-            np.array([self._within(joins.exit(host), limit) for host in self.hosts]),
+            np.array([cost(joins.exit(host)) for host in self.hosts]),
         )
 
-    def _within(self, link: Timing | None, limit: float) -> float:
+    def _within(self, limit: float, link: Timing | None) -> float:
         if link is None or self.goal.occupied_s(link) > limit:
             return inf
         return self.goal.path_s(link)
@@ -88,23 +96,28 @@ class StageTables:
 
     def host_choices(self, limit: float) -> list[HostChoices]:
         """The same by host, wherever in the model a stage of so many layers is cheapest."""
-        joined = self.joined(limit)
+        return self.choices(self.by_kind(limit), partial(self._within, limit))
+
+    def choices(self, by_kind: Sequence[FloatArray], link_cost: LinkCost) -> list[HostChoices]:
+        """By host, of given costs by group and kind of stage; groups with the same array are alike."""
+        joined = self._joined(link_cost)
         by_length: dict[int, FloatArray] = {}
-        for options, path_s in zip(self.options, self.by_kind(limit), strict=True):
-            if id(options) not in by_length:
+        for path_s in by_kind:
+            if id(path_s) not in by_length:
                 table = np.full((4, len(self.kinds.index)), inf)
                 np.minimum.at(table, (self.kinds.position, self.kinds.num_layers), path_s)
-                by_length[id(options)] = table
-        return [self._host(number, by_length, joined) for number in range(len(self.hosts))]
+                by_length[id(path_s)] = table
+        tables = [by_length[id(path_s)] for path_s in by_kind]
+        return [self._host(number, tables, joined) for number in range(len(self.hosts))]
 
-    def _host(self, number: int, by_length: dict[int, FloatArray], joined: Joined) -> HostChoices:
+    def _host(self, number: int, by_length: Sequence[FloatArray], joined: Joined) -> HostChoices:
         host = self.hosts[number]
         kinds = [kind for kind, devices in enumerate(self.device_kinds) if devices[0].host == host]
         choices: list[Choice] = []
         for index, group in enumerate(self.groups):
             if group.host != host:
                 continue
-            path_s = by_length[id(self.options[index])].copy()
+            path_s = by_length[index].copy()
             path_s[[FIRST, ONLY]] += joined.entry[index]
             path_s[[LAST, ONLY]] += joined.exit[number]
             choices.append(

@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import isclose
 
 from apportion.cost.estimate import estimate_times_s, plan_estimate, plan_objective_value
+from apportion.cost.formats import weight_formats
 from apportion.cost.memory import parameters, plan_memory
 from apportion.cost.statements import (
     model_parameters,
@@ -23,10 +24,10 @@ from apportion.planner.bound import certify
 from apportion.planner.check import Check
 from apportion.planner.problem import alternatives, plan_problem
 from apportion.planner.streamed import streams_as_it_can
-from apportion.planner.verify_service import limits_check, little_check
+from apportion.planner.verify_service import fewest_check, limits_check, little_check
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
-from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS, format_bytes, format_seconds
+from apportion.types.units import FORMAT_BYTES, format_bytes, format_seconds
 
 RELATIVE_TOLERANCE = 1e-9
 BOUND_TOLERANCE = 1e-6
@@ -49,6 +50,7 @@ def verify(plan: Plan) -> list[Check]:
         _communication(plan),
         little_check(plan),
         *([limits_check(plan)] if plan.workload.limited else []),
+        *([fewest_check(plan)] if plan.workload.objective == "fewest-devices" else []),
     ]
 
 
@@ -113,7 +115,10 @@ def _formats(plan: Plan) -> Check:
     """Of stages whose devices are known."""
     known = {device.id: device for device in plan.cluster.devices}
     ok = len({stage.activation_format for stage in plan.stages}) == 1
-    ok &= plan.activation_format in FORMAT_BYTES and set(plan.weight_formats) <= WEIGHT_BITS.keys()
+    ok &= (
+        plan.activation_format in FORMAT_BYTES
+        and set(plan.weight_formats) <= weight_formats(plan.model).keys()
+    )
     ok &= all(
         stage.weight_format in plan.weight_formats
         and all(known[name].rate(stage.weight_format) for name in stage.split.device_ids if name in known)

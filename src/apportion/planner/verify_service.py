@@ -7,6 +7,8 @@ from apportion.cost.memory import kv_bytes_per_token, plan_memory
 from apportion.cost.service import ROUNDING, served_per_s, system_s, tokens_per_request, within_limits
 from apportion.cost.shard import stage_shards
 from apportion.planner.check import Check
+from apportion.planner.fewest import prove_fewest
+from apportion.planner.problem import plan_problem
 from apportion.types.plan import Plan, Stage
 from apportion.types.units import format_seconds
 
@@ -51,6 +53,19 @@ def stage_room_tokens(plan: Plan, stage: Stage) -> int:
         left_bytes = plan.cluster.device(device_id).memory_bytes - used.total_bytes
         rooms.append((used.kv_bytes + left_bytes) // kv_bytes_per_token(plan.model, shard))
     return min(rooms)
+
+
+def fewest_check(plan: Plan) -> Check:
+    """A plan that claims nothing is one that nothing was proven for."""
+    used, claimed = len(plan.device_ids), plan.certificate.fewest_devices
+    proven = prove_fewest(plan_problem(plan), used)
+    claim = "nothing" if claimed is None else str(claimed.number)
+    return Check(
+        name="fewest devices",
+        statement=f"no plan has fewer than {proven.number}, certificate says {claim}, {used} are used;"
+        f" {proven.method}",
+        ok=claimed is None or claimed.number <= proven.number,
+    )
 
 
 def limits_check(plan: Plan) -> Check:

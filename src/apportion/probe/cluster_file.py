@@ -27,7 +27,7 @@ def cluster_toml(machines: Mapping[str, Machine], links: Mapping[tuple[str, str]
 
 def _device_tables(host: str, machine: Machine) -> Iterator[str]:
     for device in machine.devices:
-        lines = _device_lines(device, machine.names[device.id])
+        lines = _device_lines(device, machine)
         here = host == LOCAL_HOST
         lines[1:1] = [f'id = "{device.id if here else f"{host}-{device.id}"}"', f'host = "{host}"']
         if not here:
@@ -37,22 +37,21 @@ def _device_tables(host: str, machine: Machine) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def _device_lines(device: Device, name: str) -> list[str]:
+def _device_lines(device: Device, machine: Machine) -> list[str]:
     cpu = device.kind == "cpu"
     how = "measured" if cpu else "computed from the driver's clocks and widths"
-    half = (
-        f"; bf16 and fp16 assumed as fast as fp32, int8 at {INT8_SHARE:g} of it"
-        if cpu
-        else ", without tensor cores"
-    )
+    products = f"{how}, without tensor cores"
+    if cpu:
+        assumed = f"fp32 measured; without torch bf16 and fp16 assumed as fast, int8 at {INT8_SHARE:g} of it"
+        products = "measured, of the engine's own products" if machine.products_measured else assumed
     flops = ", ".join(f"{format_name} = {rate:.3g}" for format_name, rate in device.flops_per_s.items())
     lines = [
-        f"[[device]]  # {name}",
+        f"[[device]]  # {machine.names[device.id]}",
         f'kind = "{device.kind}"',
         f'torch_device = "{device.torch_device}"',
         f'memory = "{device.memory_bytes // 2**20}MiB"  # most of what is free now',
         f"mem_bytes_per_s = {device.mem_bytes_per_s:.3g}  # {how}",
-        f"flops_per_s = {{ {flops} }}  # {how}{half}",
+        f"flops_per_s = {{ {flops} }}  # {products}",
     ]
     if device.stream_bytes_per_s is not None:
         source = "measured, out of the page cache" if cpu else "a share of its connector's"

@@ -1,10 +1,12 @@
 """This machine's devices: its CUDA GPUs from the driver, else its CPU as measured. Needs no torch."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,18 +59,34 @@ def measure_cpu(num_devices: int) -> Device:
     )
 
 
+def product_rates(num_threads: int) -> dict[str, float] | None:
+    """FLOP/s of the engine's own products by weight format; takes seconds. None where torch is not there or fails."""
+    if find_spec("torch") is None:
+        return None
+    try:
+        printed = _printed(["-m", "apportion.model.product_rates"], num_threads)
+    except subprocess.CalledProcessError:
+        return None
+    return {name: float(rate) for name, rate in json.loads(printed).items()}
+
+
 def _measured_rates(num_threads: int) -> tuple[float, float, float]:
-    """As cpu_rates.py prints them: BLAS reads its number of threads at import, so in a process of its own."""
+    """As cpu_rates.py prints them."""
+    printed = _printed([str(Path(__file__).with_name("cpu_rates.py"))], num_threads)
+    read, multiply, copied = (float(figure) for figure in printed.split())
+    return read, multiply, copied
+
+
+def _printed(arguments: list[str], num_threads: int) -> str:
+    """By a process of its own: BLAS reads its number of threads at import."""
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("cpu_rates.py"))],
+    return subprocess.run(
+        [sys.executable, *arguments],
         env={**os.environ, **dict.fromkeys(variables, str(num_threads))},
         capture_output=True,
         text=True,
         check=True,
-    )
-    read, multiply, copied = (float(figure) for figure in done.stdout.split())
-    return read, multiply, copied
+    ).stdout
 
 
 def cuda_devices() -> tuple[Device, ...]:

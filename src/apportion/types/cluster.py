@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
+
 DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "xpu"]
 """All can be planned for; the engine runs those of catalog.runnable."""
 FigureSource = Literal["measured", "datasheet"]
@@ -58,9 +60,16 @@ class Device:
 
     def rate(self, weight_format: str) -> float | None:
         """FLOP/s of products with such weights, None where there is no figure. int4 weights are turned into 16 bits
-        first, and go at that rate unless they have one of their own."""
-        names = (weight_format, "fp16", "bf16") if weight_format == "int4" else (weight_format,)
-        return next((self.flops_per_s[name] for name in names if name in self.flops_per_s), None)
+        first, and go at that rate unless they have one of their own; weights as stored are turned into whichever
+        floating-point format is fastest."""
+        if weight_format in self.flops_per_s:
+            return self.flops_per_s[weight_format]
+        if weight_format in WEIGHT_BITS:
+            names = ("fp16", "bf16") if weight_format == "int4" else ()
+            return next((self.flops_per_s[name] for name in names if name in self.flops_per_s), None)
+        return max(
+            (self.flops_per_s[name] for name in FORMAT_BYTES if name in self.flops_per_s), default=None
+        )
 
     @property
     def stream_buffers(self) -> int:

@@ -1,6 +1,7 @@
 """What of a model matters for dividing it: parameters, by the axis along which they are cut."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +16,8 @@ class Parameters:
     elements: int
     rows: int
     others: int
+    stored_bytes: int = 0
+    """In the model's own files, where these are quantised."""
 
     @property
     def count(self) -> int:
@@ -39,6 +42,25 @@ class LayerSpec:
     num_experts: int
     """0 for a dense layer. Shared experts count as experts that every token is routed to."""
     experts_per_token: int
+    stored_block_bytes: int = 0
+    """One quantisation block of every row that may be cut within a block: what a member may hold beyond its share of
+    the stored bytes. Cuts are rounded down to whole blocks, so the first member never does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredWeights:
+    """Quantised files, which stages may hold as they are; the layers' bytes are with their parameters."""
+
+    format: str
+    """Of the weights as a whole, whatever single tensors are in: "q4_k_m", "gptq-int4", "mxfp4"."""
+    container: Literal["gguf", "safetensors"]
+    embedding_row_bytes: int
+    head_row_bytes: int
+    """As the embedding's where the two are tied."""
+    outside_bytes: int
+    """Of what is neither in a layer nor in a vocabulary table, which the head's stage holds: the final norm."""
+    ffn_block_columns: int
+    """FFN columns of whole quantisation blocks, where these divide the columns; 1 where they do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +84,13 @@ class ModelSpec:
     tied_embeddings: bool
     max_context_tokens: int
     checkpoint_format: str
-    """Weight format of the files ("bf16", "fp16", "fp32"); where there are none, the config's."""
+    """Weight format of the files ("bf16", "fp16", "fp32"); where there are none, or quantised ones, the config's."""
     kv_lora_rank: int | None = None
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): every head reads one latent of `head_dim` elements
     per token as its key, and the first `kv_lora_rank` of them as its value; each member of a group holds it whole.
     None where each KV head has keys and values of its own."""
+    stored: StoredWeights | None = None
+    """None where the files are not quantised."""
 
     @property
     def num_layers(self) -> int:

@@ -101,6 +101,14 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FewestDevices:
+    """Proven: fewer than `number` devices would not do."""
+
+    number: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """`value` of the objective in seconds, and a proven `lower_bound` on that of any plan; gap = value/bound − 1."""
 
@@ -109,6 +117,8 @@ class Certificate:
     lower_bound: float
     gap: float
     method: str
+    fewest_devices: FewestDevices | None = None
+    """Where as few devices as possible were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,110 @@
+"""Perplexity of the bundled model in each weight format, on the text held out from its training:
+`python benchmarks/perplexity.py tinyshakespeare.txt [format …]`.
+
+As its model card measures the loss: every token but the first, over consecutive windows of 256 tokens of the last 10 %
+of the text. Through the engine's own stage and paged KV cache, as prompts are (chunks of 128 tokens), and of the first
+windows also one token at a time, as output is.
+"""
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from apportion.catalog.hub import resolve_model
+from apportion.catalog.model_config import read_model_spec
+from apportion.model.batch import FlatBatch
+from apportion.model.hf import build_stage
+from apportion.model.stage import StageModel
+from apportion.model.weights import Checkpoint
+from apportion.types.plan import Stage, TensorSplit
+from apportion.types.request import Chunk, ScheduledBatch
+
+FORMATS = ("fp32", "bf16", "fp16", "int8")
+WINDOW_TOKENS, CHUNK_TOKENS, BLOCK_TOKENS = 256, 128, 16
+BLOCK_IDS = tuple(range(WINDOW_TOKENS // BLOCK_TOKENS))
+
+
+def whole_stage(folder: Path, weight_format: str) -> StageModel:
+    model = read_model_spec(folder)
+    split = TensorSplit(
+        device_ids=("cpu",),
+        q_heads=(model.q_heads,),
+        kv_heads=(model.kv_heads,),
+        ffn_columns=(model.ffn_columns,),
+        vocab_rows=(model.vocab_rows,),
+    )
+    stage = Stage(
+        layer_start=0,
+        layer_stop=model.num_layers,
+        split=split,
+        weight_format=weight_format,
+        activation_format="fp32",
+        has_embedding=True,
+        has_head=True,
+    )
+    return build_stage(
+        folder,
+        model,
+        stage,
+        0,
+        weights=Checkpoint(folder),
+        num_kv_blocks=len(BLOCK_IDS),
+        block_tokens=BLOCK_TOKENS,
+        all_reduce=lambda partial: partial,
+        torch_device="cpu",
+        observe_memory=lambda: None,
+    )
+
+
+def chunk_logits(stage: StageModel, start: int, token_ids: tuple[int, ...]) -> Tensor:
+    """logits_TV after each token of a chunk."""
+    chunk = Chunk(0, start, token_ids, BLOCK_IDS, None)
+    flat = FlatBatch.build(
+        ScheduledBatch(step_id=0, chunks=(chunk,)), block_tokens=BLOCK_TOKENS, torch_device="cpu"
+    )
+    flat = replace(flat, sample_rows_N=torch.arange(len(token_ids)))
+    return stage.forward(flat.token_ids_T, flat)
+
+
+def window_nats(stage: StageModel, ids: tuple[int, ...], chunk_tokens: int) -> float:
+    starts = range(0, len(ids) - 1, chunk_tokens)
+    chunks = [(start, ids[start : min(start + chunk_tokens, len(ids) - 1)]) for start in starts]
+    logits_TV = torch.cat([chunk_logits(stage, start, chunk) for start, chunk in chunks])
+    return F.cross_entropy(logits_TV, torch.tensor(ids[1:]), reduction="sum").item()
+
+
+@torch.inference_mode()
+def main() -> None:
+    text = Path(sys.argv[1]).read_text()
+    folder = resolve_model("demo", weights=True)
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text[int(len(text) * 0.9) :]).ids
+    windows = [tuple(ids[i : i + WINDOW_TOKENS + 1]) for i in range(0, len(ids) - 1, WINDOW_TOKENS)]
+    rows: list[dict[str, object]] = []
+    print("| weights | chunks | nats per token | perplexity |\n|---|---|---|---|")
+    for name in sys.argv[2:] or FORMATS:
+        stage = whole_stage(folder, name)
+        for chunk_tokens, some in ((CHUNK_TOKENS, windows), (CHUNK_TOKENS, windows[:20]), (1, windows[:20])):
+            num_tokens = sum(len(window) - 1 for window in some)
+            nats = sum(window_nats(stage, window, chunk_tokens) for window in some) / num_tokens
+            label = f"{chunk_tokens}, {num_tokens} tokens"
+            print(f"| {name} | {label} | {nats:.4f} | {math.exp(nats):.3f} |", flush=True)
+            rows.append(
+                {
+                    "weights": name,
+                    "chunk_tokens": chunk_tokens,
+                    "tokens": num_tokens,
+                    "perplexity": math.exp(nats),
+                }
+            )
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The best division for one prefill chunk and number of sequences, over the numbers of microbatches."""
+
+from collections.abc import Sequence
+from math import inf
+
+from apportion.cost.estimate import estimate, objective_value
+from apportion.planner.formats import group_problems, keeps_limits, widened
+from apportion.planner.found import Found
+from apportion.planner.infeasible import least_bytes
+from apportion.planner.limits import WithinLimits
+from apportion.planner.named_stages import name_devices
+from apportion.planner.problem import Problem, microbatch_candidates
+from apportion.planner.search import Division, Search, StageKinds, possible_groups
+from apportion.planner.shares import GroupMemory
+from apportion.types.errors import UsageError
+from apportion.types.plan import Stage
+
+
+def search(problem: Problem, microbatches: Sequence[int] | None = None, cutoff: float = inf) -> Found | None:
+    """In one of these numbers of microbatches where they are given; with limits only divisions below `cutoff`."""
+    if not problem.streaming and least_bytes(problem) > sum(
+        device.usable_bytes for device in problem.cluster.devices
+    ):
+        return None
+    kinds = StageKinds(problem.model)
+    groups = possible_groups(problem)
+    memories = [
+        [GroupMemory(one, group.devices, kinds) for one in group_problems(problem, group.devices, kinds)]
+        for group in groups
+    ]
+    best: tuple[float, Division, int] | None = None
+    for number in microbatches or microbatch_candidates(problem.workload, len(problem.cluster.devices)):
+        searched = Search(problem, number, groups, memories, kinds)
+        division = searched.best()
+        if division is None:
+            return None
+        _check_exact(problem, searched)
+        found = _limited(searched, division, number, cutoff if best is None else best[0])
+        if found is not None and (best is None or found[0] < best[0]):
+            best = (*found, number)
+    if best is None:
+        return None
+    stages = name_devices(problem, best[1].stages)
+    number = _microbatches(problem, stages, best[2])
+    stages = widened(problem, stages, number)
+    value = objective_value(
+        problem.model,
+        problem.cluster,
+        problem.workload,
+        stages,
+        chunk_tokens=problem.capacity.chunk_tokens,
+        microbatches=number,
+    )
+    return Found(problem=problem, stages=stages, microbatches=number, value=value)
+
+
+def _check_exact(problem: Problem, searched: Search) -> None:
+    if problem.max_devices is not None and not searched.exact:
+        raise UsageError(
+            f"{len(problem.cluster.devices)} devices are too many ways for --objective fewest-devices;"
+            " name fewer, or use --objective throughput"
+        )
+
+
+def _limited(
+    searched: Search, division: Division, microbatches: int, cutoff: float
+) -> tuple[float, Division] | None:
+    """The division and its value where that is below `cutoff` and it keeps the limits; else the best that does both."""
+    problem = searched.problem
+    value = searched.goal.combine(division.total, division.maximum)
+    if value >= cutoff:
+        return None
+    if keeps_limits(problem, name_devices(problem, division.stages), microbatches):
+        return value, division
+    exact = searched.exact and not problem.streaming
+    other = WithinLimits(searched, microbatches, cutoff).best() if exact else None
+    return None if other is None else (searched.goal.combine(other.total, other.maximum), other)
+
+
+def _microbatches(problem: Problem, stages: Sequence[Stage], searched: int) -> int:
+    """Latency is of one request alone, so the number is free: the one with the least time per output token."""
+    if problem.workload.objective != "latency":
+        return searched
+    most = min(problem.workload.concurrency, 2 * len(stages))
+
+    def tpot_s(microbatches: int) -> float:
+        return estimate(
+            problem.model,
+            problem.cluster,
+            problem.workload,
+            stages,
+            chunk_tokens=problem.capacity.chunk_tokens,
+            microbatches=microbatches,
+        ).tpot_s
+
+    return min(range(1, most + 1), key=tpot_s)

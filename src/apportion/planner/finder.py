@@ -1,0 +1,99 @@
+"""The best division for a number of sequences, over prefill chunks and numbers of microbatches.
+
+With limits only those ways to serve the workload are searched for which no bound excludes them (exclusion.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+
+from apportion.planner.divide import search
+from apportion.planner.exclusion import Exclusion
+from apportion.planner.found import Found
+from apportion.planner.problem import (
+    Problem,
+    chunk_candidates,
+    chunk_choices,
+    make_problem,
+    microbatch_candidates,
+)
+from apportion.planner.ways import all_ways
+from apportion.types.cluster import Cluster
+from apportion.types.model import ModelSpec
+from apportion.types.workload import Workload
+
+BETTER = 1 - 1e-9
+"""Relative: less of a gain is rounding."""
+
+
+class Finder:
+    def __init__(
+        self, model: ModelSpec, cluster: Cluster, weight_formats: tuple[str, ...], *, streaming: bool
+    ) -> None:
+        self.model, self.cluster = model, cluster
+        self.weight_formats, self.streaming = weight_formats, streaming
+        self.num_devices = len(cluster.devices)
+
+    def best(self, workload: Workload, max_devices: int | None = None, cutoff: float = inf) -> Found | None:
+        """With limits only where it is below `cutoff`."""
+        choices = chunk_choices(workload, self.num_devices)
+        found = self._best_of(choices, workload, max_devices, cutoff)
+        if found is not None:
+            return found
+        others = [chunk for chunk in chunk_candidates(workload.max_context_tokens) if chunk not in choices]
+        # Memory falls with the chunk: what the smallest does not allow, none does.
+        if not others or self._best_of(others[-1:], workload, max_devices, cutoff) is None:
+            return None
+        each = (self._best_of((chunk,), workload, max_devices, cutoff) for chunk in others)
+        return next((one for one in each if one is not None), None)
+
+    def hopeless(
+        self, workload: Workload, sequences: tuple[int, int], max_devices: int | None, cutoff: float
+    ) -> bool:
+        """Whether it is proven that with none of these numbers of sequences a division is below `cutoff`."""
+        chunks = chunk_candidates(workload.max_context_tokens)
+        problem = self._problem(replace(workload, concurrency=sequences[0]), chunks[0], max_devices)
+        ways = all_ways(chunks, sequences, self.num_devices)
+        return problem is None or Exclusion(problem).excludes(ways, cutoff * BETTER, max_devices)
+
+    def _best_of(
+        self, chunks: Sequence[int], workload: Workload, max_devices: int | None, cutoff: float
+    ) -> Found | None:
+        best: Found | None = None
+        exclusion: Exclusion | None = None
+        for chunk_tokens in chunks:
+            problem = self._problem(workload, chunk_tokens, max_devices)
+            if problem is None:
+                return None
+            numbers: list[int] | None = None
+            if workload.limited:
+                exclusion = exclusion or Exclusion(problem)
+                numbers = self._hopeful(exclusion, chunk_tokens, cutoff)
+            found = search(problem, numbers, cutoff) if numbers != [] else None
+            if found is not None and (best is None or found.value < best.value):
+                best, cutoff = found, min(cutoff, found.value)
+        return best
+
+    def _hopeful(self, exclusion: Exclusion, chunk_tokens: int, cutoff: float) -> list[int]:
+        """The numbers of microbatches for which a division may keep the limits and be below `cutoff`."""
+        problem = exclusion.problem
+        number = problem.workload.concurrency
+        ways = all_ways((chunk_tokens,), (number, number), self.num_devices)
+        hopeful = list(exclusion.hopeful(ways, cutoff * BETTER, problem.max_devices))
+        return [
+            number
+            for number in microbatch_candidates(problem.workload, self.num_devices)
+            if any(way.microbatches[0] <= number <= way.microbatches[1] for way in hopeful)
+        ]
+
+    def _problem(self, workload: Workload, chunk_tokens: int, max_devices: int | None) -> Problem | None:
+        problem = make_problem(self.model, self.cluster, workload, self.weight_formats, chunk_tokens)
+        problem = replace(problem, max_devices=max_devices)
+        if not self.streaming:
+            return problem
+        return streaming_problem(problem) if problem.activation_format in problem.weight_formats else None
+
+
+def streaming_problem(problem: Problem) -> Problem:
+    """Layers are streamed as they are used, so in the activations' format."""
+    return replace(problem.in_format(problem.activation_format), streaming=True)
