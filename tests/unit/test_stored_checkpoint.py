@@ -10,6 +10,8 @@ import torch
 from parity.tiny_models import tiny_config
 from planned import cluster, cpu, workload
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+from unit.test_catalog_families import CASES, saved
 
 from apportion.catalog.cluster_text import parse_devices
 from apportion.catalog.hub import resolve_model
@@ -210,13 +212,16 @@ def test_layers_that_are_kept_as_they_are(tmp_path: Path):
     assert plan_of(files).memory["a"].weights_bytes == data_bytes(folder)
 
 
-def test_a_missing_matrix_is_named(tmp_path: Path):
+def test_files_of_another_config_are_refused(tmp_path: Path):
     folder = checkpoint(tmp_path, *METHODS["awq-int4"])
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"intermediate_size": 2 * FF}))
+    with pytest.raises(ModelError, match=r"matrices of layer 0 hold 393216 awq-int4 elements, but .* 589824"):
+        read_model_spec(folder)
+    (folder / "config.json").write_text(json.dumps(fields))
     tensors = {k: t for k, t in load_file(folder / SINGLE_NAME).items() if "layers.2.mlp.up_proj" not in k}
     save_file(tensors, folder / SINGLE_NAME)
-    with pytest.raises(
-        ModelError, match=r"mlp\.up_proj is in one of the layers 0 and 2, but not in the other"
-    ):
+    with pytest.raises(ModelError, match=r"matrices of layer 2 hold 327680"):
         read_model_spec(folder)
 
 
@@ -326,3 +331,31 @@ def test_configs_that_cannot_be_used(quantisation: dict[str, Any], message: str,
         read_model_spec(config(tmp_path, quantization_config=quantisation))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "fields"), [(name, fields) for family, name, fields in CASES if family == "deepseek_v3"]
+)
+def test_latent_attention_and_experts_in_fp8(config_class: str, fields: dict[str, Any], tmp_path: Path):
+    saved(tmp_path, config_class, fields)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    tensors: Tensors = {}
+    for file in tmp_path.glob("*.safetensors"):
+        tensors |= load_file(file)
+        file.unlink()
+    for name in [name for name in tensors if "_proj" in name and name.endswith(".weight")]:
+        rows, columns = tensors[name].shape
+        tensors[name] = eights(rows, columns)
+        tensors[f"{name}_scale_inv"] = singles(-(-rows // 16), -(-columns // 16))
+    save_file(tensors, tmp_path / SINGLE_NAME)
+    config_file = tmp_path / "config.json"
+    plain = json.loads(config_file.read_text()) | {"dtype": "bfloat16"}
+    quantisation = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    config_file.write_text(json.dumps(plain | {"quantization_config": quantisation}))
+    files, formula = read_model_spec(tmp_path), read_model_spec(config_file)
+    assert plan_of(files).memory["a"].weights_bytes == data_bytes(tmp_path)
+    assert abs(stored_bytes(formula) / stored_bytes(files) - 1) < 0.01
+    for one, other in zip(formula.layers, files.layers, strict=True):
+        assert one.per_ffn_column.stored_bytes == pytest.approx(other.per_ffn_column.stored_bytes, rel=0.01)
+        assert one.per_kv_head.stored_bytes == pytest.approx(other.per_kv_head.stored_bytes, rel=0.05)

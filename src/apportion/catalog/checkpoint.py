@@ -10,15 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apportion.catalog.checkpoint_stored import check_alike, stored_tensors
+from apportion.catalog.checkpoint_stored import PACKED, check_matrices, stored_tensors
 from apportion.catalog.quantisation import Quantisation
 from apportion.catalog.safetensors_header import TensorHeader
 from apportion.catalog.stored import with_stored
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 
-PACKED = ("U8", "I32", "I64")
-"""Types of tensors whose shapes are not those of what they hold."""
 FORMATS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 _LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.(.+)")
 _NOT_PARAMETERS = re.compile(r".*(rotary_emb\.inv_freq|masked_bias|attn\.bias)")
@@ -50,7 +48,7 @@ def with_checkpoint(
         _check_layer(folder, spec, layer, by_layer[layer], quantised=quantisation is not None)
     if quantisation is None:
         return spec
-    check_alike(folder, spec, by_layer)
+    check_matrices(folder, spec, by_layer, quantisation)
     return with_stored(
         spec, quantisation.name, "safetensors", stored_tensors(spec, by_layer, outside, quantisation)
     )

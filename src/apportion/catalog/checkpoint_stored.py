@@ -8,12 +8,14 @@ from apportion.catalog.quantisation import Quantisation
 from apportion.catalog.safetensors_header import TensorHeader
 from apportion.catalog.stored import Part, StoredTensor
 from apportion.types.errors import ModelError
-from apportion.types.model import LayerSpec, ModelSpec
+from apportion.types.model import ModelSpec
 
+PACKED = ("U8", "I32", "I64")
+"""Types of tensors whose shapes are not those of what they hold."""
 _MATRIX = re.compile(
-    r".*layers\.\d+\.((?:self_attn|mlp|block_sparse_moe)\.(?:.+\.)?(w[123]|\w+?_proj))(?:[._](.+))?"
+    r".*layers\.\d+\.(?:self_attn|mlp|block_sparse_moe)\.(?:.+\.)?(w[123]|\w+?_proj(?:_with_mqa)?)(?:[._](.+))?"
 )
-"""Module, its last name, and what of it."""
+"""Module, and what of it."""
 _STACKED = re.compile(r".*\.experts\.\w+_proj([._].+)?")
 """All experts in one tensor, the first dimension being theirs."""
 _OUTPUTS_CUT: dict[str, Part] = {
@@ -21,24 +23,22 @@ _OUTPUTS_CUT: dict[str, Part] = {
     **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "w1", "w3"), "ffn"),
 }
 _INPUTS_CUT: dict[str, Part] = {"o_proj": "attention", "down_proj": "ffn", "w2": "ffn"}
-_PIECES = frozenset(
+_DATA = frozenset((None, "weight", "qweight", "weight_packed", "blocks"))
+"""Of a matrix: where its elements are."""
+_PIECES = _DATA | frozenset(
     (
-        None,
-        "weight",
         "bias",
-        "qweight",
         "qzeros",
         "scales",
-        "blocks",
         "SCB",
         "weight.absmax",
-        "weight_packed",
         "weight_scale",
         "weight_scale_inv",
         "weight_zero_point",
     )
 )
-"""Of a matrix: those that are cut with it. All else, as group numbers and tables of values, every member needs."""
+"""All that is cut with a matrix. All else, as group numbers and tables of values, every member needs."""
+FILLED_SHARE = 0.02
 _TABLES: dict[str, Part] = {"embed_tokens": "embedding", "lm_head": "head"}
 
 
@@ -56,22 +56,34 @@ def stored_tensors(
             yield _of_layer(spec, layer, tensor, quantisation)
 
 
-def check_alike(folder: Path, spec: ModelSpec, by_layer: Mapping[int, Sequence[TensorHeader]]) -> None:
-    """Packed parameters cannot be counted: layers described alike must have the same matrices. Raises ModelError."""
-    known: dict[LayerSpec, set[str]] = {}
-    for layer, described in enumerate(spec.layers):
-        held = {match[1] for tensor in by_layer[layer] if (match := _MATRIX.fullmatch(tensor.name))}
-        expected = known.setdefault(described, held)
-        if held != expected:
+def check_matrices(
+    folder: Path, spec: ModelSpec, by_layer: Mapping[int, Sequence[TensorHeader]], quantisation: Quantisation
+) -> None:
+    """Raises ModelError where a layer's matrices are not those described, apart from what fills up blocks."""
+    for layer, part in enumerate(spec.layers):
+        held = sum(_elements(tensor, quantisation) for tensor in by_layer[layer])
+        described = (
+            spec.kv_heads * part.per_kv_head.elements
+            + spec.ffn_columns * part.per_ffn_column.elements
+            + part.replicated.elements
+        )
+        if abs(held - described) > FILLED_SHARE * described:
             raise ModelError(
-                f"{folder}: {min(held ^ expected)} is in one of the layers {spec.layers.index(described)} and {layer},"
-                " but not in the other, which config.json describes alike; download the files again"
+                f"{folder}: the matrices of layer {layer} hold {held} {quantisation.name} elements, but config.json"
+                f" describes {described}; use the config.json of this checkpoint"
             )
+
+
+def _elements(tensor: TensorHeader, quantisation: Quantisation) -> int:
+    match = _MATRIX.fullmatch(tensor.name)
+    if match is None or match[2] not in _DATA:
+        return 0
+    return tensor.num_bytes * 8 // quantisation.bits if tensor.dtype in PACKED else tensor.num_elements
 
 
 def _of_layer(spec: ModelSpec, layer: int, tensor: TensorHeader, quantisation: Quantisation) -> StoredTensor:
     match = _MATRIX.fullmatch(tensor.name)
-    module, piece = (match[2], match[3]) if match else ("", None)
+    module, piece = (match[1], match[2]) if match else ("", None)
     part, block_elements = _OUTPUTS_CUT.get(module, "replicated") if piece in _PIECES else "replicated", 1
     if module in _INPUTS_CUT and piece in _PIECES and _along_inputs(spec, tensor):
         part, block_elements = _INPUTS_CUT[module], quantisation.block_elements

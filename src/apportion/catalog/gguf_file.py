@@ -118,7 +118,10 @@ def _other_parts(first: Gguf) -> Iterator[Path]:
         )
     stem = first.path.name[: match.start()]
     for number in range(2, count + 1):
-        yield first.path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf")
+        part = first.path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf")
+        if not part.is_file():
+            raise ModelError(f"{part} is not there; planning reads the headers of all {count} parts")
+        yield part
 
 
 def _read_header(path: Path) -> Gguf:

@@ -21,11 +21,12 @@ SCALE_BITS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantisation:
-    """Of matrices in layers: bits of an element with its share of whatever is kept by group, and bytes beside an
-    output row or an input column."""
+    """Of matrices in layers: bits of an element, of its share of whatever is kept by group, and bytes beside an output
+    row or an input column."""
 
     name: str
-    element_bits: Fraction
+    bits: int
+    group_bits: Fraction = Fraction(0)
     row_bytes: int = 0
     input_bytes: int = 0
     block_elements: int = 1
@@ -35,6 +36,10 @@ class Quantisation:
     """Whether the head is quantised too."""
     kept: tuple[re.Pattern[str], ...] = ()
     """Names, or their beginnings or ends, of modules that are left as they are."""
+
+    @property
+    def element_bits(self) -> Fraction:
+        return self.bits + self.group_bits
 
     def keeps(self, module: str) -> bool:
         return any(pattern.match(module) for pattern in self.kept)
@@ -86,33 +91,35 @@ def _grouped(method: str, own: ConfigFields) -> Quantisation:
     bits = own.positive("bits")
     name = f"{method}-int{bits}"
     if own.get("group_size") == -1:
-        return Quantisation(name=name, element_bits=Fraction(bits), row_bytes=-(-(SCALE_BITS + bits) // 8))
+        return Quantisation(name=name, bits=bits, row_bytes=-(-(SCALE_BITS + bits) // 8))
     group = own.positive("group_size")
     return Quantisation(
-        name=name, element_bits=bits + Fraction(SCALE_BITS + bits, group), block_elements=group
+        name=name, bits=bits, group_bits=Fraction(SCALE_BITS + bits, group), block_elements=group
     )
 
 
 def _fp8(own: ConfigFields) -> Quantisation:
     block = own.items("weight_block_size")
     if block is None:
-        return Quantisation(name="fp8", element_bits=Fraction(8), row_bytes=4)
+        return Quantisation(name="fp8", bits=8, row_bytes=4)
     if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
         raise own.invalid("weight_block_size", "two positive whole numbers")
     rows, columns = cast(list[int], block)
-    return Quantisation(name="fp8", element_bits=8 + Fraction(32, rows * columns), block_elements=columns)
+    return Quantisation(name="fp8", bits=8, group_bits=Fraction(32, rows * columns), block_elements=columns)
 
 
 def _mxfp4(_: ConfigFields) -> Quantisation:
-    return Quantisation(name="mxfp4", element_bits=4 + Fraction(8, 32), block_elements=32, experts_only=True)
+    return Quantisation(
+        name="mxfp4", bits=4, group_bits=Fraction(8, 32), block_elements=32, experts_only=True
+    )
 
 
 def _bitsandbytes(own: ConfigFields) -> Quantisation:
     if not own.flag("load_in_4bit"):
-        return Quantisation(name="bnb-int8", element_bits=Fraction(8), row_bytes=4)
+        return Quantisation(name="bnb-int8", bits=8, row_bytes=4)
     scale = 8 + Fraction(32, 256) if own.flag("bnb_4bit_use_double_quant") else Fraction(32)
     kind = own.get("bnb_4bit_quant_type") or "fp4"
-    return Quantisation(name=f"bnb-{kind}", element_bits=4 + scale / 64, block_elements=64)
+    return Quantisation(name=f"bnb-{kind}", bits=4, group_bits=scale / 64, block_elements=64)
 
 
 def _compressed(own: ConfigFields) -> Quantisation:
@@ -132,11 +139,11 @@ def _scheme(own: ConfigFields, group: object) -> Quantisation:
     name = f"fp{bits}" if is_float else f"ct-int{bits}"
     size = scheme.optional_positive("group_size")
     if size is None:
-        return Quantisation(name=name, element_bits=Fraction(bits), row_bytes=SCALE_BITS // 8)
+        return Quantisation(name=name, bits=bits, row_bytes=SCALE_BITS // 8)
     scale_bits = 8 if is_float and bits == 4 else SCALE_BITS
     zero_bits = 0 if scheme.get("symmetric") is not False else bits
     return Quantisation(
-        name=name, element_bits=bits + Fraction(scale_bits + zero_bits, size), block_elements=size
+        name=name, bits=bits, group_bits=Fraction(scale_bits + zero_bits, size), block_elements=size
     )
 
 
