@@ -1,49 +1,18 @@
 """The command line from outside: exit codes, one-line errors, and no torch for planning."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from command import apportion, small_model
 
 from apportion.planner.plan_file import parse_plan, plan_json
 
-SRC = Path(__file__).parents[2] / "src"
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 4,
-    "vocab_size": 1024,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
-    "torch_dtype": "float32",
-    "tie_word_embeddings": True,
-}
 DEVICES = "laptop=cpu:11MiB@0.5, desk=cpu:12MiB"
-RUN = "from apportion.cli.main import main\nmain()"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return str(folder)
-
-
-def apportion(*arguments, code=RUN):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SRC), "COLUMNS": "90"},
-        timeout=120,
-    )
+    return small_model(tmp_path_factory.mktemp("model"))
 
 
 def check_refused(done, code, *messages):

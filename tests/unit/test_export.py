@@ -1,13 +1,11 @@
 """Plans in other engines' terms: the commands word for word, and what is said of that which they cannot express."""
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from command import apportion
 from planned import cluster, cpu, llama
 from plans import hand_plan
 
@@ -17,7 +15,6 @@ from apportion.export.regroup import apportion_units
 from apportion.planner.plan_file import write_plan
 from apportion.types.errors import PlanError
 
-SRC = Path(__file__).parents[2] / "src"
 COMMON_VLLM = (
     "--dtype bfloat16 --max-model-len 2048 --max-num-seqs 4 --max-num-batched-tokens 256 --block-size 4 "
     "--num-gpu-blocks-override 2049"
@@ -283,16 +280,6 @@ def test_layers_are_apportioned_by_largest_remainder_and_none_is_empty(total, we
 def test_more_groups_than_layers_are_refused():
     with pytest.raises(PlanError, match=r"2 layers .* are too few for 4 groups"):
         export(plan_of([[1, 1, 1, 1]], [2], [gpu(name, i) for i, name in enumerate("abcd")]), "accelerate")
-
-
-def apportion(*arguments):
-    return subprocess.run(
-        [sys.executable, "-c", "from apportion.cli.main import main\nmain()", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SRC)},
-        timeout=120,
-    )
 
 
 def test_the_command_prints_a_script_or_json(pipeline, tmp_path):

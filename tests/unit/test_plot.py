@@ -1,14 +1,12 @@
 """The picture of a plan: what its rectangles measure, in which order, and which files it can be written to."""
 
-import os
-import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
+from command import apportion, small_model
 from planned import cluster, cpu, llama
 from plans import hand_plan
 
@@ -213,36 +211,20 @@ def test_png_without_resvg_says_what_to_install(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    file = tmp_path_factory.mktemp("model") / "config.json"
-    file.write_text(
-        '{"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8,'
-        '"num_key_value_heads": 4, "num_hidden_layers": 4, "vocab_size": 1024, "torch_dtype": "float32",'
-        '"max_position_embeddings": 256, "tie_word_embeddings": true, "architectures": ["LlamaForCausalLM"]}'
-    )
-    return str(file.parent)
-
-
-def run_plan(config, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", "from apportion.cli.main import main\nmain()", "plan", config, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
-        timeout=120,
-    )
+    return small_model(tmp_path_factory.mktemp("model"))
 
 
 def test_the_command_draws_the_plan_it_made(config, tmp_path):
     devices = ("--devices", "laptop=cpu:14MiB@0.5, desk=cpu:16MiB")
     out, picture = tmp_path / "plan.json", tmp_path / "plan.svg"
-    done = run_plan(config, *devices, "--out", str(out), "--plot", str(picture))
+    done = apportion("plan", config, *devices, "--out", str(out), "--plot", str(picture))
     assert done.returncode == 0, done.stderr
     assert picture.read_text() == plan_svg(read_plan(out))
 
 
 def test_the_command_refuses_a_suffix_before_it_plans(config, tmp_path):
     out = tmp_path / "plan.json"
-    done = run_plan(config, "--out", str(out), "--plot", str(tmp_path / "plan.pdf"))
+    done = apportion("plan", config, "--out", str(out), "--plot", str(tmp_path / "plan.pdf"))
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "plan.pdf ends in neither .svg nor .png" in done.stderr

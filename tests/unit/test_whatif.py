@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from command import small_model
 from planned import cluster, cpu, llama, workload
 
 from apportion.cli.main import exit_code
@@ -186,23 +187,7 @@ def test_mistakes_are_one_line(plan_file, capsys, arguments, code, message):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    content = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "num_hidden_layers": 4,
-        "vocab_size": 1024,
-        "max_position_embeddings": 256,
-        "rms_norm_eps": 1e-5,
-        "torch_dtype": "float32",
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps(content))
-    return str(folder)
+    return small_model(tmp_path_factory.mktemp("model"))
 
 
 def test_compare_and_why_are_printed_in_80_columns(config, capsys, monkeypatch):
