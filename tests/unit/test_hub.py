@@ -16,6 +16,7 @@ from apportion.catalog.hub import resolve_model
 from apportion.types.errors import ModelError
 
 COMMIT = "a" * 40
+QUANTISED = b'{"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}'
 FILES = {
     "config.json": b'{"model_type": "llama"}',
     "model.safetensors": bytes(range(256)) * 400,
@@ -106,6 +107,16 @@ def test_download_fetches_what_is_asked_with_a_progress_bar(hub: tuple[str, list
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"], done.stderr
     assert sorted(requested) == ["config.json", "model.safetensors"]
     assert "100%" in done.stderr
+
+
+def test_weights_that_cannot_be_run_are_not_downloaded(
+    hub: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    endpoint, requested = hub
+    monkeypatch.setitem(FILES, "config.json", QUANTISED)
+    done = resolve(endpoint, tmp_path, "org/tiny", weights=True)
+    assert "is in mxfp4: such weights can be planned" in done.stdout, done.stderr
+    assert requested == ["config.json"]
 
 
 def test_planning_downloads_the_config_alone(hub: tuple[str, list[str]], tmp_path: Path):

@@ -107,6 +107,11 @@ def nf4(rows: int, columns: int) -> Tensors:
     }
 
 
+def exl3(rows: int, columns: int) -> Tensors:
+    tiles = torch.zeros(columns // 16, rows // 16, 4 * 16, dtype=torch.int16)
+    return {"trellis": tiles, "suh": halves(columns), "svh": halves(rows), "mcg": ints(1)}
+
+
 def group(**weights: Any) -> dict[str, Any]:
     return {"config_groups": {"group_0": {"weights": weights}}, "ignore": ["lm_head"]}
 
@@ -120,6 +125,7 @@ METHODS: dict[str, tuple[dict[str, Any], Stored]] = {
         packed,
     ),
     "ct-fp8": ({"quant_method": "compressed-tensors", **group(num_bits=8, type="float")}, fp8_rows),
+    "exl3-4bpw": ({"quant_method": "exl3", "bits": 4.0, "head_bits": 16}, exl3),
     "bnb-nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, nf4),
 }
 
@@ -303,11 +309,21 @@ def test_a_group_of_cards_shares_whole_blocks():
     assert any("give it a GGUF file of about 5.3 bits" in note for note in export(plan, "llama.cpp").notes)
 
 
+def test_each_engine_takes_its_own_files(tmp_path: Path):
+    model = read_model_spec(config(tmp_path, quantization_config=METHODS["exl3-4bpw"][0]))
+    card = parse_devices("rtx-3060-12gb", lambda _: ())
+    plan = make_plan(model, card, workload(), ("exl3-4bpw",))
+    assert not any("as it is" in note for note in export(plan, "exllamav3").notes)
+    assert any(
+        "vLLM does not take the plan's exl3-4bpw checkpoint as it is" in n for n in export(plan, "vllm").notes
+    )
+
+
 def test_running_quantised_files_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     folder = checkpoint(tmp_path, *METHODS["awq-int4"])
     assert exit_code(["run", str(folder), "hello", "--weights", "bf16"]) == 2
     error = capfd.readouterr().err
-    assert "holds awq-int4 weights, which can be planned and exported to other engines, but not run" in error
+    assert "is in awq-int4: such weights can be planned and exported to other engines, but not run" in error
     assert error.count("\n") == 1
 
 
@@ -317,6 +333,7 @@ def test_running_quantised_files_is_refused(tmp_path: Path, capfd: pytest.Captur
         ({"quant_method": "gptq", "bits": 0, "group_size": 128}, "'bits' is 0"),
         ({"quant_method": "gptq", "bits": 4, "group_size": "128"}, "'group_size' is \"128\""),
         ({"quant_method": "fp8", "weight_block_size": [128]}, "'weight_block_size' is [128]; it must be two"),
+        ({"quant_method": "exl3", "bits": 4.0}, "'head_bits' is null; it must be a number of bits"),
         ({"quant_method": "compressed-tensors"}, "'config_groups' is null; it must be one scheme"),
         (
             {"quant_method": "compressed-tensors", "config_groups": {"a": 1}},

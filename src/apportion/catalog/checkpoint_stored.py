@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 from apportion.catalog.quantisation import Quantisation
@@ -23,13 +24,16 @@ _OUTPUTS_CUT: dict[str, Part] = {
     **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "w1", "w3"), "ffn"),
 }
 _INPUTS_CUT: dict[str, Part] = {"o_proj": "attention", "down_proj": "ffn", "w2": "ffn"}
-_DATA = frozenset((None, "weight", "qweight", "weight_packed", "blocks"))
+_TILES, TILE_ELEMENTS = "trellis", 16 * 16
+"""Of EXL3, whose bits may differ from tile to tile."""
+_DATA = frozenset((None, "weight", "qweight", "weight_packed", "blocks", _TILES))
 """Of a matrix: where its elements are."""
 _PIECES = _DATA | frozenset(
     (
         "bias",
         "qzeros",
         "scales",
+        "svh",
         "SCB",
         "weight.absmax",
         "weight_scale",
@@ -78,6 +82,8 @@ def _elements(tensor: TensorHeader, quantisation: Quantisation) -> int:
     match = _MATRIX.fullmatch(tensor.name)
     if match is None or match[2] not in _DATA:
         return 0
+    if match[2] == _TILES:
+        return prod(tensor.shape[:2]) * TILE_ELEMENTS
     return tensor.num_bytes * 8 // quantisation.bits if tensor.dtype in PACKED else tensor.num_elements
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from apportion.catalog.known_models import find_known_model, known_config, known_models, near_models
+from apportion.catalog.runnable import check_files
 from apportion.types.errors import ModelError
 
 DEMO = "demo"
@@ -16,7 +17,7 @@ def resolve_model(name: str, *, weights: bool) -> Path:
     """Folder (or config.json or GGUF file) of a model; downloads what is missing of a hub id.
 
     With `weights` the folder holds the whole checkpoint, else at least its config, and what the catalogue knows
-    needs no network. Raises ModelError.
+    needs no network. Raises ModelError, also for weights that cannot be run, before they are downloaded.
     """
     if name == DEMO:
         return Path(__file__).parent.parent / "demo"
@@ -24,12 +25,18 @@ def resolve_model(name: str, *, weights: bool) -> Path:
     if path.is_file() and weights:
         raise ModelError(f"'{name}' is a file; running needs a folder with config.json and *.safetensors")
     if path.exists():
+        if weights:
+            check_files(path)
         return path
     known = find_known_model(name)
     if known is not None and not weights:
         return known_config(known)
     if HUB_ID.fullmatch(name) and not name.startswith("."):
-        return _download(name, MODEL_FILES if weights else CONFIG_FILES)
+        folder = _download(name, CONFIG_FILES)
+        if not weights:
+            return folder
+        check_files(folder)
+        return _download(name, MODEL_FILES)
     if known is not None:
         hub_ids = " or ".join(f"'{hub_id}'" for hub_id in known_models()[known]["hub_ids"][:2])
         raise ModelError(f"'{name}' can be planned by that name; to run it, name its hub id {hub_ids}")

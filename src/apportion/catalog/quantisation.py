@@ -5,6 +5,8 @@ Sources, as read in transformers 5.23 (utils/quantization_config.py, quantizers/
 every input); fp8 a 32-bit scale for every block or output; MXFP4 (OCP Microscaling Formats v1.0) an 8-bit scale for 32
 elements, of experts alone; bitsandbytes a 32-bit scale for 64, or with double quantisation an 8-bit one, and a 32-bit
 one for 256 of these; compressed-tensors as its `config_groups` say, with 16-bit scales (8-bit ones for 4-bit floats).
+EXL3 (exllamav3 at 0c64750, modules/quant/exl3.py): tiles of 16 × 16 elements at `bits` on average, a 16-bit factor for
+every input and output, groups cut at multiples of 128.
 """
 
 import re
@@ -32,8 +34,8 @@ class Quantisation:
     block_elements: int = 1
     """Along the inputs: matrices are not cut within a block."""
     experts_only: bool = False
-    head: bool = False
-    """Whether the head is quantised too."""
+    head_bits: Fraction | None = None
+    """As `element_bits`; None where the head is not quantised."""
     kept: tuple[re.Pattern[str], ...] = ()
     """Names, or their beginnings or ends, of modules that are left as they are."""
 
@@ -78,8 +80,8 @@ def _pattern(own: ConfigFields, name: str) -> re.Pattern[str]:
 
 
 def _gptq(own: ConfigFields) -> Quantisation:
-    grouped = _grouped("gptq", own)
-    return replace(grouped, input_bytes=4, head=own.flag("lm_head"))
+    grouped = replace(_grouped("gptq", own), input_bytes=4)
+    return replace(grouped, head_bits=grouped.element_bits) if own.flag("lm_head") else grouped
 
 
 def _awq(own: ConfigFields) -> Quantisation:
@@ -127,7 +129,8 @@ def _compressed(own: ConfigFields) -> Quantisation:
     if len(set(schemes)) != 1:
         raise own.invalid("config_groups", "one scheme for all weights")
     (scheme,) = set(schemes)
-    return replace(scheme, head="lm_head" not in (own.items("ignore") or ()))
+    kept = "lm_head" in (own.items("ignore") or ())
+    return scheme if kept else replace(scheme, head_bits=scheme.element_bits)
 
 
 def _scheme(own: ConfigFields, group: object) -> Quantisation:
@@ -147,6 +150,26 @@ def _scheme(own: ConfigFields, group: object) -> Quantisation:
     )
 
 
+def _exl3(own: ConfigFields) -> Quantisation:
+    bits, head_bits = (_fraction(own, name) for name in ("bits", "head_bits"))
+    return Quantisation(
+        name=f"exl3-{float(bits):g}bpw",
+        bits=int(bits),
+        group_bits=bits - int(bits),
+        row_bytes=2,
+        input_bytes=2,
+        block_elements=128,
+        head_bits=head_bits,
+    )
+
+
+def _fraction(own: ConfigFields, name: str) -> Fraction:
+    value = own.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= 16:
+        raise own.invalid(name, "a number of bits")
+    return Fraction(value)
+
+
 _METHODS: dict[str, Callable[[ConfigFields], Quantisation]] = {
     "gptq": _gptq,
     "awq": _awq,
@@ -155,4 +178,5 @@ _METHODS: dict[str, Callable[[ConfigFields], Quantisation]] = {
     "mxfp4": _mxfp4,
     "bitsandbytes": _bitsandbytes,
     "compressed-tensors": _compressed,
+    "exl3": _exl3,
 }

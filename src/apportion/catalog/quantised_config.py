@@ -1,6 +1,7 @@
 """Bytes of quantised files by the formula of their method, where there is a config and no files."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from math import ceil
 
 from apportion.catalog.quantisation import Quantisation
@@ -32,7 +33,10 @@ class _Formula:
         yield StoredTensor(layer=None, part="embedding", num_bytes=spec.embedding_params * self._float_bytes)
         yield StoredTensor(layer=None, part="outside", num_bytes=spec.hidden_size * self._float_bytes)
         if not spec.tied_embeddings:
-            size = self._matrix(spec.embedding_params, spec.vocab_rows, quantised=self._method.head)
+            bits = self._method.head_bits or Fraction(8 * self._float_bytes)
+            size = ceil(spec.embedding_params * bits / 8)
+            if self._method.head_bits is not None:
+                size += spec.vocab_rows * self._method.row_bytes
             yield StoredTensor(layer=None, part="head", num_bytes=size)
 
     def layer(self, number: int, layer: LayerSpec) -> Iterator[StoredTensor]:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from apportion.catalog.config_fields import ConfigFields
 from apportion.catalog.families import RUNNABLE
-from apportion.catalog.model_config import read_model_spec
+from apportion.catalog.quantisation import read_quantisation
 from apportion.types.cluster import DeviceKind
 from apportion.types.errors import ClusterError, ModelError, UsageError
 from apportion.types.plan import Plan
@@ -13,12 +14,12 @@ RUNNABLE_FORMATS = ("fp32", "bf16", "fp16", "int8")
 
 
 def check_files(folder: Path) -> None:
-    """Raises ModelError for files that hold quantised weights."""
-    stored = read_model_spec(folder).stored
-    if stored is not None:
+    """Raises ModelError for a model whose files hold quantised weights, by its config."""
+    quantisation = read_quantisation(ConfigFields.read(folder / "config.json"))
+    if quantisation is not None:
         raise ModelError(
-            f"{folder} holds {stored.format} weights, which can be planned and exported to other engines, but not run;"
-            " use its bf16, fp16 or fp32 version"
+            f"{folder} is in {quantisation.name}: such weights can be planned and exported to other engines, but not"
+            " run; use its bf16, fp16 or fp32 version"
         )
 
 

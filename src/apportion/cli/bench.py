@@ -67,10 +67,8 @@ def _bench(
     choices: options.PlanChoices,
     measured: Measured,
 ) -> None:
-    from apportion.catalog.runnable import check_files, check_runnable
+    from apportion.catalog.runnable import check_runnable
 
-    if not random_weights:
-        check_files(folder)
     plan = _plan(plan_file, folder, choices, measured)
     check_runnable(plan)
     check_one_host(plan)

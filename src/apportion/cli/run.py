@@ -88,14 +88,13 @@ def _run(
     stats_file: Path | None,
 ) -> None:
     from apportion.catalog.hub import resolve_model
-    from apportion.catalog.runnable import check_files, check_runnable
+    from apportion.catalog.runnable import check_runnable
 
     check_engine()
     from apportion.cli.generate import generate
     from apportion.runtime.text import Text
 
     folder = resolve_model(model, weights=True)
-    check_files(folder)
     text = Text(folder)
     requests = [
         Request(id=i, prompt_ids=text.encode(prompt), sampling=asked.sampling, n=asked.n)

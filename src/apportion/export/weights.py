@@ -20,8 +20,6 @@ NEAREST: dict[str, dict[str, str]] = {
     "exllamav3": {"int8": "an EXL3 checkpoint of 8.0 bits", "int4": "an EXL3 checkpoint of 4.5 bits"},
 }
 """By engine and format of ours."""
-_READ_CHECKPOINTS = ("vLLM", "SGLang", "accelerate")
-"""By the method that a checkpoint's config names."""
 _OWN_FILES = {"llama.cpp": "a GGUF file", "exllamav3": "an EXL3 checkpoint"}
 
 _STREAMING = {
@@ -74,8 +72,16 @@ def weight_notes(plan: Plan, engine: str) -> list[str]:
     return notes
 
 
+def _takers(plan: Plan) -> tuple[str, ...]:
+    """Engines that take the plan's files as they are."""
+    if is_gguf(plan):
+        return ("llama.cpp",)
+    exl3 = one_weight_format(plan).startswith("exl3")
+    return ("exllamav3",) if exl3 else ("vLLM", "SGLang", "accelerate")
+
+
 def _stored_notes(plan: Plan, engine: str) -> list[str]:
-    if is_gguf(plan) if engine == "llama.cpp" else not is_gguf(plan) and engine in _READ_CHECKPOINTS:
+    if engine in _takers(plan):
         return []
     kind = _OWN_FILES.get(engine, "a checkpoint")
     return [
