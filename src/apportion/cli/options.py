@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apportion.cli.kv_choice import MOST, typical_tokens, with_kv_choice
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ SwapSpace = Annotated[
         help="Host memory beside each device for sequences that must make room, like 64MiB [default: none]."
     ),
 ]
+KvTokens = Annotated[
+    str | None,
+    typer.Option(
+        help="Tokens of KV cache for all sequences together, by their actual lengths: a number, a percentage of "
+        "concurrency × context, or 'max' for all memory that the division leaves [default: 100%]."
+    ),
+]
 NoCalibration = Annotated[
     bool, typer.Option("--no-calibration", help="Ignore what earlier runs on this machine measured.")
 ]
@@ -119,6 +127,7 @@ class PlanChoices:
     ttft_limit: float | None = None
     tpot_limit: float | None = None
     swap_space: str | None = None
+    kv_tokens: str | None = None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "PlanChoices":
@@ -153,13 +162,13 @@ def plan_from_options(
     streaming = choices.stream is not StreamChoice.NEVER
     if choices.no_calibration:
         plan = make_plan(model, cluster, workload, formats, streaming=streaming, cards=common_cards())
-        return _with_swap_space(plan, swap_bytes)
+        return _with_host_and_free_memory(plan, swap_bytes, choices.kv_tokens)
     # What earlier runs measured replaces what is assumed; both lines go to stderr, beside any --json.
     calibrated = calibrate_here(cluster, formats, lambda text: _tell(f"apportion: warning: {text}"))
     plan = make_plan(model, calibrated.cluster, workload, formats, streaming=streaming, cards=common_cards())
     for line in statement(calibrated, plan):
         _tell(line)
-    return _with_swap_space(plan, swap_bytes)
+    return _with_host_and_free_memory(plan, swap_bytes, choices.kv_tokens)
 
 
 def _swap_bytes(given: str | None) -> int:
@@ -172,9 +181,12 @@ def _swap_bytes(given: str | None) -> int:
         raise UsageError(f"--swap-space: {error}") from None
 
 
-def _with_swap_space(plan: "Plan", swap_bytes: int) -> "Plan":
+def _with_host_and_free_memory(plan: "Plan", swap_bytes: int, kv_tokens: str | None) -> "Plan":
+    from apportion.cost.kv_capacity import with_most_kv
     from apportion.cost.memory import with_swap_space
 
+    if kv_tokens == MOST:
+        plan = with_most_kv(plan)
     return with_swap_space(plan, swap_bytes) if swap_bytes else plan
 
 
@@ -188,23 +200,26 @@ def workload_from_options(model: "ModelSpec", choices: PlanChoices) -> "Workload
     context = choices.context or min(model.max_context_tokens, MAX_DEFAULT_CONTEXT)
     if context > model.max_context_tokens:
         raise UsageError(f"--context {context} is more than {model.name}'s {model.max_context_tokens}")
-    prompt_tokens = choices.prompt_tokens or max(1, min(MAX_DEFAULT_PROMPT, context // 2))
-    output_tokens = choices.output_tokens or max(1, min(MAX_DEFAULT_OUTPUT, context // 4))
+    concurrency = choices.concurrency or 1
+    typical = typical_tokens(choices.kv_tokens, concurrency, context)
+    prompt_tokens = choices.prompt_tokens or max(1, min(MAX_DEFAULT_PROMPT, typical // 2))
+    output_tokens = choices.output_tokens or max(1, min(MAX_DEFAULT_OUTPUT, typical // 4))
     if prompt_tokens + output_tokens > context:
         raise UsageError(
             f"--prompt-tokens {prompt_tokens} and --output-tokens {output_tokens} do not fit in "
             f"--context {context}; give fewer, or a longer context"
         )
-    return Workload(
+    workload = Workload(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        concurrency=choices.concurrency or 1,
+        concurrency=concurrency,
         max_context_tokens=context,
         objective=_objective(choices).value,
         arrival_rate=choices.arrival_rate,
         ttft_limit_s=choices.ttft_limit,
         tpot_limit_s=choices.tpot_limit,
     )
+    return with_kv_choice(workload, choices.kv_tokens)
 
 
 def _objective(choices: PlanChoices) -> ObjectiveChoice:

@@ -49,6 +49,7 @@ def plan(
     tpot_limit: options.TpotLimit = None,
     no_calibration: options.NoCalibration = False,
     swap_space: options.SwapSpace = None,
+    kv_tokens: options.KvTokens = None,
     as_json: AsJson = False,
     out: Out = None,
     compare: Compare = False,

@@ -26,6 +26,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(_share_table(plan))
     console.print(_memory_table(plan))
     _print_streams(console, plan)
+    if plan.kv_rooms:
+        console.print(_kv_cache(plan))
     spread = estimate.uncertainty
     console.print(
         f"TTFT {format_seconds(estimate.ttft_s)} ±{spread.ttft:.0%} · "
@@ -48,6 +50,21 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(_fewest(certificate.fewest_devices, len(plan.device_ids)))
     if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
         console.print("* emulated: slowed down on purpose, its figures are no real device's")
+
+
+def _kv_cache(plan: Plan) -> str:
+    """Its size, and which stage limits it by how much."""
+    workload, tokens = plan.workload, plan.num_kv_blocks * plan.block_tokens
+    share = tokens / (workload.concurrency * workload.max_context_tokens)
+    text = f"KV cache: {plan.num_kv_blocks} blocks of {plan.block_tokens} = {tokens} tokens"
+    if workload.kv_tokens is not None:
+        text += f", {share:.0%} of {workload.concurrency} × {workload.max_context_tokens}"
+    least, *others = sorted(range(len(plan.stages)), key=lambda number: plan.kv_rooms[number].spare_blocks)
+    room = plan.kv_rooms[least]
+    text += f"; stage {least} ({escape(room.device_id)}) limits it, with memory for {room.spare_blocks} blocks more"
+    if others:
+        text += f", stage {others[0]} for {plan.kv_rooms[others[0]].spare_blocks}"
+    return text
 
 
 def _demands(plan: Plan) -> str:

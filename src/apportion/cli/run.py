@@ -50,6 +50,7 @@ def run(
     stream: options.Stream = None,
     no_calibration: options.NoCalibration = False,
     swap_space: options.SwapSpace = None,
+    kv_tokens: options.KvTokens = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate for each prompt.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.001, max=1.0, help="Draw among this much probability.")] = 1.0,
@@ -151,17 +152,18 @@ def _plan(
             f" output; shorten it, or give --context {prompt_tokens + output_tokens}"
         )
     context = choices.context or prompt_tokens + output_tokens
-    return options.plan_from_options(
-        folder,
-        replace(
+    choices = replace(
+        choices,
+        context=context,
+        concurrency=choices.concurrency or sum(request.n for request in requests),
+    )
+    if choices.kv_tokens is None:  # else typical requests are shorter than these
+        choices = replace(
             choices,
-            context=context,
-            concurrency=choices.concurrency or sum(request.n for request in requests),
             prompt_tokens=choices.prompt_tokens or prompt_tokens,
             output_tokens=choices.output_tokens or min(output_tokens, context - prompt_tokens),
-        ),
-        preload,
-    )
+        )
+    return options.plan_from_options(folder, choices, preload)
 
 
 def _check_preempt(plan: "Plan", preempt: Preempt) -> None:

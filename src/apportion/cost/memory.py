@@ -19,11 +19,12 @@ from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import DeviceMemory, Plan, Stage
 from apportion.types.units import FORMAT_BYTES, format_bytes
+from apportion.types.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What memory is planned for: `concurrency` sequences of `max_context_tokens`, steps of `chunk_tokens`."""
+    """What memory is planned for: `concurrency` sequences of `max_context_tokens` at most, steps of `chunk_tokens`."""
 
     num_kv_blocks: int
     block_tokens: int
@@ -40,9 +41,11 @@ def messages_in_flight(concurrency: int, num_devices: int) -> int:
     return max(num_devices + 1, min(concurrency, 2 * num_devices))
 
 
-def kv_blocks(concurrency: int, max_context_tokens: int, block_tokens: int) -> int:
-    """Blocks that hold every sequence at its full context."""
-    return concurrency * -(-max_context_tokens // block_tokens)
+def kv_blocks(workload: Workload, block_tokens: int) -> int:
+    """Blocks that hold every sequence at its full context, or the tokens that are asked for."""
+    if workload.kv_tokens is not None:
+        return -(-workload.kv_tokens // block_tokens)
+    return workload.concurrency * -(-workload.max_context_tokens // block_tokens)
 
 
 def shard_parameters(model: ModelSpec, shard: Shard) -> int:

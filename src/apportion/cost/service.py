@@ -5,6 +5,7 @@ leave every R·o·v seconds. So each is in the system for W = R·o·v, and 1/(o�
 needs R ≥ λ·W sequences, which is the same as λ ≤ 1/(o·v).
 """
 
+from apportion.types.errors import UsageError
 from apportion.types.plan import Estimate
 from apportion.types.workload import Workload
 
@@ -29,6 +30,27 @@ def system_s(workload: Workload, value_s: float) -> float:
 def tokens_per_request(workload: Workload) -> int:
     """Most tokens of KV that a typical request holds."""
     return workload.prompt_tokens + workload.output_tokens
+
+
+def least_kv_tokens(workload: Workload) -> int:
+    """One sequence at its full context, and all of them at a typical request's: what is in flight by Little's law."""
+    return max(workload.max_context_tokens, workload.concurrency * tokens_per_request(workload))
+
+
+def holds_requests(workload: Workload) -> bool:
+    return workload.kv_tokens is None or workload.kv_tokens >= least_kv_tokens(workload)
+
+
+def check_kv_tokens(workload: Workload) -> None:
+    """Raises UsageError where the KV cache asked for is less than the least."""
+    if holds_requests(workload):
+        return
+    raise UsageError(
+        f"--kv-tokens {workload.kv_tokens} is less than {least_kv_tokens(workload)}, which one sequence of --context"
+        f" {workload.max_context_tokens} or {workload.concurrency} typical requests of"
+        f" {tokens_per_request(workload)} tokens take; give more, or lower --context, --concurrency, --prompt-tokens"
+        " or --output-tokens"
+    )
 
 
 def within_limits(workload: Workload, figures: Estimate) -> bool:

@@ -141,13 +141,16 @@ def _override(stage: Stage) -> str:
 def _server(plan: Plan, main: str, gpus: Sequence[Device], offload: Sequence[str]) -> Launch:
     workload, cache = plan.workload, CACHE_TYPES[plan.activation_format]
     options = {
-        "--ctx-size": workload.concurrency * workload.max_context_tokens,
+        "--ctx-size": workload.concurrency * workload.max_context_tokens
+        if workload.kv_tokens is None
+        else plan.num_kv_blocks * plan.block_tokens,
         "--parallel": workload.concurrency,
         "--ubatch-size": plan.chunk_tokens,
         "--cache-type-k": cache,
         "--cache-type-v": cache,
     }
-    words = (str(word) for pair in options.items() for word in pair)
+    words = [str(word) for pair in options.items() for word in pair]
+    words += ["--kv-unified"] if workload.kv_tokens is not None else []
     return Launch(
         host=main,
         variables=visible(gpus),

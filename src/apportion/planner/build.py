@@ -5,7 +5,9 @@ from dataclasses import replace
 from functools import partial
 
 from apportion.cost.estimate import estimate
+from apportion.cost.kv_capacity import with_kv_rooms
 from apportion.cost.memory import stages_memory
+from apportion.cost.service import check_kv_tokens
 from apportion.planner.balance import balance
 from apportion.planner.bound import certify
 from apportion.planner.demand import find_demanded
@@ -120,15 +122,16 @@ def make_plan(
     `cards` are those that an error may advise to add, smallest first.
 
     Raises InfeasibleError where the devices cannot hold it, or keep its limits; ClusterError where one lacks a rate it
-    needs.
+    needs; UsageError for a KV cache that is too small for the workload.
     """
+    check_kv_tokens(workload)
     found = _found(model, cluster, workload, weight_formats, cards, streaming=streaming)
     problem, stages, workload = found.problem, found.stages, found.problem.workload
     chunk_tokens = problem.capacity.chunk_tokens
     predicted = estimate(
         model, cluster, workload, stages, chunk_tokens=chunk_tokens, microbatches=found.microbatches
     )
-    return Plan(
+    made = Plan(
         version=PLAN_VERSION,
         model=model,
         cluster=cluster,
@@ -144,3 +147,4 @@ def make_plan(
         certificate=_certificate(found),
         balance=balance(problem, stages, found.microbatches),
     )
+    return with_kv_rooms(made)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
+from apportion.cost.service import holds_requests
 from apportion.planner.divide import search
 from apportion.planner.exclusion import Exclusion
 from apportion.planner.found import Found
@@ -87,6 +88,8 @@ class Finder:
         ]
 
     def _problem(self, workload: Workload, chunk_tokens: int, max_devices: int | None) -> Problem | None:
+        if not holds_requests(workload):
+            return None
         problem = make_problem(self.model, self.cluster, workload, self.weight_formats, chunk_tokens)
         problem = replace(problem, max_devices=max_devices)
         if not self.streaming:

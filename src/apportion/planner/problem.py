@@ -74,7 +74,7 @@ def make_problem(
         weight_formats=widest_first(model, weight_formats),
         activation_format=activation_format(model, cluster, weight_formats),
         capacity=Capacity(
-            num_kv_blocks=kv_blocks(workload.concurrency, workload.max_context_tokens, BLOCK_TOKENS),
+            num_kv_blocks=kv_blocks(workload, BLOCK_TOKENS),
             block_tokens=BLOCK_TOKENS,
             chunk_tokens=chunk_tokens,
             concurrency=workload.concurrency,
@@ -157,7 +157,7 @@ def microbatch_candidates(workload: Workload, num_devices: int) -> tuple[int, ..
 
 
 def plan_problem(plan: Plan) -> Problem:
-    """The problem that a plan answers, from the plan alone."""
+    """The problem that a plan answers, from the plan alone: its KV cache may be larger than what was asked for."""
     return Problem(
         model=plan.model,
         cluster=plan.cluster,
@@ -165,6 +165,6 @@ def plan_problem(plan: Plan) -> Problem:
         weight_formats=plan.weight_formats,
         activation_format=plan.activation_format,
         max_devices=len(plan.device_ids) if plan.workload.objective == "fewest-devices" else None,
-        capacity=plan_capacity(plan),
+        capacity=replace(plan_capacity(plan), num_kv_blocks=kv_blocks(plan.workload, plan.block_tokens)),
         streaming=any(stage.streamed_layers for stage in plan.stages),
     )

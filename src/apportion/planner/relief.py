@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from apportion.cost.formats import weight_formats
+from apportion.cost.service import least_kv_tokens
 from apportion.planner.groups import device_kinds
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.errors import ClusterError
@@ -98,11 +99,25 @@ def _less_asked(demand: Demand) -> Iterator[str]:
             fewer, True, key=lambda n: demand.holds(workload=replace(demand.workload, concurrency=n))
         )
         yield f"--concurrency {fewer[most]}"
+    yield from _less_kv(demand)
     known = weight_formats(demand.model)
     narrowest = min(known[name] for name in demand.weight_formats)
     for smaller, bits in known.items():
         if bits < narrowest and demand.holds(weight_formats=(smaller,)):
             yield f"--weights {smaller}"
+            break
+
+
+def _less_kv(demand: Demand) -> Iterator[str]:
+    """KV cache for sequences by their actual lengths, with room for all typical requests."""
+    workload = demand.workload
+    whole, least = workload.concurrency * workload.max_context_tokens, least_kv_tokens(workload)
+    if workload.kv_tokens is not None or least >= whole:
+        return
+    halves = (whole >> times for times in range(1, 8))
+    for tokens in (*(half for half in halves if half > least), least):
+        if demand.holds(workload=replace(workload, kv_tokens=tokens)):
+            yield f"--kv-tokens {tokens}"
             break
 
 

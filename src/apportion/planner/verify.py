@@ -9,7 +9,8 @@ from math import isclose
 
 from apportion.cost.estimate import estimate_times_s, plan_estimate, plan_objective_value
 from apportion.cost.formats import weight_formats
-from apportion.cost.memory import parameters, plan_memory
+from apportion.cost.kv_capacity import kv_rooms
+from apportion.cost.memory import kv_blocks, parameters, plan_memory
 from apportion.cost.statements import (
     model_parameters,
     pipeline,
@@ -165,7 +166,8 @@ def _memory(plan: Plan) -> Check:
     )
     workload = plan.workload
     kv_tokens = plan.num_kv_blocks * plan.block_tokens
-    holds = kv_tokens >= workload.concurrency * workload.max_context_tokens
+    asked = kv_blocks(workload, plan.block_tokens) * plan.block_tokens
+    holds = kv_tokens >= asked and plan.kv_rooms in ((), kv_rooms(plan))
     figures = ", ".join(
         f"{device_id} {format_bytes(memory.total_bytes)} of "
         f"{format_bytes(plan.cluster.device(device_id).memory_bytes)}"
@@ -173,8 +175,8 @@ def _memory(plan: Plan) -> Check:
     )
     return Check(
         name="memory",
-        statement=f"{figures}, with room for {kv_tokens} tokens of context "
-        f"({workload.concurrency} × {workload.max_context_tokens} asked)",
+        statement=f"{figures}, with room for {kv_tokens} tokens of context ({asked} asked, for "
+        f"{workload.concurrency} × {workload.max_context_tokens})",
         ok=fits and holds and needed == plan.memory,
     )
 

@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 from apportion.cost.estimate import objective_value, plan_estimate
-from apportion.cost.memory import kv_bytes_per_token, plan_memory
+from apportion.cost.kv_capacity import kv_rooms
 from apportion.cost.service import ROUNDING, served_per_s, system_s, tokens_per_request, within_limits
-from apportion.cost.shard import stage_shards
 from apportion.planner.check import Check
 from apportion.planner.fewest import prove_fewest
 from apportion.planner.problem import plan_problem
-from apportion.types.plan import Plan, Stage
+from apportion.types.plan import Plan
 from apportion.types.units import format_seconds
 
 
@@ -29,7 +28,7 @@ def little_check(plan: Plan) -> Check:
         rate * in_system_s * tokens_per_request(workload),
         plan.num_kv_blocks * plan.block_tokens,
     )
-    rooms = [stage_room_tokens(plan, stage) for stage in plan.stages]
+    rooms = [planned + room.spare_blocks * plan.block_tokens for room in kv_rooms(plan)]
     least = min(range(len(rooms)), key=lambda number: rooms[number])
     asked = "" if workload.arrival_rate is None else f" ({workload.arrival_rate:g}/s asked)"
     return Check(
@@ -42,17 +41,6 @@ def little_check(plan: Plan) -> Check:
         and planned <= rooms[least]
         and rate * ROUNDING >= (workload.arrival_rate or 0.0),
     )
-
-
-def stage_room_tokens(plan: Plan, stage: Stage) -> int:
-    """Tokens whose KV the stage would hold, were all that is left over on its members used for it."""
-    memory = plan_memory(plan)
-    rooms: list[int] = []
-    for device_id, shard in zip(stage.split.device_ids, stage_shards(plan.model, stage), strict=True):
-        used = memory[device_id]
-        left_bytes = plan.cluster.device(device_id).memory_bytes - used.total_bytes
-        rooms.append((used.kv_bytes + left_bytes) // kv_bytes_per_token(plan.model, shard))
-    return min(rooms)
 
 
 def fewest_check(plan: Plan) -> Check:

@@ -77,6 +77,14 @@ class DeviceMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvRoom:
+    """What a stage would hold beyond the plan's KV blocks: `device_id` is the member that is full first."""
+
+    device_id: str
+    spare_blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Uncertainty:
     """Relative standard deviations to expect of an estimate's figures: those of the least certain device in use."""
 
@@ -149,6 +157,8 @@ class Plan:
     balance: Balance
     num_swap_blocks: int = 0
     """Blocks that every device can swap to its host's memory."""
+    kv_rooms: tuple[KvRoom, ...] = ()
+    """By stage; the least of them limits the KV cache of all."""
 
     @property
     def weight_formats_in_use(self) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ Objective = Literal["latency", "throughput", "fewest-devices"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """`concurrency` sequences at once, each of up to `max_context_tokens`; memory is planned for all of them.
+    """`concurrency` sequences at once, each of up to `max_context_tokens`; memory is planned for all of them, or
+    for `kv_tokens` at once.
 
     `prompt_tokens` and `output_tokens` are the typical lengths whose time is minimised. Under "latency" that is
     the time of one request alone; under "throughput" the time per output token with all sequences running;
@@ -23,6 +24,9 @@ class Workload:
     concurrency: int
     max_context_tokens: int
     objective: Objective
+    kv_tokens: int | None = None
+    """Tokens of KV cache that all sequences share, by their actual lengths; None where each has room for its whole
+    context."""
     most_sequences: int | None = None
     """Where the planner chose the concurrency: from 1 to this."""
     arrival_rate: float | None = None
