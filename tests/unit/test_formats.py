@@ -33,11 +33,11 @@ def gpu(name, gib, host="local", **rates):
 
 def test_bytes_of_matrices_and_of_what_is_beside_them():
     assert matrix_bytes(640, 10, "bf16") == 1280
-    assert matrix_bytes(640, 10, "int8") == 640 + 10 * 8
+    assert matrix_bytes(640, 10, "int8") == 640 + 10 * 4
     assert matrix_bytes(640, 10, "int4") == 20 * 18  # 20 groups of 32: 16 bytes and a scale of 2
     assert matrix_bytes(33, 1, "int4") == 19  # 4.5 bits of each, rounded up
-    assert parameters_bytes(PART, INT8) == 720 + 7 * 2
-    assert parameters_bytes(PART, replace(INT8, activations="fp32")) == 720 + 7 * 4
+    assert parameters_bytes(PART, INT8) == 680 + 7 * 2
+    assert parameters_bytes(PART, replace(INT8, activations="fp32")) == 680 + 7 * 4
     assert parameters_bytes(PART, INT4) == 360 + 7 * 2
 
 
@@ -45,7 +45,7 @@ def test_a_packed_table_is_not_shared():
     model = replace(llama(), hidden_size=64)
     both = {"has_embedding": True, "has_head": True}
     assert vocab_row_bytes(model, Formats(weights="bf16", activations="bf16"), **both) == 128
-    assert vocab_row_bytes(model, INT8, **both) == 68 + 72
+    assert vocab_row_bytes(model, INT8, **both) == 68 + 68
     assert vocab_row_bytes(model, INT4, **both) == 68 + 36  # looked up in int8 rows
     assert vocab_row_bytes(model, Formats(weights="fp16", activations="fp32"), **both) == 128 + 128
     assert vocab_row_bytes(replace(model, tied_embeddings=False), INT4, **both) == 68 + 36
@@ -58,15 +58,15 @@ def test_a_shard_in_int8():
     )  # per KV head 40960 elements in 384 rows, 192 a column in 2, 128 norms in 128 rows
     stage = hand_plan(model, [[1]], [2], weight_format="bf16").stages[0]
     shard = stage_shards(model, replace(stage, weight_format="int8"))[0]
-    layer = 8 * (40960 + 384 * 8) + 8192 * (192 + 2 * 8) + (128 * 8 + 128 * 2)
-    assert shard_weights_bytes(model, shard) == 2 * layer + 128256 * (68 + 72) + 64 * 2
+    layer = 8 * (40960 + 384 * 4) + 8192 * (192 + 2 * 4) + (128 * 4 + 128 * 2)
+    assert shard_weights_bytes(model, shard) == 2 * layer + 128256 * (68 + 68) + 64 * 2
 
 
 def test_seconds_in_int8():
     device = gpu("a", 1, bf16=1000.0, int8=2000.0)
     device = replace(device, mem_bytes_per_s=400.0)
     layer, model = llama(2, hidden=64).layers[0], llama(2, hidden=64)
-    assert ffn_column_s(device, layer, 1, INT8) == (192 + 16) / 400
+    assert ffn_column_s(device, layer, 1, INT8) == (192 + 8) / 400
     assert ffn_column_s(device, layer, 100, INT8) == 2 * 192 * 100 / 2000
     assert ffn_column_s(device, layer, 100, INT4) == 2 * 192 * 100 / 1000  # turned into 16 bits first
     assert head_row_s(device, model, 1, INT4) == 2 * 64 / 1000

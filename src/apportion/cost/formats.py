@@ -1,6 +1,6 @@
 """What weights take in each format.
 
-int8: a byte an element, and beside each output row a scale and the sum of its elements (fp32 and int32).
+int8: a byte an element, and beside each output row its scale (fp32).
 int4: 32 elements in 16 bytes and an fp16 scale, 4.5 bits each (llama.cpp's q4_0); rounded up per unit of an axis.
 Both keep the table that tokens are looked up in as int8 rows with their scales. Packed weights cannot be looked up in,
 so only where weights are stored as activations are does a tied head share the embedding's table.
@@ -14,7 +14,6 @@ from apportion.types.layout import INT8_ROW_BYTES
 from apportion.types.model import ModelSpec, Parameters
 from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
 
-INT8_SCALE_BYTES = 4
 INT4_GROUP_ELEMENTS, INT4_GROUP_BYTES = 32, 18
 
 
@@ -64,7 +63,7 @@ def _looked_up_row_bytes(model: ModelSpec, formats: Formats) -> int:
         return model.stored.embedding_row_bytes if model.stored else 0
     if formats.weights in FORMAT_BYTES:
         return model.hidden_size * FORMAT_BYTES[formats.weights]
-    return model.hidden_size + INT8_SCALE_BYTES
+    return model.hidden_size + INT8_ROW_BYTES
 
 
 def vocab_row_bytes(model: ModelSpec, formats: Formats, *, has_embedding: bool, has_head: bool) -> int:

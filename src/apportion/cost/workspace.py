@@ -51,7 +51,7 @@ class _Step:
         model, tile = self.model, min(self.tokens, QUERY_TILE)
         hidden = self.token_bytes * (HIDDEN_ACTIVATIONS * model.hidden_size + 2 * model.head_dim)
         mask = tile * self.context * (1 + self.element_bytes)
-        widened = _widened_elements(self.shard.formats) * self.element_bytes
+        widened = 2 * WIDENED_ELEMENTS * self.element_bytes if _widened(self.shard.formats) else 0
         return hidden + mask + widened + RUNTIME_BYTES
 
     def attention(self, kv_heads: int) -> int:
@@ -90,11 +90,10 @@ def workspace_bytes(
     return step.everywhere() + largest + (0 if shard.rank == 0 else drawing)
 
 
-def _widened_elements(formats: Formats) -> int:
-    """Of packed weights; they are held twice, once in the blocks of a product. CPUs have fp32 activations."""
-    if not formats.packed:
-        return 0
-    return 2 * WIDENED_ELEMENTS["cpu" if formats.activations == "fp32" else "cuda"]
+def _widened(formats: Formats) -> bool:
+    """Whether weights are widened in memory, and then held twice, once in the blocks of a product. CPUs, whose
+    activations are fp32, widen them in registers."""
+    return formats.packed and formats.activations != "fp32"
 
 
 def _activations_per_column(model: ModelSpec, layer: LayerSpec) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apportion.model.experts import ExpertMatrices
-from apportion.model.linear import PackedLinear, prepare_product
+from apportion.model.linear import PackedLinear
 from apportion.model.load_memory import LoadMemory
 from apportion.model.matrix_source import MatrixSource, expert_reads
 from apportion.model.shard import (
@@ -65,7 +65,6 @@ class ParameterReader:
         """Of what is held: not of streamed layers."""
         self._model = model
         self._memory = memory
-        self._prepared: set[tuple[int, int]] = set()
 
     def layer(
         self, layer: nn.Module, index: int, full: dict[str, Shape], shrunk: dict[Axis, dict[str, Shape]]
@@ -153,11 +152,6 @@ class ParameterReader:
         return self.source((self.shares.vocab.count, full[1]), reads)
 
     def linear(self, source: MatrixSource, bias_N: Tensor | None) -> PackedLinear:
-        shape = (source.rows, source.columns)
-        if shape not in self._prepared:
-            self._prepared.add(shape)
-            with self._memory.runtime():
-                prepare_product(source, self._format, self.dtype, self.torch_device)
         linear = PackedLinear(source, self._format, self.dtype, self.torch_device, bias_N)
         self._count(source.rows * source.columns, linear.weights_bytes)
         return linear
