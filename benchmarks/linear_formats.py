@@ -1,4 +1,4 @@
-"""What torch's products with weights in different formats take on one core of this CPU.
+"""What products with weights in different formats, ours and torch's, take on one core of this CPU.
 
     python benchmarks/linear_formats.py
 
@@ -11,14 +11,15 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model.cpu_products import FixedPointProduct, HalfProduct
+from apportion.model.cpu_products import PackedProduct
 from apportion.model.linear import WidenedProduct
+from apportion.model.matrix_source import MatrixSource
 
 SHAPES = [(1024, 2048), (5632, 1024), (1024, 2816), (32000, 1024), (4096, 4096)]
 """Output rows and input columns."""
@@ -26,6 +27,26 @@ NUM_TOKENS = [1, 2, 4, 8, 16, 32, 64, 256]
 ROUNDS, ROUND_S, COPIES_BYTES = 5, 0.01, 96 * 2**20
 
 Product = Callable[[Tensor], Tensor]
+
+
+class Held:
+    """A matrix in memory in place of a checkpoint's (`MatrixSource`)."""
+
+    reads = ()
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+        self.rows, self.columns = weight.shape
+
+    def read(self, start: int, stop: int, dtype: torch.dtype, _torch_device: str) -> Tensor:
+        return self._weight[start:stop].to(dtype, copy=True)
+
+    def row_peaks(self, start: int, stop: int, _weight: Tensor) -> Tensor:
+        return self._weight[start:stop].abs().amax(1)
+
+
+def ours(weight_format: str) -> Callable[[Tensor], Any]:
+    return lambda weight: PackedProduct(cast(MatrixSource, Held(weight)), weight_format)
 
 
 def int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +77,11 @@ def bf16_packed(weight: Tensor) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16())
     linear = torch.ops.mkldnn._linear_pointwise
     return lambda x: linear(x.bfloat16(), packed, None, "none", [], "").float()
+
+
+def fbgemm_fp16(weight: Tensor) -> Product:
+    packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
+    return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, packed)
 
 
 def fbgemm_int8(weight: Tensor) -> Product:
@@ -90,19 +116,22 @@ def weight_int8pack(weight: Tensor) -> Product:
 
 
 KINDS: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
-    "fp32 F.linear * (small)": (4, plain),
+    "fp32 compiled *": (4, ours("fp32")),
+    "fp32 F.linear": (4, plain),
     "fp32 MKL packed": (4, mkl_packed),
-    "fp32 oneDNN packed * (large)": (4, fp32_packed),
+    "fp32 oneDNN packed": (4, fp32_packed),
+    "bf16 compiled, fp32 activations *": (2, ours("bf16")),
     "bf16 F.linear, bf16 activations": (2, bf16_activations),
     "bf16 oneDNN packed, bf16 activations": (2, bf16_packed),
-    "fp16 fbgemm, fp32 activations *": (2, lambda weight: HalfProduct(iter([weight]))),
+    "fp16 compiled, fp32 activations *": (2, ours("fp16")),
+    "fp16 fbgemm, fp32 activations": (2, fbgemm_fp16),
     "fp16 widened, fp32 activations": (2, lambda weight: WidenedProduct(weight.half(), None)),
+    "int8 compiled, fp32 activations *": (1, ours("int8")),
     "int8 fbgemm dynamic, 8-bit activations": (1, fbgemm_int8),
     "int8 oneDNN, 8-bit activations": (1, onednn_int8),
     "int8 _int_mm, 8-bit activations": (1, int_mm),
     "int8 _weight_int8pack_mm, bf16 activations": (1, weight_int8pack),
     "int8 widened, fp32 activations": (1, lambda weight: WidenedProduct(*int8(weight))),
-    "int8 fbgemm, 23-bit activations *": (1, lambda weight: FixedPointProduct(iter([int8(weight)]))),
 }
 """Bytes of an element, and what makes a product."""
 
