@@ -19,8 +19,8 @@ HIDDEN_ACTIVATIONS = 4
 """Buffers of one hidden state per token that are alive at once: residual, norm and its fp32 temporaries."""
 PROJECTION_ACTIVATIONS = 4
 """Buffers of all query and key heads per token: projected, rotated and two temporaries."""
-GATED_ACTIVATIONS = 4
-"""Buffers of all FFN columns per token: gate and up side by side, and once more while a product's pieces are joined."""
+GATED_ACTIVATIONS = 3
+"""Buffers of all FFN columns per token: gate and up side by side, and their product."""
 SCORED_FAMILIES = frozenset({"gemma2", "gpt_oss"})
 """Families whose softmax (capped, or with sinks) is computed from a matrix of scores."""
 SCORE_BYTES = 6

@@ -42,13 +42,6 @@ class PackedProduct:
         for start in range(0, source.rows, step):
             self._pack(self._read(source, start, min(start + step, source.rows), weight_format), start)
 
-    @staticmethod
-    def prepare(rows: int, columns: int) -> None:
-        """Has the code written that a piece of this shape will need, whatever the number of rows of activations."""
-        product = BlockedProduct(iter([torch.ones(rows, columns)]))
-        for num in NUM_ROWS:
-            product(torch.ones(num, columns))
-
     def __call__(self, x_MK: Tensor) -> Tensor:
         out_MN = torch.empty(len(x_MK), self._rows)
         part = partial(multiply, x_MK.numpy(), self._weights, self._scales_N, out_MN.numpy())

@@ -1,14 +1,11 @@
 """Holds a worker to its device's memory budget and measures the peak of what it allocated.
 
-The budget counts from `start()`, after imports and warm-up, and without the code that libraries write for a stage.
-On a CPU the kernel enforces it (RLIMIT_DATA: private writable memory) and the peak is the resident anonymous memory
-above the start; on CUDA the caching allocator does both.
+The budget counts from `start()`, after imports and warm-up. On a CPU the kernel enforces it (RLIMIT_DATA: private
+writable memory) and the peak is the resident anonymous memory above the start; on CUDA the caching allocator does both.
 """
 
 import ctypes
 import resource
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -64,27 +61,10 @@ class CpuMeter:
         _LIBC.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
         _LIBC.mallopt(_TRIM_THRESHOLD, _LARGE_BYTES)
         _LIBC.malloc_trim(0)  # what warming up left would be taken for the stage's later, and not be counted
-        self._start_bytes, self._start_data_bytes = _status_bytes("RssAnon", "VmData")
-        self._set_limit()
-        self._other_bytes: int | None = None
-
-    def _set_limit(self) -> None:
+        self._start_bytes, data_bytes = _status_bytes("RssAnon", "VmData")
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (self._start_data_bytes + self._budget_bytes, hard))
-
-    @contextmanager
-    def runtime(self) -> Iterator[None]:
-        self.observe()
-        before = _status_bytes("RssAnon", "VmData")
-        lift_limit()
-        yield
-        _LIBC.malloc_trim(0)
-        resident_bytes, data_bytes = (
-            max(0, now - then) for now, then in zip(_status_bytes("RssAnon", "VmData"), before, strict=True)
-        )
-        self._start_bytes += resident_bytes
-        self._start_data_bytes += data_bytes
-        self._set_limit()
+        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + self._budget_bytes, hard))
+        self._other_bytes: int | None = None
 
     def observe(self) -> None:
         _LIBC.malloc_trim(0)  # glibc keeps freed megabytes, which are nobody's
@@ -121,9 +101,6 @@ class CudaMeter:
 
     def observe(self) -> None:
         pass
-
-    def runtime(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def loaded(self, host_bytes: int) -> None:
         pass
