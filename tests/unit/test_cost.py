@@ -222,11 +222,11 @@ def test_device_memory_adds_up():
 
 
 def test_workspace_is_that_of_the_largest_part_of_a_step():
-    """3 tokens of 4 bytes: hidden 4·4 + 2·5, heads 4·(4 + 2)·5, columns 4·6; 8 tokens of context and 2 sequences."""
+    """3 tokens of 4 bytes: hidden 4·4 + 2·5, heads 4·(4 + 2)·5, columns 3·6; 8 tokens of context and 2 sequences."""
     everywhere = RUNTIME_BYTES + 3 * 4 * 26 + 3 * 8 * 5
     attention = 3 * 4 * 120 + 8 * 2 * 5 * 2 * 4
     drawing = 2 * 2 * 10 * 4
-    ffn = 3 * 4 * 24
+    ffn = 3 * 4 * 18
     assert attention == max(attention, drawing, ffn)
     assert workspace(WHOLE) == everywhere + attention
     assert workspace(WHOLE, tokens=3, vocab_rows=1000) == everywhere + 100 * drawing
