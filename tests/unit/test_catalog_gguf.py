@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 from parity.tiny_models import tiny_config
+from unit.test_catalog_families import LATENT as LATENT_FIELDS
+from unit.test_catalog_families import MOE, saved
 
 from apportion.catalog.gguf_file import TENSOR_TYPES, read_gguf
 from apportion.catalog.model_config import read_model_spec
+from apportion.cost.formats import stored_bytes
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 
 Tensors = list[tuple[str, tuple[int, ...]]]
-F32, F16, Q4_K = 0, 1, 12
+F32, F16, Q8, Q4_K = 0, 1, 8, 12
 H, Q, KV, D, FF, E, V, LAYERS = 64, 8, 4, 16, 120, 4, 509, 4
 
 
@@ -227,6 +230,82 @@ def test_bits_per_weight(name: str, bits: float):
     """As llama.cpp's documentation of quantisation states them."""
     block, block_bytes = next(sizes for kind, *sizes in TENSOR_TYPES.values() if kind == name)
     assert block_bytes * 8 / block == bits
+
+
+SHARED: Tensors = [
+    ("ffn_gate_shexp.weight", (H, 2 * 48)),
+    ("ffn_up_shexp.weight", (H, 2 * 48)),
+    ("ffn_down_shexp.weight", (2 * 48, H)),
+]
+LATENT: Tensors = [
+    ("attn_q_a.weight", (H, 24)),
+    ("attn_q_a_norm.weight", (24,)),
+    ("attn_q_b.weight", (24, Q * 16)),
+    ("attn_kv_a_mqa.weight", (H, 20 + 4)),
+    ("attn_kv_a_norm.weight", (20,)),
+    ("attn_k_b.weight", (12, 20, Q)),
+    ("attn_v_b.weight", (20, 10, Q)),
+    ("attn_output.weight", (Q * 10, H)),
+]
+
+
+def dense_first(attention: Tensors, num_dense: int, num_extra: int = 0) -> Tensors:
+    routed: Tensors = [*experts(48, 6), ("exp_probs_b.bias", (6,)), *SHARED]
+    blocks = [FFN] * num_dense + [routed] * (LAYERS - num_dense + num_extra)
+    layers: Tensors = [
+        (f"blk.{n}.{name}", shape) for n, ffn in enumerate(blocks) for name, shape in attention + NORMS + ffn
+    ]
+    extra: Tensors = [(f"blk.{LAYERS + n}.nextn.eh_proj.weight", (2 * H, H)) for n in range(num_extra)]
+    return [
+        *layers,
+        *extra,
+        ("token_embd.weight", (H, V)),
+        ("output_norm.weight", (H,)),
+        ("output.weight", (H, V)),
+    ]
+
+
+def test_latent_attention(tmp_path: Path):
+    """The tiny deepseek_v3 of test_catalog_families, as llama.cpp's converter writes it."""
+    described = metadata(
+        "deepseek2",
+        **{"attention.head_count_kv": 1, "attention.key_length": 24, "attention.value_length": 20},
+        **{"attention.key_length_mla": 16, "attention.value_length_mla": 10, "rope.dimension_count": 4},
+        **{"attention.q_lora_rank": 24, "attention.kv_lora_rank": 20, "leading_dense_block_count": 1},
+        expert_count=6,
+        expert_used_count=2,
+        expert_shared_count=2,
+        expert_feed_forward_length=48,
+    )
+    path = write(tmp_path / "v3.gguf", described, dense_first(LATENT, 1))
+    expected = saved(tmp_path, "DeepseekV3Config", LATENT_FIELDS)
+    assert apart_from_name(read_model_spec(path)) == apart_from_name(expected)
+
+
+def test_blocks_for_more_tokens_are_left_out(tmp_path: Path):
+    described = metadata(
+        "glm4moe",
+        leading_dense_block_count=2,
+        nextn_predict_layers=1,
+        block_count=LAYERS + 1,
+        expert_count=6,
+        expert_used_count=2,
+        expert_shared_count=2,
+        expert_feed_forward_length=48,
+    )
+    tensors = dense_first(ATTENTION + QKV_BIAS + QK_NORMS, 2, num_extra=1)
+    path = write(tmp_path / "glm.gguf", described, tensors)
+    expected = saved(
+        tmp_path, "Glm4MoeConfig", MOE | {"use_qk_norm": True, "attention_bias": True, "n_shared_experts": 2}
+    )
+    assert apart_from_name(read_model_spec(path)) == apart_from_name(expected)
+    extra = {name for name, _ in tensors if name.startswith(f"blk.{LAYERS}.")}
+    spec = read_model_spec(
+        write(path, described, tensors, {name: F16 if "_norm" in name else Q8 for name, _ in tensors})
+    )
+    gguf = read_gguf(path)
+    planned = sum(tensor.num_bytes for name, tensor in gguf.tensors.items() if name not in extra)
+    assert stored_bytes(spec) == planned < gguf.tensor_bytes
 
 
 def test_a_file_of_16_bits_is_not_quantised(tmp_path: Path):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from apportion.catalog.config_fields import ConfigFields
 from apportion.catalog.gguf_file import Gguf, Value
-from apportion.catalog.gguf_stored import FLOAT_TYPES
+from apportion.catalog.gguf_stored import FLOAT_TYPES, block_number
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 
@@ -25,12 +25,13 @@ _FAMILIES = {
     "granite": "granite",
     "gpt-oss": "gpt_oss",
     "glm4": "glm4",
+    "glm4moe": "glm4_moe",
+    "deepseek2": "deepseek_v3",
 }
 """By architecture; "llama" with experts is mixtral."""
 _FIELDS = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
-    "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
@@ -38,10 +39,14 @@ _FIELDS = {
     "num_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
+    "n_shared_experts": "expert_shared_count",
+    "first_k_dense_replace": "leading_dense_block_count",
     "original_max_position_embeddings": "rope.scaling.original_context_length",
 }
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Computed from the config elsewhere, so no parameters."""
+_LATENT = ("deepseek_v3",)
+"""Families with multi-head latent attention."""
 _EXPERT_WIDTH_ALONE = ("gpt_oss",)
 """Families whose config calls the experts' width `intermediate_size`."""
 
@@ -63,6 +68,8 @@ def gguf_fields(gguf: Gguf) -> ConfigFields:
         gguf.path,
         {
             **{name: value for name, value in values.items() if value is not None},
+            **(_latent_fields(gguf, str(architecture)) if family in _LATENT else {}),
+            "num_hidden_layers": _num_layers(gguf),
             **_from_tensors(gguf),
             "model_type": family,
             "sliding_window": _scalar(gguf, f"{architecture}.attention.sliding_window") or None,
@@ -70,6 +77,32 @@ def gguf_fields(gguf: Gguf) -> ConfigFields:
         },
         {},
     )
+
+
+def _num_layers(gguf: Gguf) -> Value:
+    """Without the modules for multi-token prediction, which are stored as further blocks and not planned."""
+    architecture = gguf.metadata.get("general.architecture")
+    blocks = gguf.metadata.get(f"{architecture}.block_count")
+    extra = gguf.metadata.get(f"{architecture}.nextn_predict_layers")
+    return blocks - extra if isinstance(blocks, int) and isinstance(extra, int) else blocks
+
+
+def _latent_fields(gguf: Gguf, architecture: str) -> Mapping[str, object]:
+    """Older files give the lengths of keys and values as they are without the latent."""
+
+    def value(key: str) -> Value:
+        return _scalar(gguf, f"{architecture}.{key}")
+
+    rope_dim = value("rope.dimension_count")
+    key_dim = value("attention.key_length_mla") or value("attention.key_length")
+    nope_dim = key_dim - rope_dim if isinstance(rope_dim, int) and isinstance(key_dim, int) else None
+    return {
+        "q_lora_rank": value("attention.q_lora_rank"),
+        "kv_lora_rank": value("attention.kv_lora_rank"),
+        "qk_rope_head_dim": rope_dim,
+        "qk_nope_head_dim": nope_dim,
+        "v_head_dim": value("attention.value_length_mla") or value("attention.value_length"),
+    }
 
 
 def _scalar(gguf: Gguf, key: str) -> Value:
@@ -93,6 +126,7 @@ def _from_tensors(gguf: Gguf) -> Mapping[str, object]:
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in gguf.tensors,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in gguf.tensors,
         **({"rope_scaling": {"type": "longrope"}} if longrope else {}),
     }
 
@@ -107,7 +141,11 @@ def _main_type(gguf: Gguf) -> str:
 
 def check_gguf(gguf: Gguf, spec: ModelSpec) -> None:
     """Raises ModelError where the tensors are not the parameters that the header describes."""
-    held = sum(tensor.num_elements for name, tensor in gguf.tensors.items() if name not in _ROPE_TENSORS)
+    held = sum(
+        tensor.num_elements
+        for name, tensor in gguf.tensors.items()
+        if name not in _ROPE_TENSORS and block_number(name) < spec.num_layers
+    )
     described = spec.num_parameters
     if held != described:
         raise ModelError(

@@ -50,9 +50,15 @@ _FILE_TYPES = {
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 _OUTPUTS_CUT: dict[str, Part] = {
     **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv"), "attention"),
-    **dict.fromkeys(("ffn_gate", "ffn_up", "ffn_gate_exps", "ffn_up_exps"), "ffn"),
+    **dict.fromkeys(("attn_q_b", "attn_k_b", "attn_v_b", "attn_kv_b"), "attention"),
+    **dict.fromkeys(
+        (f"ffn_{name}{experts}" for name in ("gate", "up") for experts in ("", "_exps", "_shexp")), "ffn"
+    ),
 }
-_INPUTS_CUT: dict[str, Part] = {"attn_output": "attention", "ffn_down": "ffn", "ffn_down_exps": "ffn"}
+_INPUTS_CUT: dict[str, Part] = {
+    "attn_output": "attention",
+    **dict.fromkeys(("ffn_down", "ffn_down_exps", "ffn_down_shexp"), "ffn"),
+}
 _TABLES: dict[str, Part] = {"token_embd.weight": "embedding", "output.weight": "head"}
 _BLOCK_ELEMENTS = {name: elements for name, elements, _ in TENSOR_TYPES.values()}
 
@@ -68,12 +74,20 @@ def with_gguf_bytes(gguf: Gguf, spec: ModelSpec) -> ModelSpec:
     file_type = gguf.metadata.get("general.file_type")
     main_type = quantised.most_common(1)[0][0]
     name = _FILE_TYPES.get(file_type, main_type) if isinstance(file_type, int) else main_type
-    return with_stored(spec, name, "gguf", _stored(gguf))
+    return with_stored(spec, name, "gguf", _stored(gguf, spec.num_layers))
 
 
-def _stored(gguf: Gguf) -> Iterator[StoredTensor]:
+def block_number(name: str) -> int:
+    """Of a tensor's block; -1 where it is in none."""
+    match = _BLOCK.fullmatch(name)
+    return int(match[1]) if match else -1
+
+
+def _stored(gguf: Gguf, num_layers: int) -> Iterator[StoredTensor]:
     for name, tensor in gguf.tensors.items():
         match = _BLOCK.fullmatch(name)
+        if block_number(name) >= num_layers:
+            continue
         if match is None:
             yield StoredTensor(layer=None, part=_TABLES.get(name, "outside"), num_bytes=tensor.num_bytes)
         else:
