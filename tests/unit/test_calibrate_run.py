@@ -7,6 +7,7 @@ import pytest
 from apportion.calibrate.store import calibration_file, read_observations
 from apportion.catalog.hub import resolve_model
 from apportion.cli import options
+from apportion.cli.asked import plan_from_options
 from apportion.cli.main import exit_code
 
 
@@ -56,5 +57,5 @@ def test_no_calibration_neither_reads_nor_says_anything(
         weights=None,
         no_calibration=True,
     )
-    options.plan_from_options(resolve_model("demo", weights=False), choices)
+    plan_from_options(resolve_model("demo", weights=False), choices)
     assert capsys.readouterr().err == ""

@@ -7,6 +7,7 @@ from apportion.calibrate.fit import Constants, Fit, fit_device, fit_latency_s
 from apportion.calibrate.observation import Observation, link_hardware
 from apportion.types.cluster import Cluster, Device, Link, Spread
 from apportion.types.plan import Plan
+from apportion.types.replicated import ReplicatedPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ def _fitted_link(
     return replace(link, latency_s=fit_latency_s(link.latency_s, link.bytes_per_s, own))
 
 
-def statement(calibrated: Calibrated, plan: Plan) -> list[str]:
+def statement(calibrated: Calibrated, plan: Plan | ReplicatedPlan) -> list[str]:
     """What a plan's output says of its calibration; how uncertain the estimate therefore is, is in the plan."""
     by_hardware = {
         calibrated.hardware[device_id]: fit
@@ -110,7 +111,7 @@ def statement(calibrated: Calibrated, plan: Plan) -> list[str]:
     return [*lines, *_uncalibrated(calibrated, plan)]
 
 
-def _uncalibrated(calibrated: Calibrated, plan: Plan) -> list[str]:
+def _uncalibrated(calibrated: Calibrated, plan: Plan | ReplicatedPlan) -> list[str]:
     """One line for every reason to trust the others' rates so far."""
     others: dict[Spread, list[str]] = {}
     for device_id in plan.device_ids:

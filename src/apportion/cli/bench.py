@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apportion.cli import options
+from apportion.cli.asked import plan_from_options
 from apportion.cli.bench_choices import Lengths, Measured
-from apportion.cli.run import check_engine, check_one_host, read_given_plan
+from apportion.cli.given_plan import GivenPlan, given_plan, read_given_plan
+from apportion.cli.run import check_engine, check_one_host
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ OutputTokens = Annotated[int, typer.Option(min=2, help="Tokens generated for eac
 def bench(
     model: options.Model,
     plan: Annotated[Path | None, typer.Option(help="Measure this plan instead of making one.")] = None,
+    replica: options.Replica = None,
     devices: options.Devices = None,
     cluster: options.ClusterFile = None,
     objective: options.ObjectiveOption = None,
@@ -53,23 +56,22 @@ def bench(
         stream=stream,
         no_calibration=no_calibration or None,
     )
-    lengths = Lengths(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
-    measured = Measured(
-        levels=_levels(concurrency), lengths=lengths, rounds=rounds, trace_file=_checked(trace)
-    )
-    _bench(_folder(model, random_weights=random_weights), random_weights, plan, choices, measured)
+    levels, lengths = _levels(concurrency), Lengths(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+    measured = Measured(levels=levels, lengths=lengths, rounds=rounds, trace_file=_checked(trace))
+    folder, given = _folder(model, random_weights=random_weights), given_plan(plan, replica)
+    _bench(folder, random_weights, given, choices, measured)
 
 
 def _bench(
     folder: Path,
     random_weights: bool,
-    plan_file: Path | None,
+    given: GivenPlan,
     choices: options.PlanChoices,
     measured: Measured,
 ) -> None:
     from apportion.catalog.runnable import check_runnable
 
-    plan = _plan(plan_file, folder, choices, measured)
+    plan = _plan(given, folder, choices, measured)
     check_runnable(plan)
     check_one_host(plan)
     check_engine()
@@ -105,12 +107,12 @@ def _folder(model: str, *, random_weights: bool) -> Path:
     return folder
 
 
-def _plan(file: Path | None, folder: Path, choices: options.PlanChoices, measured: Measured) -> "Plan":
+def _plan(given: GivenPlan, folder: Path, choices: options.PlanChoices, measured: Measured) -> "Plan":
     """The given plan, or the best for the most sequences at once. Raises UsageError where it is not made for them."""
     lengths, most = measured.lengths, max(measured.levels)
     tokens = lengths.prompt_tokens + lengths.output_tokens
-    if file is None:
-        return options.plan_from_options(
+    if given.file is None:
+        return plan_from_options(
             folder,
             replace(
                 choices,
@@ -120,11 +122,11 @@ def _plan(file: Path | None, folder: Path, choices: options.PlanChoices, measure
                 output_tokens=lengths.output_tokens,
             ),
         )
-    plan = read_given_plan(file, folder, choices)
+    plan = read_given_plan(given, folder, choices)
     workload = plan.workload
     if most > workload.concurrency or tokens > workload.max_context_tokens:
         raise UsageError(
-            f"{file} is made for {workload.concurrency} sequences of up to {workload.max_context_tokens} tokens, not"
-            f" for {most} of {tokens}; plan with --concurrency {most} --context {tokens}, or ask for less"
+            f"{given.file} is made for {workload.concurrency} sequences of up to {workload.max_context_tokens} tokens,"
+            f" not for {most} of {tokens}; plan with --concurrency {most} --context {tokens}, or ask for less"
         )
     return plan

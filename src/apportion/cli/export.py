@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apportion.cli import options
+
 if TYPE_CHECKING:
     from apportion.export.launch import Export
+    from apportion.types.plan import Plan
 
 
 class Engine(StrEnum):
@@ -25,13 +28,28 @@ class Engine(StrEnum):
 def export(
     file: Annotated[Path, typer.Argument(help="A plan, as `plan --out` wrote it.")],
     to: Annotated[Engine, typer.Option("--to", help="The engine.")],
+    replica: options.Replica = None,
 ) -> None:
-    """Print a plan as another engine's commands or device map, and what that engine cannot express."""
+    """Print a plan as another engine's commands or device map, and what that engine cannot express.
+
+    Of a plan with several replicas each is printed, or the one that is named."""
+    from apportion.planner.plan_file import one_pipeline, read_planned
+    from apportion.types.replicated import ReplicatedPlan
+
+    planned = read_planned(file)
+    if isinstance(planned, ReplicatedPlan) and replica is None and to is not Engine.ACCELERATE:
+        for number, one in enumerate(planned.replicas):
+            sequences = one.workload.concurrency
+            sys.stdout.write(f"# replica {number}: {sequences} of {planned.workload.concurrency} sequences\n")
+            _export(one, to)
+    else:
+        _export(one_pipeline(planned, replica, str(file)), to)
+
+
+def _export(plan: "Plan", to: Engine) -> None:
     from apportion.export.engines import export as export_plan
     from apportion.export.weights import model_place
-    from apportion.planner.plan_file import read_plan
 
-    plan = read_plan(file)
     exported = export_plan(plan, to.value)
     notes = [f"# {note}\n" for note in exported.notes]
     if exported.device_map is not None:

@@ -1,6 +1,6 @@
 """Options that `plan` and `run` share, and the plan that they ask for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apportion.cli.kv_choice import MOST, typical_tokens, with_kv_choice
+from apportion.cli.kv_choice import typical_tokens, with_kv_choice
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
     from apportion.types.cluster import Cluster
     from apportion.types.model import ModelSpec
-    from apportion.types.plan import Plan
     from apportion.types.workload import Workload
 
 MAX_DEFAULT_CONTEXT = 4096
@@ -47,8 +46,8 @@ ClusterFile = Annotated[
 ObjectiveOption = Annotated[
     ObjectiveChoice | None,
     typer.Option(
-        help="Time of one request alone (default), tokens/s of all (default with a rate or limit), or as few devices "
-        "as will do."
+        help="Time of one request alone (default), tokens/s of all (default with a rate, limit or replicas), or as few "
+        "devices as will do."
     ),
 ]
 Context = Annotated[int | None, typer.Option(min=1, help="Most tokens in a sequence [default: up to 4096].")]
@@ -83,6 +82,15 @@ KvTokens = Annotated[
         help="Tokens of KV cache for all sequences together, by their actual lengths: a number, a percentage of "
         "concurrency × context, or 'max' for all memory that the division leaves [default: 100%]."
     ),
+]
+Replicas = Annotated[
+    str | None,
+    typer.Option(
+        help="Independent pipelines that share out the sequences: a number, or auto for the best one [default: 1]."
+    ),
+]
+Replica = Annotated[
+    int | None, typer.Option(min=0, help="Take this replica of a plan with several, counted from 0.")
 ]
 NoCalibration = Annotated[
     bool, typer.Option("--no-calibration", help="Ignore what earlier runs on this machine measured.")
@@ -128,6 +136,7 @@ class PlanChoices:
     tpot_limit: float | None = None
     swap_space: str | None = None
     kv_tokens: str | None = None
+    replicas: str | None = None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "PlanChoices":
@@ -139,59 +148,6 @@ class PlanChoices:
     def demanding(self) -> bool:
         """Whether a rate or a limit is asked for."""
         return not (self.arrival_rate is None and self.ttft_limit is None and self.tpot_limit is None)
-
-
-def plan_from_options(
-    model_path: Path, choices: PlanChoices, when_measured: Callable[[], None] = lambda: None
-) -> "Plan":
-    """`when_measured` is called once this machine need not be quiet any more. Raises UsageError for what was typed,
-    InfeasibleError where the devices cannot hold it."""
-    from apportion.calibrate.apply import statement
-    from apportion.calibrate.here import calibrate_here
-    from apportion.catalog.datasheet import common_cards
-    from apportion.catalog.model_config import read_model_spec
-    from apportion.cli.weights import chosen_formats
-    from apportion.planner.build import make_plan
-
-    swap_bytes = _swap_bytes(choices.swap_space)
-    model = read_model_spec(model_path)
-    workload = workload_from_options(model, choices)
-    cluster = cluster_from_options(choices)
-    when_measured()
-    formats = chosen_formats(model, cluster, choices.weights)
-    streaming = choices.stream is not StreamChoice.NEVER
-    if choices.no_calibration:
-        plan = make_plan(model, cluster, workload, formats, streaming=streaming, cards=common_cards())
-        return _with_host_and_free_memory(plan, swap_bytes, choices.kv_tokens)
-    # What earlier runs measured replaces what is assumed; both lines go to stderr, beside any --json.
-    calibrated = calibrate_here(cluster, formats, lambda text: _tell(f"apportion: warning: {text}"))
-    plan = make_plan(model, calibrated.cluster, workload, formats, streaming=streaming, cards=common_cards())
-    for line in statement(calibrated, plan):
-        _tell(line)
-    return _with_host_and_free_memory(plan, swap_bytes, choices.kv_tokens)
-
-
-def _swap_bytes(given: str | None) -> int:
-    """Raises UsageError."""
-    from apportion.types.units import parse_bytes
-
-    try:
-        return 0 if given is None else parse_bytes(given)
-    except ValueError as error:
-        raise UsageError(f"--swap-space: {error}") from None
-
-
-def _with_host_and_free_memory(plan: "Plan", swap_bytes: int, kv_tokens: str | None) -> "Plan":
-    from apportion.cost.kv_capacity import with_most_kv
-    from apportion.cost.memory import with_swap_space
-
-    if kv_tokens == MOST:
-        plan = with_most_kv(plan)
-    return with_swap_space(plan, swap_bytes) if swap_bytes else plan
-
-
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def workload_from_options(model: "ModelSpec", choices: PlanChoices) -> "Workload":
@@ -231,7 +187,8 @@ def _objective(choices: PlanChoices) -> ObjectiveChoice:
         raise UsageError(
             "--objective latency is of one request alone; rates and limits go with throughput or fewest-devices"
         )
-    return choices.objective or (ObjectiveChoice.THROUGHPUT if choices.demanding else ObjectiveChoice.LATENCY)
+    together = choices.demanding or choices.replicas is not None
+    return choices.objective or (ObjectiveChoice.THROUGHPUT if together else ObjectiveChoice.LATENCY)
 
 
 def cluster_from_options(choices: PlanChoices) -> "Cluster":

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apportion.cli import options
+from apportion.cli.asked import plan_from_options
+from apportion.cli.replicas import number_asked, pictures, planned_replicas, refuse_beside
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
-    from apportion.types.plan import Plan
+    from apportion.planner.plan_file import Planned
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Write the plan to this file.")]
@@ -47,6 +49,7 @@ def plan(
     arrival_rate: options.ArrivalRate = None,
     ttft_limit: options.TtftLimit = None,
     tpot_limit: options.TpotLimit = None,
+    replicas: options.Replicas = None,
     no_calibration: options.NoCalibration = False,
     swap_space: options.SwapSpace = None,
     kv_tokens: options.KvTokens = None,
@@ -62,12 +65,17 @@ def plan(
     if as_json and (compare or why):
         raise UsageError("--json prints the plan alone; leave out --compare and --why")
     choices = options.PlanChoices.of(locals())
-    made = options.plan_from_options(resolve_model(model, weights=False), choices)
+    asked = number_asked(replicas)
+    if asked == 1:
+        made = plan_from_options(resolve_model(model, weights=False), choices)
+    else:
+        refuse_beside(compare=compare, why=why)
+        made = planned_replicas(resolve_model(model, weights=False), choices, asked)
     _write(made, out, plot)
     _show(made, as_json=as_json, compare=compare, why=why)
 
 
-def _write(made: "Plan", out: Path | None, plot: Path | None) -> None:
+def _write(made: "Planned", out: Path | None, plot: Path | None) -> None:
     if out is not None:
         from apportion.planner.plan_file import write_plan
 
@@ -75,10 +83,11 @@ def _write(made: "Plan", out: Path | None, plot: Path | None) -> None:
     if plot is not None:
         from apportion.plot.write import write_picture
 
-        write_picture(made, plot)
+        for one, path in pictures(made, plot):
+            write_picture(one, path)
 
 
-def _show(made: "Plan", *, as_json: bool, compare: bool, why: bool) -> None:
+def _show(made: "Planned", *, as_json: bool, compare: bool, why: bool) -> None:
     if as_json:
         from apportion.planner.plan_file import plan_json
 
@@ -87,8 +96,14 @@ def _show(made: "Plan", *, as_json: bool, compare: bool, why: bool) -> None:
     from rich.console import Console
 
     from apportion.cli.render import print_plan
+    from apportion.types.replicated import ReplicatedPlan
 
     console = Console()
+    if isinstance(made, ReplicatedPlan):
+        from apportion.cli.render_replicas import print_replicas
+
+        print_replicas(console, made)
+        return
     print_plan(console, made)
     if compare:
         from apportion.cli.render_compare import print_comparison

@@ -23,11 +23,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     )
     if _demands(plan):
         console.print(_demands(plan))
-    console.print(_share_table(plan))
-    console.print(_memory_table(plan))
-    _print_streams(console, plan)
-    if plan.kv_rooms:
-        console.print(_kv_cache(plan))
+    print_division(console, plan)
     spread = estimate.uncertainty
     console.print(
         f"TTFT {format_seconds(estimate.ttft_s)} ±{spread.ttft:.0%} · "
@@ -65,6 +61,14 @@ def _kv_cache(plan: Plan) -> str:
     if others:
         text += f", stage {others[0]} for {plan.kv_rooms[others[0]].spare_blocks}"
     return text
+
+
+def print_division(console: Console, plan: Plan) -> None:
+    console.print(_share_table(plan))
+    console.print(_memory_table(plan))
+    _print_streams(console, plan)
+    if plan.kv_rooms:
+        console.print(_kv_cache(plan))
 
 
 def _demands(plan: Plan) -> str:

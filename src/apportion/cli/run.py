@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from apportion.cli import options
-from apportion.types.errors import PlanError, UsageError
+from apportion.cli.asked import plan_from_options
+from apportion.cli.given_plan import GivenPlan, given_plan, read_given_plan
+from apportion.types.errors import UsageError
 from apportion.types.request import Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def run(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line, run together.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Execute this plan instead of making one.")] = None,
+    replica: options.Replica = None,
     devices: options.Devices = None,
     cluster: options.ClusterFile = None,
     objective: options.ObjectiveOption = None,
@@ -63,7 +66,13 @@ def run(
     """Generate text with a model divided among devices."""
     drawing = _sampling(max_tokens, temperature, top_p, seed, ignore_eos)
     choices = options.PlanChoices.of(locals())
-    _run(model, _Asked(_prompt_texts(prompt, prompts), drawing, n, preempt), plan, choices, stats_json)
+    _run(
+        model,
+        _Asked(_prompt_texts(prompt, prompts), drawing, n, preempt),
+        given_plan(plan, replica),
+        choices,
+        stats_json,
+    )
 
 
 def _sampling(
@@ -84,7 +93,7 @@ class _Asked(NamedTuple):
 def _run(
     model: str,
     asked: _Asked,
-    plan_file: Path | None,
+    given: GivenPlan,
     choices: options.PlanChoices,
     stats_file: Path | None,
 ) -> None:
@@ -101,7 +110,7 @@ def _run(
         Request(id=i, prompt_ids=text.encode(prompt), sampling=asked.sampling, n=asked.n)
         for i, prompt in enumerate(asked.prompts)
     ]
-    plan = _plan(plan_file, folder, choices, requests)
+    plan = _plan(given, folder, choices, requests)
     check_runnable(plan)
     check_one_host(plan)
     _check_preempt(plan, asked.preempt)
@@ -136,14 +145,14 @@ def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:
 
 
 def _plan(
-    file: Path | None, folder: Path, choices: options.PlanChoices, requests: Sequence[Request]
+    given: GivenPlan, folder: Path, choices: options.PlanChoices, requests: Sequence[Request]
 ) -> "Plan":
     """The given plan, or the best for exactly these requests where nothing else is asked for."""
     from apportion.runtime.launcher import preload
 
-    if file is not None:
+    if given.file is not None:
         preload()
-        return read_given_plan(file, folder, choices)
+        return read_given_plan(given, folder, choices)
     prompt_tokens = max(len(request.prompt_ids) for request in requests)
     output_tokens = requests[0].sampling.max_tokens
     if choices.context is not None and prompt_tokens >= choices.context:
@@ -163,7 +172,7 @@ def _plan(
             prompt_tokens=choices.prompt_tokens or prompt_tokens,
             output_tokens=choices.output_tokens or min(output_tokens, context - prompt_tokens),
         )
-    return options.plan_from_options(folder, choices, preload)
+    return plan_from_options(folder, choices, preload)
 
 
 def _check_preempt(plan: "Plan", preempt: Preempt) -> None:
@@ -179,21 +188,3 @@ def check_one_host(plan: "Plan") -> None:
         raise UsageError(
             f"the plan spans hosts {', '.join(hosts)}; run executes devices of one machine, plan with those of one host"
         )
-
-
-def read_given_plan(file: Path, folder: Path, choices: options.PlanChoices) -> "Plan":
-    """Raises UsageError beside options that make a plan, PlanError for a plan of another model."""
-    from apportion.catalog.model_config import read_model_spec
-    from apportion.planner.plan_file import read_plan
-
-    given = [name for name, value in asdict(choices).items() if value is not None]
-    if given:
-        names = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise UsageError(f"--plan already says how to divide the model; leave out {names}")
-    plan, model = read_plan(file), read_model_spec(folder)
-    if plan.model.fingerprint != model.fingerprint:
-        raise PlanError(
-            f"{file} was made for {plan.model.name} ({plan.model.fingerprint}), not for {model.name}"
-            f" ({model.fingerprint}); plan this model anew"
-        )
-    return plan

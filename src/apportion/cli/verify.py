@@ -11,10 +11,13 @@ def verify(file: Annotated[Path, typer.Argument(help="A plan, as `plan --out` wr
     from rich.console import Console
 
     from apportion.cli.render import print_checks
-    from apportion.planner.plan_file import read_plan
+    from apportion.planner.plan_file import read_planned
     from apportion.planner.verify import verify as check_plan
+    from apportion.planner.verify_replicas import verify_replicas
+    from apportion.types.replicated import ReplicatedPlan
 
-    checks = check_plan(read_plan(file))
+    plan = read_planned(file)
+    checks = verify_replicas(plan) if isinstance(plan, ReplicatedPlan) else check_plan(plan)
     print_checks(Console(), checks)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

@@ -40,6 +40,7 @@ def whatif(
     context: options.Context = None,
     concurrency: options.Concurrency = None,
     weights: options.Weights = None,
+    replica: options.Replica = None,
     as_json: AsJson = False,
 ) -> None:
     """What a plan would be with other devices, links or demands, and why."""
@@ -50,7 +51,7 @@ def whatif(
     from apportion.planner.plan_file import read_plan
     from apportion.planner.whatif import Changes, what_if
 
-    before = read_plan(file)
+    before = read_plan(file, replica)
     changes = Changes(
         remove=tuple(remove or ()),
         add=tuple(device for text in add or () for device in _devices(text, before.cluster)),

@@ -23,7 +23,7 @@ from apportion.planner.formats import group_problems
 from apportion.planner.groups import Group, first_alike, group_link, possible_groups
 from apportion.planner.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
 from apportion.planner.least_options import exact_options, quick_options
-from apportion.planner.options import Options, are_numbered, joined_options
+from apportion.planner.options import Options, joined_options
 from apportion.planner.problem import Problem, chunk_candidates, microbatch_candidates
 from apportion.planner.selection import cheapest_selection, num_states
 from apportion.planner.share_costs import ShareCosts
@@ -31,7 +31,7 @@ from apportion.planner.stage_kinds import StageKinds
 from apportion.planner.stage_tables import StageTables
 from apportion.planner.streamed import group_costs
 from apportion.planner.threshold import minimise_over
-from apportion.planner.ways import all_ways
+from apportion.planner.ways import Ways, all_ways
 from apportion.types.plan import Certificate
 
 SLACK = 2e-10
@@ -45,10 +45,6 @@ GOOD_GAP = 9.8e-3
 GAPS = (SLACK, *(1e-4 * 1.5**step for step in range(23)))
 """That are tried where there are limits."""
 LIMITED = "cheapest groups and numbers of layers that keep the limits (Lagrangian relaxation)"
-RELAXED_GAP = 2e-3
-"""With shares that are too many to be numbered, whose relaxation leaves a gap of its own, not looked into."""
-PART = 0.05
-"""Of a gap, that the bound need not find."""
 ROUGH = 1e-3
 """With so many, how far below the least the bound may be."""
 
@@ -70,6 +66,17 @@ def certify(problems: Sequence[Problem], value: float) -> Certificate:
         gap=value / lower_bound - 1,
         method=least.method,
     )
+
+
+def bound_of(problem: Problem, microbatches: int, value: float, kinds: StageKinds) -> Bound:
+    """On the divisions for one number of microbatches, as far as is needed to see that none is better than `value`."""
+    if problem.workload.limited:
+        number = problem.workload.concurrency
+        numbers, chunks = (microbatches, microbatches), (problem.capacity.chunk_tokens,)
+        way = Ways(chunks=chunks, sequences=(number, number), microbatches=numbers)
+        if Exclusion(problem).excludes(way, value * (1 - SLACK)):
+            return Bound(value * (1 - SLACK), LIMITED)
+    return _Bounds(problem, microbatches, possible_groups(problem), kinds, value).best()
 
 
 def _without(problems: Sequence[Problem], value: float) -> Bound:
@@ -100,7 +107,6 @@ class Selected:
 
     total: float
     maximum: float
-    num_stages: int
 
 
 class _Bounds:
@@ -131,17 +137,15 @@ class _Bounds:
 
     def best(self) -> Bound:
         """The quick bound where it is good enough; else with every member's memory, then by integer program."""
-        relaxed = any(not are_numbered(costs) for by_format in self.costs.values() for costs in by_format)
-        good = GOOD_GAP if len(self.costs) > MANY_GROUPS else RELAXED_GAP if relaxed else 3 * SLACK
-        quick, _ = self._of_selections(self._tables(quick_options))
+        good = GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK
+        quick = self._of_selections(self._tables(quick_options))
         if self._good(quick, good):
             return quick
         tables = self._tables(exact_options)
-        bound, is_path = self._of_selections(tables)
-        bound = max(quick, bound, key=lambda bound: bound.seconds)
-        if self._good(bound, good) or is_path:
-            return bound
-        return max(bound, self._of_paths(tables), key=lambda b: b.seconds)
+        bound = max(quick, self._of_selections(tables), key=lambda bound: bound.seconds)
+        return (
+            bound if self._good(bound, good) else max(bound, self._of_paths(tables), key=lambda b: b.seconds)
+        )
 
     def _good(self, bound: Bound, gap: float) -> bool:
         return bound.seconds >= self.value * (1 - gap)
@@ -165,24 +169,22 @@ class _Bounds:
         network = Network(self.problem.model.num_layers, len(tables.hosts), counts, available)
         return cheapest_path(network, self.goal, arcs, self.value)
 
-    def _of_selections(self, tables: StageTables) -> tuple[Bound, bool]:
-        """With whether the selection that is the least is a single stage, so a path that could be taken."""
+    def _of_selections(self, tables: StageTables) -> Bound:
         layers = self.problem.model.num_layers
         hosts = tables.host_choices(inf)
         if sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) > MAX_WAYS:
-            return Bound(0.0, "too many groups on one host"), False
+            return Bound(0.0, "too many groups on one host")
 
         def solve(limit: float) -> Selected | None:
             found = cheapest_selection(tables.host_choices(limit), layers, self.problem.max_devices)
-            return None if found is None else Selected(found[0], limit, len(found[1]))
+            return None if found is None else Selected(found[0], limit)
 
         cutoff = self.value * (1 - SLACK)
         tolerance = ROUGH if len(self.costs) > MANY_GROUPS else SLACK
-        found = minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance, PART)
+        found = minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance)
         seconds = cutoff if found is None else self.goal.combine(found.total, found.maximum)
-        seconds -= tolerance * seconds + PART * (cutoff - seconds)
-        single = found is not None and found.num_stages == 1
-        return Bound(seconds, "cheapest groups and numbers of layers, in any order"), single
+        seconds *= 1 - tolerance
+        return Bound(seconds, "cheapest groups and numbers of layers, in any order")
 
 
 def _arcs(tables: StageTables, goal: Goal) -> Arcs:

@@ -125,9 +125,13 @@ def make_plan(
     needs; UsageError for a KV cache that is too small for the workload.
     """
     check_kv_tokens(workload)
-    found = _found(model, cluster, workload, weight_formats, cards, streaming=streaming)
-    problem, stages, workload = found.problem, found.stages, found.problem.workload
-    chunk_tokens = problem.capacity.chunk_tokens
+    return certified(_found(model, cluster, workload, weight_formats, cards, streaming=streaming))
+
+
+def certified(found: Found) -> Plan:
+    """The division's plan, with its certificate over all that its search chose from."""
+    problem, stages, chunk_tokens = found.problem, found.stages, found.problem.capacity.chunk_tokens
+    model, cluster, workload = problem.model, problem.cluster, problem.workload
     predicted = estimate(
         model, cluster, workload, stages, chunk_tokens=chunk_tokens, microbatches=found.microbatches
     )

@@ -16,13 +16,19 @@ from apportion.types.errors import UsageError
 from apportion.types.plan import Stage
 
 
-def search(problem: Problem, microbatches: Sequence[int] | None = None, cutoff: float = inf) -> Found | None:
-    """In one of these numbers of microbatches where they are given; with limits only divisions below `cutoff`."""
+def search(
+    problem: Problem,
+    microbatches: Sequence[int] | None = None,
+    cutoff: float = inf,
+    kinds: StageKinds | None = None,
+) -> Found | None:
+    """In one of these numbers of microbatches where they are given; with limits only divisions below `cutoff`. `kinds`
+    of the model may be known."""
     if not problem.streaming and least_bytes(problem) > sum(
         device.usable_bytes for device in problem.cluster.devices
     ):
         return None
-    kinds = StageKinds(problem.model)
+    kinds = kinds or StageKinds(problem.model)
     groups = possible_groups(problem)
     memories = [
         [GroupMemory(one, group.devices, kinds) for one in group_problems(problem, group.devices, kinds)]
@@ -38,10 +44,13 @@ def search(problem: Problem, microbatches: Sequence[int] | None = None, cutoff: 
         found = _limited(searched, division, number, cutoff if best is None else best[0])
         if found is not None and (best is None or found[0] < best[0]):
             best = (*found, number)
-    if best is None:
-        return None
-    stages = name_devices(problem, best[1].stages)
-    number = _microbatches(problem, stages, best[2])
+    return None if best is None else _named(problem, best[1], best[2])
+
+
+def _named(problem: Problem, division: Division, searched: int) -> Found:
+    """Of so many microbatches, with real devices and the widest formats that are as good."""
+    stages = name_devices(problem, division.stages)
+    number = _microbatches(problem, stages, searched)
     stages = widened(problem, stages, number)
     value = objective_value(
         problem.model,

@@ -10,31 +10,79 @@ from pydantic import TypeAdapter, ValidationError
 
 from apportion.types.errors import PlanError
 from apportion.types.plan import PLAN_VERSION, Plan
+from apportion.types.replicated import ReplicatedPlan
 
-_PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
+Planned = Plan | ReplicatedPlan
+
+_PLAN = cast(TypeAdapter[Planned], TypeAdapter(Plan))
+_REPLICATED = cast(TypeAdapter[Planned], TypeAdapter(ReplicatedPlan))
 
 
-def plan_json(plan: Plan) -> str:
-    return _PLAN.dump_json(plan, indent=2).decode() + "\n"
+def plan_json(plan: Planned) -> str:
+    adapter = _REPLICATED if isinstance(plan, ReplicatedPlan) else _PLAN
+    return adapter.dump_json(plan, indent=2).decode() + "\n"
 
 
-def write_plan(plan: Plan, path: Path) -> None:
+def write_plan(plan: Planned, path: Path) -> None:
     try:
         path.write_text(plan_json(plan))
     except OSError as error:
         raise PlanError(f"cannot write {path}: {error.strerror}") from None
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path, replica: int | None = None) -> Plan:
+    """One pipeline: of a plan with several the replica of this number."""
+    plan = read_planned(path)
+    return one_pipeline(plan, replica, str(path))
+
+
+def read_planned(path: Path) -> Planned:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"cannot read plan {path}: {error}") from None
-    return parse_plan(text, str(path))
+    return parse_planned(text, str(path))
+
+
+def one_pipeline(plan: Planned, replica: int | None, source: str) -> Plan:
+    """Raises PlanError where it is not clear which is meant."""
+    if isinstance(plan, Plan):
+        if replica is not None:
+            raise PlanError(f"{source} is one pipeline, without replicas; leave out --replica")
+        return plan
+    last = len(plan.replicas) - 1
+    if replica is None and last > 0:
+        raise PlanError(f"{source} has {last + 1} replicas; take one of them: --replica 0 to {last}")
+    if replica is not None and replica > last:
+        raise PlanError(f"{source} has no replica {replica}; its last is {last}")
+    return plan.replicas[replica or 0]
 
 
 def parse_plan(text: str, source: str) -> Plan:
     """Raises PlanError naming the place in `source` that is wrong."""
+    return one_pipeline(parse_planned(text, source), None, source)
+
+
+def parse_planned(text: str, source: str) -> Planned:
+    """Raises PlanError naming the place in `source` that is wrong."""
+    document = _document(text, source)
+    adapter = _REPLICATED if "replicas" in document else _PLAN
+    try:
+        plan = adapter.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise PlanError(f"{source}: {place}: {first['msg'].lower()}") from None
+    _check_keys(document, adapter.dump_python(plan, mode="json"), source)
+    if isinstance(plan, ReplicatedPlan) and not plan.replicas:
+        raise PlanError(f"{source}: replicas: at least one is needed")
+    for one in plan.replicas if isinstance(plan, ReplicatedPlan) else (plan,):
+        if not one.stages:
+            raise PlanError(f"{source}: stages: at least one is needed")
+    return plan
+
+
+def _document(text: str, source: str) -> dict[str, object]:
     try:
         given = json.loads(text)
     except ValueError as error:
@@ -48,16 +96,7 @@ def parse_plan(text: str, source: str) -> Plan:
             f"{source} is a plan of version {version}; this program reads version {PLAN_VERSION}: plan again"
         )
     _check_numbers(document, source)
-    try:
-        plan = _PLAN.validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise PlanError(f"{source}: {place}: {first['msg'].lower()}") from None
-    _check_keys(document, _PLAN.dump_python(plan, mode="json"), source)
-    if not plan.stages:
-        raise PlanError(f"{source}: stages: at least one is needed")
-    return plan
+    return document
 
 
 def _check_numbers(value: object, place: str) -> None:

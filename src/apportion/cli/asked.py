@@ -1,0 +1,115 @@
+"""From what was typed to a plan."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from apportion.cli.kv_choice import MOST
+from apportion.cli.options import PlanChoices, StreamChoice, cluster_from_options, workload_from_options
+from apportion.types.errors import UsageError
+
+if TYPE_CHECKING:
+    from apportion.calibrate.apply import Calibrated
+    from apportion.planner.plan_file import Planned
+    from apportion.types.cluster import Cluster
+    from apportion.types.model import ModelSpec
+    from apportion.types.plan import Plan
+    from apportion.types.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a plan is asked for: what was typed, read, probed and calibrated."""
+
+    model: "ModelSpec"
+    cluster: "Cluster"
+    workload: "Workload"
+    weight_formats: tuple[str, ...]
+    swap_bytes: int
+    calibrated: "Calibrated | None"
+
+    def tell(self, plan: "Planned") -> None:
+        """What the plan's figures rest on; to stderr, beside any --json."""
+        from apportion.calibrate.apply import statement
+
+        for line in statement(self.calibrated, plan) if self.calibrated else ():
+            _tell(line)
+
+
+def plan_from_options(
+    model_path: Path, choices: PlanChoices, when_measured: Callable[[], None] = lambda: None
+) -> "Plan":
+    """`when_measured` is called once this machine need not be quiet any more. Raises UsageError for what was typed,
+    InfeasibleError where the devices cannot hold it."""
+    return plan_asked(ask(model_path, choices, when_measured), choices)
+
+
+def ask(model_path: Path, choices: PlanChoices, when_measured: Callable[[], None] = lambda: None) -> Asked:
+    from apportion.calibrate.here import calibrate_here
+    from apportion.catalog.model_config import read_model_spec
+    from apportion.cli.weights import chosen_formats
+
+    swap_bytes = _swap_bytes(choices.swap_space)
+    model = read_model_spec(model_path)
+    workload = workload_from_options(model, choices)
+    cluster = cluster_from_options(choices)
+    when_measured()
+    formats = chosen_formats(model, cluster, choices.weights)
+    calibrated = None
+    if not choices.no_calibration:
+        # What earlier runs measured replaces what is assumed.
+        calibrated = calibrate_here(cluster, formats, lambda text: _tell(f"apportion: warning: {text}"))
+    return Asked(
+        model=model,
+        cluster=calibrated.cluster if calibrated else cluster,
+        workload=workload,
+        weight_formats=formats,
+        swap_bytes=swap_bytes,
+        calibrated=calibrated,
+    )
+
+
+def plan_asked(asked: Asked, choices: PlanChoices) -> "Plan":
+    """One pipeline."""
+    from apportion.catalog.datasheet import common_cards
+    from apportion.planner.build import make_plan
+
+    plan = make_plan(
+        asked.model,
+        asked.cluster,
+        asked.workload,
+        asked.weight_formats,
+        streaming=choices.stream is not StreamChoice.NEVER,
+        cards=common_cards(),
+    )
+    asked.tell(plan)
+    return _with_host_and_free_memory(plan, asked.swap_bytes, choices.kv_tokens)
+
+
+def _swap_bytes(given: str | None) -> int:
+    """Raises UsageError."""
+    from apportion.types.units import parse_bytes
+
+    try:
+        return 0 if given is None else parse_bytes(given)
+    except ValueError as error:
+        raise UsageError(f"--swap-space: {error}") from None
+
+
+def _with_host_and_free_memory(plan: "Plan", swap_bytes: int, kv_tokens: str | None) -> "Plan":
+    from apportion.cost.kv_capacity import with_most_kv
+
+    return with_swap_space(with_most_kv(plan) if kv_tokens == MOST else plan, swap_bytes)
+
+
+def with_swap_space(plan: "Plan", swap_bytes: int) -> "Plan":
+    from apportion.cost import memory
+
+    return memory.with_swap_space(plan, swap_bytes) if swap_bytes else plan
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)

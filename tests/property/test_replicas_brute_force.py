@@ -1,0 +1,153 @@
+"""Replicas against every way to give devices and sequences to disjoint pipelines, each divided in every way."""
+
+from dataclasses import replace
+from itertools import product
+from math import inf, isclose
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from property.test_planner_brute_force import BruteForce, compositions, problems
+
+from apportion.cost.workspace import RUNTIME_BYTES
+from apportion.planner import replica_bound, replica_search
+from apportion.planner.device_sets import sub_cluster
+from apportion.planner.groups import device_figures
+from apportion.planner.problem import chunk_candidates, chunk_choices
+from apportion.planner.replica_bound import certify_replicas
+from apportion.planner.replica_search import ReplicaSearch
+from apportion.planner.replica_task import ReplicaSets, Task
+from apportion.planner.replicas import make_replicated_plan, served
+from apportion.planner.verify_replicas import verify_replicas
+from apportion.types.errors import InfeasibleError
+
+ROUNDED = 1 + 1e-8
+
+
+class Replicas:
+    """What every set of devices makes with every share of the sequences, by full enumeration."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.known = {}
+
+    def best(self) -> float:
+        """Tokens/s; 0 where there are none."""
+        devices, asked = self.task.cluster.devices, self.task.num_replicas
+        most = 0.0
+        for places in product(range(len(devices) + 1), repeat=len(devices)):  # 0: left out
+            parts = [
+                tuple(d for d, place in zip(devices, places, strict=True) if place == p)
+                for p in set(places) - {0}
+            ]
+            if asked in (None, len(parts)) and 0 < len(parts) <= self.task.most_sequences:
+                for shares in compositions(self.task.most_sequences, len(parts)):
+                    most = max(most, sum(self.rate(*pair) for pair in zip(parts, shares, strict=True)))
+        return most
+
+    def rate(self, part, share) -> float:
+        """−inf where it does not fit. Devices alike come together, as in the planner."""
+        key = (tuple(device.id for device in part), share)
+        if key not in self.known:
+            devices = self.task.cluster.devices
+            alike = [
+                next(i for i, other in enumerate(devices) if figures(other) == figures(one)) for one in part
+            ]
+            ordered = [
+                device for _, device in sorted(zip(alike, part, strict=True), key=lambda pair: pair[0])
+            ]
+            self.known[key] = self.least_s(sub_cluster(self.task.cluster, ordered), share)
+        return 1 / self.known[key] if self.known[key] < inf else -inf
+
+    def least_s(self, cluster, share) -> float:
+        workload = self.task.share(share)
+        choices = chunk_choices(workload, len(cluster.devices))
+        others = [c for c in chunk_candidates(workload.max_context_tokens) if c not in choices]
+        best = min(self.in_chunk(cluster, share, chunk) for chunk in choices)
+        for chunk in others:
+            best = self.in_chunk(cluster, share, chunk) if best == inf else best
+        return best
+
+    def in_chunk(self, cluster, share, chunk) -> float:
+        problem = self.task.problem(cluster, share, chunk)
+        numbers = range(1, min(share, 2 * len(cluster.devices)) + 1)
+        return min(BruteForce(problem, number).best() for number in numbers)
+
+
+def figures(device):
+    return device.host, device_figures(device)
+
+
+@st.composite
+def tasks(draw, max_devices, numbers=(None, None, 1, 2)):
+    """Mostly with room for the model more than once."""
+    problem = draw(problems(max_devices=max_devices, max_layers=4))
+    room = draw(st.sampled_from([1, 3, 3, 5]))
+    devices = tuple(
+        replace(device, memory_bytes=device.memory_bytes + (room - 1) * (device.memory_bytes - RUNTIME_BYTES))
+        for device in problem.cluster.devices
+    )
+    concurrency = draw(st.integers(2, 4))
+    return Task(
+        model=problem.model,
+        cluster=replace(problem.cluster, devices=devices),
+        workload=replace(problem.workload, objective="throughput", concurrency=concurrency),
+        weight_formats=problem.weight_formats,
+        num_replicas=draw(st.sampled_from(numbers)),
+    )
+
+
+def check(task):
+    every = Replicas(task)
+    best = every.best()
+    check_ceilings(task, every)
+    try:
+        plan = make_replicated_plan(
+            task.model, task.cluster, task.workload, task.weight_formats, task.num_replicas
+        )
+    except InfeasibleError:
+        assert best == 0
+        return
+    assert isclose(served(plan.replicas), best, rel_tol=1e-8)
+    assert plan.certificate.lower_bound <= ROUNDED / best
+    assert all(check.ok for check in verify_replicas(plan))
+    assert certify_replicas(task, best / 1.5).lower_bound <= ROUNDED / best
+
+
+def check_ceilings(task, every):
+    """Of every set that was enumerated."""
+    of = ReplicaSets(task)
+    worth = of.worth()
+    for (ids, share), seconds in every.known.items():
+        counts = [sum(device.id in ids for device in kind) for kind in of.sets.kinds]
+        number = of.sets.counts.tolist().index(counts)
+        assert worth[number, of.shares.index(share)] * ROUNDED >= (1 / seconds if seconds < inf else -inf)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(tasks(max_devices=3))
+def test_replicas_equal_brute_force(task):
+    check(task)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(tasks(max_devices=3, numbers=(None,)))
+def test_bound_and_search_that_stop_early_are_sound(task):
+    best = Replicas(task).best()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replica_bound, "MAX_EFFORT", 2)
+        patch.setattr(replica_search, "MAX_EFFORT", 2)
+        found = ReplicaSearch(ReplicaSets(task)).best()
+        assert not found or sum(1 / one.value for _, one in found) <= best * ROUNDED
+        if best > 0:
+            assert certify_replicas(task, best / 2).lower_bound <= ROUNDED / best
+            patch.setattr(replica_bound, "MAX_SETS", 0)
+            assert certify_replicas(task, best / 2).lower_bound <= ROUNDED / best
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@given(tasks(max_devices=4, numbers=(None, None, 1, 2, 3)))
+def test_replicas_equal_brute_force_at_length(task):
+    check(task)
