@@ -9,4 +9,4 @@ from apportion.types.cluster import Cluster
 def calibrate_here(cluster: Cluster, weight_formats: tuple[str, ...], warn: Warn) -> Calibrated:
     """The cluster with the constants that earlier runs of this user measured."""
     seen = read_observations(calibration_file(), warn)
-    return apply(cluster, seen, weight_formats, hardware_names(cluster))
+    return apply(cluster, seen, weight_formats, hardware_names(cluster) if seen else {})

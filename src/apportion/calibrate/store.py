@@ -10,8 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING
 
 from apportion.calibrate.observation import Observation
 
@@ -19,7 +18,8 @@ VERSION = 1
 KEPT = 40
 """Observations of one hardware, phase and format; the newest are kept, so that a machine may change."""
 
-_OBSERVATIONS: TypeAdapter[tuple[Observation, ...]] = TypeAdapter(tuple[Observation, ...])
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Warn = Callable[[str], object]
 
@@ -32,21 +32,30 @@ def calibration_file() -> Path:
 
 def read_observations(file: Path, warn: Warn) -> tuple[Observation, ...]:
     """() where there is no file, and, after a warning, where it cannot be used."""
+    if not file.exists():
+        return ()
+    from pydantic import ValidationError
+
     try:
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
         if document["version"] != VERSION:
             warn(f"calibration {file} has version {document['version']}, not {VERSION}: it is ignored")
             return ()
-        seen = _OBSERVATIONS.validate_python(document["observations"])
+        seen = _observations().validate_python(document["observations"])
         if any(one.measured_s <= 0 or one.num_layers < 1 for one in seen):
             raise ValueError("a measured time is not positive")
         return seen
-    except FileNotFoundError:
-        return ()
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         warn(f"calibration {file} cannot be read ({reason}): it is ignored")
         return ()
+
+
+def _observations() -> "TypeAdapter[tuple[Observation, ...]]":
+    """Imported where there is a file: it takes a third of a small plan's time."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(tuple[Observation, ...])
 
 
 def _refuse(constant: str) -> float:
@@ -57,7 +66,7 @@ def add_observations(file: Path, new: Sequence[Observation], warn: Warn) -> None
     """Adds to the file in one rename. What cannot be written is a warning."""
     usable = [one for one in new if one.measured_s > 0]
     kept = _newest([*read_observations(file, warn), *usable])
-    document = {"version": VERSION, "observations": _OBSERVATIONS.dump_python(tuple(kept), mode="json")}
+    document = {"version": VERSION, "observations": _observations().dump_python(tuple(kept), mode="json")}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
