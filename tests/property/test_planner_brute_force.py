@@ -1,6 +1,7 @@
 """The planner against every division there is, written without it: all orders, groups, ranges and shares."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, product
 from math import inf, isclose
 
@@ -106,7 +107,10 @@ class BruteForce:
                     yield stop, after, group[0].host, path, occupied
 
     def groups(self, used):
-        left = [device for device in self.cluster.devices if device.id not in used]
+        """Ranks follow the kinds of devices, in the cluster's order of the first of each."""
+        figures = [replace(device, id="") for device in self.cluster.devices]
+        ordered = sorted(self.cluster.devices, key=lambda device: figures.index(replace(device, id="")))
+        left = [device for device in ordered if device.id not in used]
         for size in range(1, self.model.kv_heads + 1):
             for group in combinations(left, size):
                 if len({device.host for device in group}) == 1:

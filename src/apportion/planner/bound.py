@@ -12,6 +12,7 @@ times (relaxed.py).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf, isfinite
 
 import numpy as np
@@ -23,7 +24,7 @@ from apportion.planner.formats import group_problems
 from apportion.planner.groups import Group, first_alike, group_link, possible_groups
 from apportion.planner.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
 from apportion.planner.least_options import exact_options, quick_options
-from apportion.planner.options import Options, joined_options
+from apportion.planner.options import Options, are_numbered, joined_options
 from apportion.planner.problem import Problem, chunk_candidates, microbatch_candidates
 from apportion.planner.selection import cheapest_selection, num_states
 from apportion.planner.share_costs import ShareCosts
@@ -44,7 +45,12 @@ GOOD_GAP = 9.8e-3
 """With so many, not looked into."""
 GAPS = (SLACK, *(1e-4 * 1.5**step for step in range(23)))
 """That are tried where there are limits."""
+SELECTED = "cheapest groups and numbers of layers, in any order"
 LIMITED = "cheapest groups and numbers of layers that keep the limits (Lagrangian relaxation)"
+RELAXED_GAP = 2e-3
+"""With shares that are too many to be numbered, whose relaxation leaves a gap of its own, not looked into."""
+PART = 0.05
+"""Of a gap, that the bound need not find."""
 ROUGH = 1e-3
 """With so many, how far below the least the bound may be."""
 
@@ -107,6 +113,7 @@ class Selected:
 
     total: float
     maximum: float
+    num_stages: int
 
 
 class _Bounds:
@@ -137,15 +144,22 @@ class _Bounds:
 
     def best(self) -> Bound:
         """The quick bound where it is good enough; else with every member's memory, then by integer program."""
-        good = GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK
-        quick = self._of_selections(self._tables(quick_options))
+        relaxed = any(not are_numbered(costs) for by_format in self.costs.values() for costs in by_format)
+        good = GOOD_GAP if len(self.costs) > MANY_GROUPS else RELAXED_GAP if relaxed else 3 * SLACK
+        quick_tables = self._tables(quick_options)
+        if self.goal.objective == "latency":
+            sums = self._of_sums(quick_tables)
+            if self._good(sums, good):
+                return sums
+        quick, _ = self._of_selections(quick_tables)
         if self._good(quick, good):
             return quick
         tables = self._tables(exact_options)
-        bound = max(quick, self._of_selections(tables), key=lambda bound: bound.seconds)
-        return (
-            bound if self._good(bound, good) else max(bound, self._of_paths(tables), key=lambda b: b.seconds)
-        )
+        bound, is_path = self._of_selections(tables)
+        bound = max(quick, bound, key=lambda bound: bound.seconds)
+        if self._good(bound, good) or is_path:
+            return bound
+        return max(bound, self._of_paths(tables), key=lambda b: b.seconds)
 
     def _good(self, bound: Bound, gap: float) -> bool:
         return bound.seconds >= self.value * (1 - gap)
@@ -169,22 +183,43 @@ class _Bounds:
         network = Network(self.problem.model.num_layers, len(tables.hosts), counts, available)
         return cheapest_path(network, self.goal, arcs, self.value)
 
-    def _of_selections(self, tables: StageTables) -> Bound:
+    def _of_sums(self, tables: StageTables) -> Bound:
+        """Under latency, in one go: the most occupied is occupied for no less than any mean of the stages, here by
+        their parts of the layers. Good where a single stage is best."""
+        parts = (self.kinds.num_layers / self.problem.model.num_layers)[:, None]
+        by_kind = {
+            id(options): (
+                options.path_s + parts * np.where(np.isfinite(options.path_s), options.occupied_s, 0)
+            ).min(axis=1)
+            for options in tables.options
+        }
+        hosts = tables.choices(
+            [by_kind[id(options)] for options in tables.options], partial(tables.within, inf)
+        )
+        if sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) > MAX_WAYS:
+            return Bound(0.0, "too many groups on one host")
+        found = cheapest_selection(hosts, self.problem.model.num_layers, self.problem.max_devices)
+        seconds = self.value if found is None else found[0]
+        return Bound(min(seconds, self.value) * (1 - SLACK), SELECTED)
+
+    def _of_selections(self, tables: StageTables) -> tuple[Bound, bool]:
+        """With whether the selection that is the least is a single stage, so a path that could be taken."""
         layers = self.problem.model.num_layers
         hosts = tables.host_choices(inf)
         if sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) > MAX_WAYS:
-            return Bound(0.0, "too many groups on one host")
+            return Bound(0.0, "too many groups on one host"), False
 
         def solve(limit: float) -> Selected | None:
             found = cheapest_selection(tables.host_choices(limit), layers, self.problem.max_devices)
-            return None if found is None else Selected(found[0], limit)
+            return None if found is None else Selected(found[0], limit, len(found[1]))
 
         cutoff = self.value * (1 - SLACK)
         tolerance = ROUGH if len(self.costs) > MANY_GROUPS else SLACK
-        found = minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance)
+        found = minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance, PART)
         seconds = cutoff if found is None else self.goal.combine(found.total, found.maximum)
-        seconds *= 1 - tolerance
-        return Bound(seconds, "cheapest groups and numbers of layers, in any order")
+        seconds -= tolerance * seconds + PART * (cutoff - seconds)
+        single = found is not None and found.num_stages == 1
+        return Bound(seconds, SELECTED), single
 
 
 def _arcs(tables: StageTables, goal: Goal) -> Arcs:

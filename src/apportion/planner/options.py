@@ -98,6 +98,12 @@ def num_shares(kv_heads: int, num_granules: int, size: int) -> int:
     return comb(kv_heads - 1, size - 1) * comb(num_granules - 1, size - 1)
 
 
+def are_numbered(costs: ShareCosts) -> bool:
+    """Whether the group's shares are few enough to look at all."""
+    size = len(costs.devices)
+    return num_shares(costs.problem.model.kv_heads, costs.num_granules, size) <= MAX_SHARES
+
+
 def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
     """The options among all shares; None where they are too many."""
     few = _unlimited(costs)
@@ -162,7 +168,7 @@ def optimistic_options(costs: ShareCosts, goal: Goal) -> Options | None:
 def _unlimited(costs: ShareCosts) -> tuple[IntArray, IntArray] | None:
     """Memory apart, every stage is best with one of these shares; None where they are too many to be numbered."""
     model, size, layers = costs.problem.model, len(costs.devices), costs.kinds.layers
-    if num_shares(model.kv_heads, costs.num_granules, size) > MAX_SHARES:
+    if not are_numbered(costs):
         return None
     heads = head_compositions(model.kv_heads, size)
     granules = _compositions(costs.num_granules, size)

@@ -16,6 +16,8 @@ def shared_level(rates: FloatArray, weights: FloatArray, total: int) -> float:
     shapes = rates / rates.max(axis=1, keepdims=True)
     if np.ptp(shapes, axis=0).max() < 1e-9 or weights.max() == 0:
         return 0.0  # all phases are fastest with the same shares: apart they cost as much
+    if num_phases == 2:
+        return _of_two(rates, weights, total)
     from scipy.optimize import linprog  # takes longer to import than most plans to make
 
     scale = rates.max() * total
@@ -35,3 +37,11 @@ def shared_level(rates: FloatArray, weights: FloatArray, total: int) -> float:
         ),
     )
     return float(result.fun) * (1 - 1e-6) * scale * float(weights.max()) if result.status == 0 else 0.0
+
+
+def _of_two(rates: FloatArray, weights: FloatArray, total: int) -> float:
+    """With levels t and ρ·t of both phases member g has room for min(t/rates_0g, ρ·t/rates_1g) units. For a given ρ
+    the least t follows; between the ρ at which members' two rooms are alike the cost is monotonic."""
+    ratios = rates[1] / rates[0]
+    room = np.minimum(1 / rates[0], ratios[:, None] / rates[1]).sum(axis=1)
+    return float(((weights[0] + weights[1] * ratios) / room).min()) * total * (1 - 1e-9)

@@ -1,7 +1,8 @@
 """The kinds of stages a model has: a stage's cost on given devices depends on its kind alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,10 +90,39 @@ class StageKinds:
         key = (capacity, formats, root)
         if key not in self._empty:
             rank, size = (0, 1) if root else (1, 2)
-            self._empty[key] = [
-                member_room(self.model, capacity, formats, NO_MEMORY, rank, size, kind) for kind in self.kinds
-            ]
+            room = partial(member_room, self.model, capacity, formats, NO_MEMORY, rank, size)
+            first: dict[object, list[Room]] = {}
+            self._empty[key] = [_room(kind, room, first) for kind in self.kinds]
         return self._empty[key]
+
+
+def _room(kind: StageKind, room: Callable[[StageKind], Room], first: dict[object, list[Room]]) -> Room:
+    """Kinds with layers of the same sorts, and the same ends, differ by as much for each further layer of a sort.
+
+    `first` has the rooms of those with one layer of each sort, then with two of one of them.
+    """
+    sorts = [layer for layer, _ in kind.layers]
+    ends = (tuple(sorts), kind.has_embedding, kind.has_head)
+    if ends not in first:
+        numbers = [[1] * len(sorts), *([1 + (a == b) for b in sorts] for a in sorts)]
+        first[ends] = [
+            room(replace(kind, layers=tuple(zip(sorts, counts, strict=True)))) for counts in numbers
+        ]
+    base, *further = first[ends]
+
+    def figure(of: Callable[[Room], int]) -> int:
+        more = (
+            (count - 1) * (of(two) - of(base)) for (_, count), two in zip(kind.layers, further, strict=True)
+        )
+        return of(base) + sum(more)
+
+    return replace(
+        base,
+        free_bytes=figure(lambda one: one.free_bytes),
+        head_bytes=figure(lambda one: one.head_bytes),
+        granule_bytes=figure(lambda one: one.granule_bytes),
+        row_bytes=figure(lambda one: one.row_bytes),
+    )
 
 
 NO_MEMORY = Device(

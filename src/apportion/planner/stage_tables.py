@@ -60,7 +60,7 @@ class StageTables:
         return links + [joins.exit(host) for host in self.hosts]
 
     def joined(self, limit: float) -> Joined:
-        return self._joined(partial(self._within, limit))
+        return self._joined(partial(self.within, limit))
 
     def _joined(self, cost: LinkCost) -> Joined:
         joins = self.joins
@@ -75,7 +75,7 @@ class StageTables:
             np.array([cost(joins.exit(host)) for host in self.hosts]),
         )
 
-    def _within(self, limit: float, link: Timing | None) -> float:
+    def within(self, limit: float, link: Timing | None) -> float:
         if link is None or self.goal.occupied_s(link) > limit:
             return inf
         return self.goal.path_s(link)
@@ -96,7 +96,7 @@ class StageTables:
 
     def host_choices(self, limit: float) -> list[HostChoices]:
         """The same by host, wherever in the model a stage of so many layers is cheapest."""
-        return self.choices(self.by_kind(limit), partial(self._within, limit))
+        return self.choices(self.by_kind(limit), partial(self.within, limit))
 
     def choices(self, by_kind: Sequence[FloatArray], link_cost: LinkCost) -> list[HostChoices]:
         """By host, of given costs by group and kind of stage; groups with the same array are alike."""

@@ -58,15 +58,16 @@ def minimise_over(
     maxima: Sequence[float],
     cutoff: float = inf,
     tolerance: float = TOLERANCE,
+    part: float = 0.0,
 ) -> S | None:
     """As `minimise`, to a relative `tolerance`, where every solution's maximum is one of `maxima` (ascending).
 
-    None where no solution is better than `cutoff`.
+    None where none beats `cutoff`; none is better than the one given by more than `part` of what that gains on it.
     """
 
     def hopeful(total: float, end: int) -> int:
         """How many of the first `end` maxima could be those of a better solution of at least this total."""
-        aim = best_value * (1 - tolerance)
+        aim = best_value * (1 - tolerance) - (part * (cutoff - best_value) if part else 0.0)
         return bisect_left(maxima, aim, 0, end, key=lambda maximum: combine(total, maximum))
 
     best: S | None = None
@@ -79,8 +80,7 @@ def minimise_over(
         high = hopeful(total, high)
         if low >= high:
             continue
-        middle = high - 1 if first else (low + high) // 2
-        first = False
+        middle, first = high - 1 if first else (low + high) // 2, False
         found = solve(maxima[middle])
         intervals.append((middle + 1, high, total))
         if found is None:
