@@ -218,6 +218,16 @@ def test_layers_that_are_kept_as_they_are(tmp_path: Path):
     assert plan_of(files).memory["a"].weights_bytes == data_bytes(folder)
 
 
+def test_a_head_that_no_pattern_keeps_is_quantised(tmp_path: Path):
+    quantisation = METHODS["ct-int4"][0]
+    kept = read_model_spec(config(tmp_path, quantization_config=quantisation | {"ignore": ["re:.*head"]}))
+    packed_too = read_model_spec(config(tmp_path, quantization_config=quantisation | {"ignore": []}))
+    assert kept.stored is not None
+    assert packed_too.stored is not None
+    assert kept.stored.head_row_bytes == 2 * H
+    assert packed_too.stored.head_row_bytes == H // 2 + H // 64 * 2
+
+
 def test_files_of_another_config_are_refused(tmp_path: Path):
     folder = checkpoint(tmp_path, *METHODS["awq-int4"])
     fields = json.loads((folder / "config.json").read_text())

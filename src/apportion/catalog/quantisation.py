@@ -129,7 +129,7 @@ def _compressed(own: ConfigFields) -> Quantisation:
     if len(set(schemes)) != 1:
         raise own.invalid("config_groups", "one scheme for all weights")
     (scheme,) = set(schemes)
-    kept = "lm_head" in (own.items("ignore") or ())
+    kept = any(pattern.match("lm_head") for pattern in _kept(own))
     return scheme if kept else replace(scheme, head_bits=scheme.element_bits)
 
 
