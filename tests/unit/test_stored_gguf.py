@@ -27,6 +27,7 @@ from apportion.planner.axes import ffn_granule
 from apportion.planner.build import make_plan
 from apportion.planner.plan_file import parse_plan, plan_json
 from apportion.planner.verify import verify
+from apportion.planner.whatif import Changes, what_if
 from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
 
@@ -275,3 +276,57 @@ def test_llama_3_1_8b(tmp_path: Path):
     assert size == read_gguf(path).tensor_bytes
     assert size // 2**20 == 4685
     assert 0 < 4_920_739_232 - size < 8e6
+
+
+def test_gpt_oss_20b(tmp_path: Path):
+    """lmstudio-community/gpt-oss-20b-GGUF, MXFP4: a file of 12,109,565,632 bytes as others report it, vocabulary
+    among them. Experts in MXFP4, other matrices in Q8_0, the rest in F32."""
+    layers, hidden, experts, vocabulary = 24, 2880, 32, 201088
+    expert = (hidden, hidden, experts)
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn_q": (hidden, 4096),
+        "attn_k": (hidden, 512),
+        "attn_v": (hidden, 512),
+        "attn_output": (4096, hidden),
+        "attn_norm": (hidden,),
+        "post_attention_norm": (hidden,),
+        "attn_sinks": (64,),
+        "ffn_gate_inp": (hidden, experts),
+        "ffn_gate_exps": expert,
+        "ffn_up_exps": expert,
+        "ffn_down_exps": expert,
+    }
+    biases = {"attn_q": 4096, "attn_k": 512, "attn_v": 512, "attn_output": hidden}
+    stacked = dict.fromkeys(("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"), (hidden, experts))
+    tensors: Tensors = [("token_embd.weight", (hidden, vocabulary)), ("output.weight", (hidden, vocabulary))]
+    tensors.append(("output_norm.weight", (hidden,)))
+    for layer in range(layers):
+        tensors += [(f"blk.{layer}.{name}.weight", shape) for name, shape in shapes.items()]
+        tensors += [(f"blk.{layer}.{name}.bias", (size,)) for name, size in biases.items()]
+        tensors += [(f"blk.{layer}.{name}.bias", shape) for name, shape in stacked.items()]
+        tensors.append((f"blk.{layer}.ffn_gate_inp.bias", (experts,)))
+
+    def kind(name: str) -> Type:
+        if name.endswith("bias") or "gate_inp" in name:
+            return F32
+        return Type.MXFP4 if "exps" in name else Q8_0
+
+    sizes = {"embedding_length": hidden, "block_count": layers, "feed_forward_length": hidden}
+    sizes |= {"attention.head_count": 64, "attention.head_count_kv": 8, "attention.key_length": 64}
+    sizes |= {"expert_count": experts, "expert_used_count": 4, "expert_feed_forward_length": hidden}
+    described = metadata("gpt-oss", **sizes, context_length=131072, attention__sliding_window=128)
+    kinds = {name: int(kind(name)) for name, _ in tensors}
+    path = write(tmp_path / "gpt-oss.gguf", described | {"general.file_type": 38}, tensors, kinds)
+    model = read_model_spec(path)
+    assert model.stored is not None
+    assert model.stored.format == "mxfp4"
+    assert stored_bytes(model) == read_gguf(path).tensor_bytes
+    assert 0 < 12_109_565_632 - stored_bytes(model) < 2e7
+
+
+def test_changes_keep_what_the_files_hold(tmp_path: Path):
+    plan = plan_of(read_model_spec(tiny(tmp_path)))
+    wider = what_if(plan, Changes(weight_formats=("fp32",)))
+    assert wider.memory["a"].weights_bytes > plan.memory["a"].weights_bytes
+    back = what_if(wider, Changes(weight_formats=("q4_k_m",)))
+    assert back.memory["a"].weights_bytes == plan.memory["a"].weights_bytes
