@@ -11,9 +11,10 @@ def compute(seconds: float) -> None:
         pass
 
 
+@pytest.mark.parametrize("actively", [False, True])
 @pytest.mark.parametrize("speed", [0.5, 0.25])
-def test_an_emulated_device_takes_its_time(speed: float):
-    pacer = Pacer(speed)
+def test_an_emulated_device_takes_its_time(speed: float, actively: bool):
+    pacer = Pacer(speed, actively=actively)
     begun, slept = time.perf_counter(), 0.0
     pacer.start()
     for _ in range(20):

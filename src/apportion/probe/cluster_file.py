@@ -6,7 +6,6 @@ from apportion.probe.host_rates import LinkRates
 from apportion.probe.local import LOCAL_HOST
 from apportion.probe.machine import Machine
 from apportion.types.cluster import Device
-from apportion.types.cpu import INT8_SHARE
 
 _ALONE = "Links to other hosts are not measured: `apportion probe --hosts` does, or add [[link]] tables."
 
@@ -42,7 +41,7 @@ def _device_lines(device: Device, machine: Machine) -> list[str]:
     how = "measured" if cpu else "computed from the driver's clocks and widths"
     products = f"{how}, without tensor cores"
     if cpu:
-        assumed = f"fp32 measured; without torch bf16 and fp16 assumed as fast, int8 at {INT8_SHARE:g} of it"
+        assumed = "fp32 measured; without torch the others are assumed as fast"
         products = "measured, of the engine's own products" if machine.products_measured else assumed
     flops = ", ".join(f"{format_name} = {rate:.3g}" for format_name, rate in device.flops_per_s.items())
     lines = [

@@ -98,7 +98,7 @@ class _Worker:
         self._coordinator = coordinator
         self._inbox = Inbox(place.run_dir, self._device.id)
         self._next = {device_id: Outbox(place.run_dir, device_id) for device_id in place.receivers}
-        self._pacer = Pacer(self._device.speed)
+        self._pacer = Pacer(self._device.speed, actively=bool(place.cores))
         size = self._stage.split.size
         name = f"group-{place.stage_index}"
         self._group = TensorGroup(
