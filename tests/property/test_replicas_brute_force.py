@@ -93,7 +93,7 @@ def tasks(draw, max_devices, numbers=(None, None, 1, 2)):
         cluster=replace(problem.cluster, devices=devices),
         workload=replace(problem.workload, objective="throughput", concurrency=concurrency),
         weight_formats=problem.weight_formats,
-        num_replicas=draw(st.sampled_from(numbers)),
+        num_replicas=draw(st.sampled_from([n for n in numbers if n is None or n <= concurrency])),
     )
 
 

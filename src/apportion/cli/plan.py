@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apportion.cli import options
-from apportion.cli.asked import plan_from_options
 from apportion.cli.replicas import number_asked, pictures, planned_replicas, refuse_beside
 from apportion.types.errors import UsageError
 
@@ -65,12 +64,10 @@ def plan(
     if as_json and (compare or why):
         raise UsageError("--json prints the plan alone; leave out --compare and --why")
     choices = options.PlanChoices.of(locals())
-    asked = number_asked(replicas)
-    if asked == 1:
-        made = plan_from_options(resolve_model(model, weights=False), choices)
-    else:
+    number = number_asked(replicas)
+    if number != 1:
         refuse_beside(compare=compare, why=why)
-        made = planned_replicas(resolve_model(model, weights=False), choices, asked)
+    made = planned_replicas(resolve_model(model, weights=False), choices, number)
     _write(made, out, plot)
     _show(made, as_json=as_json, compare=compare, why=why)
 

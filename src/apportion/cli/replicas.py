@@ -1,6 +1,6 @@
 """Plans of several replicas from the command line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,13 +30,20 @@ def refuse_beside(*, compare: bool, why: bool) -> None:
         raise UsageError(f"{name} is about one pipeline; leave out --replicas, or {name}")
 
 
-def planned_replicas(model_path: Path, choices: PlanChoices, number: int | None) -> "Planned":
-    """Where any number will do and none holds all its weights, one pipeline that streams some.
+def planned_replicas(
+    model_path: Path,
+    choices: PlanChoices,
+    number: int | None,
+    when_measured: Callable[[], None] = lambda: None,
+) -> "Planned":
+    """The ordinary plan for one replica, and where any number will do and none holds all its weights.
 
     Raises UsageError, InfeasibleError."""
     from apportion.planner.replicas import check_workload, make_replicated_plan
 
-    asked = ask(model_path, choices)
+    asked = ask(model_path, choices, when_measured)
+    if number == 1:
+        return plan_asked(asked, choices)
     check_workload(asked.workload, number)
     try:
         plan = make_replicated_plan(asked.model, asked.cluster, asked.workload, asked.weight_formats, number)

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from apportion.cli import options
-from apportion.cli.asked import plan_from_options
-from apportion.cli.given_plan import GivenPlan, given_plan, read_given_plan
+from apportion.cli.given_plan import GivenPlan, given_plan, read_given_replicas
+from apportion.cli.replicas import number_asked, planned_replicas
 from apportion.types.errors import UsageError
+from apportion.types.replicated import ReplicatedPlan
 from apportion.types.request import Request, SamplingParams
 
 if TYPE_CHECKING:
+    from apportion.cli.generate_replicas import ReplicasStats
+    from apportion.cli.run_stats import RunStats
+    from apportion.planner.plan_file import Planned
     from apportion.types.plan import Plan
 
 _ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "msgpack")
@@ -52,6 +56,7 @@ def run(
     weights: options.Weights = None,
     stream: options.Stream = None,
     no_calibration: options.NoCalibration = False,
+    replicas: options.Replicas = None,
     swap_space: options.SwapSpace = None,
     kv_tokens: options.KvTokens = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate for each prompt.")] = 128,
@@ -102,6 +107,7 @@ def _run(
 
     check_engine()
     from apportion.cli.generate import generate
+    from apportion.cli.generate_replicas import generate_replicas
     from apportion.runtime.text import Text
 
     folder = resolve_model(model, weights=True)
@@ -111,10 +117,15 @@ def _run(
         for i, prompt in enumerate(asked.prompts)
     ]
     plan = _plan(given, folder, choices, requests)
-    check_runnable(plan)
     check_one_host(plan)
-    _check_preempt(plan, asked.preempt)
-    stats = generate(plan, folder, text, asked.prompts, requests, preempt=asked.preempt.value)
+    for one in plan.replicas if isinstance(plan, ReplicatedPlan) else (plan,):
+        check_runnable(one)
+        _check_preempt(one, asked.preempt)
+    stats: RunStats | ReplicasStats
+    if isinstance(plan, ReplicatedPlan):
+        stats = generate_replicas(plan, folder, text, asked.prompts, requests, preempt=asked.preempt.value)
+    else:
+        stats = generate(plan, folder, text, asked.prompts, requests, preempt=asked.preempt.value)
     if stats_file is not None:
         stats_file.write_text(json.dumps(asdict(stats), indent=2) + "\n")
 
@@ -146,13 +157,13 @@ def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:
 
 def _plan(
     given: GivenPlan, folder: Path, choices: options.PlanChoices, requests: Sequence[Request]
-) -> "Plan":
+) -> "Planned":
     """The given plan, or the best for exactly these requests where nothing else is asked for."""
     from apportion.runtime.launcher import preload
 
     if given.file is not None:
         preload()
-        return read_given_plan(given, folder, choices)
+        return read_given_replicas(given, folder, choices)
     prompt_tokens = max(len(request.prompt_ids) for request in requests)
     output_tokens = requests[0].sampling.max_tokens
     if choices.context is not None and prompt_tokens >= choices.context:
@@ -172,7 +183,7 @@ def _plan(
             prompt_tokens=choices.prompt_tokens or prompt_tokens,
             output_tokens=choices.output_tokens or min(output_tokens, context - prompt_tokens),
         )
-    return plan_from_options(folder, choices, preload)
+    return planned_replicas(folder, choices, number_asked(choices.replicas), preload)
 
 
 def _check_preempt(plan: "Plan", preempt: Preempt) -> None:
@@ -181,7 +192,7 @@ def _check_preempt(plan: "Plan", preempt: Preempt) -> None:
         raise UsageError("--preempt swap needs room in host memory; plan with --swap-space, such as 64MiB")
 
 
-def check_one_host(plan: "Plan") -> None:
+def check_one_host(plan: "Planned") -> None:
     """Raises UsageError for devices of several hosts: they can be planned but not run yet."""
     hosts = sorted({plan.cluster.device(device_id).host for device_id in plan.device_ids})
     if len(hosts) > 1:

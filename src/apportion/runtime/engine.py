@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,9 @@ class Engine:
     """Executes one plan; a context manager that leaves no process behind.
 
     `step()` hands out work and returns the tokens of one finished microbatch; `generate()` runs requests to the end.
-    `folder` may be a config.json where the weights are random; `costs` are the plan's, for the scheduler. Raises the
-    worker's own error, or EngineError where one vanished.
+    `folder` may be a config.json where the weights are random; `costs` are the plan's, for the scheduler; `cores` are
+    those that CPU workers may have for themselves (all of this machine). Raises the worker's own error, or EngineError
+    where one vanished.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class Engine:
         trace: bool = False,
         costs: StepCosts | None = None,
         preempt: PreemptMode = "auto",
+        cores: Sequence[int] | None = None,
     ) -> None:
         self.plan = plan
         costs = costs or even_costs(len(plan.stages))
         self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids, costs, preempt)
         self.reports: dict[str, WorkerReport] = {}
-        self._folder = folder
+        self._folder, self._cores = folder, cores
         self._random_weights, self._trace = random_weights, trace
         self.meter = CoordinatorMeter(trace=trace)
         self._packer = BatchPacker()
@@ -73,6 +75,7 @@ class Engine:
                 run_dir,
                 random_weights=self._random_weights,
                 trace=self._trace,
+                cores=self._cores,
             )
             self._exit.callback(self._kill)
             self._await_all(Kind.READY)

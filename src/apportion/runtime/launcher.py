@@ -31,12 +31,18 @@ def preload() -> None:
 
 
 def launch(
-    plan: Plan, folder: Path, run_dir: Path, *, random_weights: bool, trace: bool
+    plan: Plan,
+    folder: Path,
+    run_dir: Path,
+    *,
+    random_weights: bool,
+    trace: bool,
+    cores: Sequence[int] | None = None,
 ) -> dict[str, BaseProcess]:
-    """The started processes by device id."""
+    """The started processes by device id; on these cores, or on all that this process may use."""
     preload()
     context = multiprocessing.get_context("forkserver")
-    cores = own_cores(plan, sorted(os.sched_getaffinity(0)))
+    own = own_cores(plan, all_cores() if cores is None else cores)
     processes: dict[str, BaseProcess] = {}
     for stage_index, stage in enumerate(plan.stages):
         for rank, device_id in enumerate(stage.split.device_ids):
@@ -48,7 +54,7 @@ def launch(
                 run_dir=run_dir,
                 stage_index=stage_index,
                 rank=rank,
-                cores=cores.get(device_id, frozenset()),
+                cores=own.get(device_id, frozenset()),
             )
             process = context.Process(
                 target=_run_worker, args=(place,), name=f"apportion {device_id}", daemon=True
@@ -65,10 +71,27 @@ def _run_worker(place: WorkerPlace) -> None:
     run_worker(place)
 
 
+def all_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+def cores_of_replicas(plans: Sequence[Plan], available: Sequence[int]) -> list[list[int]]:
+    """For each plan as many cores as its CPU devices have threads; none where there are too few for all."""
+    needed = [sum(_cpu_threads(plan).values()) for plan in plans]
+    if sum(needed) > len(available):
+        return [[] for _ in plans]
+    free = iter(available)
+    return [list(islice(free, number)) for number in needed]
+
+
+def _cpu_threads(plan: Plan) -> dict[str, int]:
+    devices = [plan.cluster.device(device_id) for device_id in plan.device_ids]
+    return {device.id: device.num_threads for device in devices if device.kind == "cpu"}
+
+
 def own_cores(plan: Plan, available: Sequence[int]) -> dict[str, frozenset[int]]:
     """For each CPU device as many cores as it has threads; {} where there are too few: the kernel shares them out."""
-    devices = [plan.cluster.device(device_id) for device_id in plan.device_ids]
-    threads = {device.id: device.num_threads for device in devices if device.kind == "cpu"}
+    threads = _cpu_threads(plan)
     if sum(threads.values()) > len(available):
         return {}
     free = iter(available)

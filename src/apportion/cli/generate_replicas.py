@@ -1,0 +1,93 @@
+"""Executes the replicas of a plan side by side in front of a person, as generate.py executes one pipeline."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from apportion.cli.generate import StopSignals, Terminal, keep_measurements
+from apportion.cli.prediction import Speed
+from apportion.cli.render_replicas import print_replicas
+from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
+from apportion.cost.step_costs import step_costs
+from apportion.runtime.engine import Engine
+from apportion.runtime.replicas import Replicas
+from apportion.runtime.text import Text
+from apportion.runtime.timing import Timing
+from apportion.types.replicated import ReplicatedPlan
+from apportion.types.request import Request
+from apportion.types.step_costs import PreemptMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicasStats:
+    """`run --stats-json` of several replicas; one that was given no prompt has null. Keys are stable."""
+
+    outputs: list[Output]
+    measured: Speed
+    """Of all together."""
+    replicas: list[RunStats | None]
+
+
+def generate_replicas(
+    plan: ReplicatedPlan,
+    folder: Path,
+    text: Text,
+    prompts: Sequence[str],
+    requests: Sequence[Request],
+    *,
+    preempt: PreemptMode,
+) -> ReplicasStats:
+    """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
+    console = Console(stderr=True)
+    print_replicas(console, plan)
+    stop_signals = StopSignals()
+    terminal = Terminal(text, prompts, requests[0].n)
+    costs = [step_costs(replica) for replica in plan.replicas]
+    served: list[set[int]] = [set() for _ in plan.replicas]
+    with Replicas(plan.replicas, folder, text.eos_token_ids, costs=costs, preempt=preempt) as replicas:
+        whole, each = Timing(), [Timing() for _ in plan.replicas]
+        for number, event in replicas.generate(requests):
+            served[number].add(event.request_id)
+            for timing in (whole, each[number]):
+                timing.record(event)
+            terminal.show(event)
+            stop_signals.check()
+    outputs = terminal.outputs()
+    stats = [
+        _stats(engine, [requests[i] for i in sorted(ids)], outputs, timing, preempt) if ids else None
+        for engine, ids, timing in zip(replicas.engines, served, each, strict=True)
+    ]
+    _show(console, replicas.engines, stats, whole)
+    return ReplicasStats(outputs=outputs, measured=Speed.of(whole), replicas=stats)
+
+
+def _stats(
+    engine: Engine,
+    requests: Sequence[Request],
+    outputs: Sequence[Output],
+    timing: Timing,
+    preempt: PreemptMode,
+) -> RunStats:
+    """Of one replica; its outputs say which prompt of all they are of."""
+    place = {request.id: number for number, request in enumerate(requests)}
+    own = [replace(output, prompt=place[output.prompt]) for output in outputs if output.prompt in place]
+    metrics = engine.scheduler.metrics()
+    stats = run_stats(
+        engine.plan, own, requests, timing, engine.sent_bytes(), engine.reports, metrics, preempt
+    )
+    return replace(stats, outputs=[replace(output, prompt=requests[output.prompt].id) for output in own])
+
+
+def _show(
+    console: Console, engines: Sequence[Engine], stats: Sequence[RunStats | None], whole: Timing
+) -> None:
+    for number, (engine, one) in enumerate(zip(engines, stats, strict=True)):
+        if one is None:
+            console.print(f"[bold]replica {number}[/] was given no prompt")
+            continue
+        console.print(f"[bold]replica {number}[/]: {len(one.outputs)} outputs")
+        print_run(console, one)
+        keep_measurements(console, engine.plan, engine.reports, None)
+    console.print(f"together {whole.tokens_per_s:.1f} tokens/s")
