@@ -88,7 +88,7 @@ def bound_of(problem: Problem, microbatches: int, value: float, kinds: StageKind
 def _without(problems: Sequence[Problem], value: float) -> Bound:
     groups, kinds = possible_groups(problems[0]), StageKinds(problems[0].model)
     bounds = (
-        _Bounds(one, microbatches, groups, kinds, value).best()
+        _Bounds(one, microbatches, groups, kinds, value).best(RELAXED_GAP)
         for one in problems
         for microbatches in microbatch_candidates(one.workload, len(one.cluster.devices))
     )
@@ -142,14 +142,16 @@ class _Bounds:
         problems = group_problems(self.problem, group.devices, self.kinds)
         return [group_costs(one, group.devices, link, self.steps, self.kinds) for one in problems]
 
-    def best(self) -> Bound:
-        """The quick bound where it is good enough; else with every member's memory, then by integer program."""
+    def best(self, relaxed_gap: float = 0.0) -> Bound:
+        """The quick bound where it is good enough; else with every member's memory, then by integer program. With
+        relaxed shares this gap is good enough."""
         relaxed = any(not are_numbered(costs) for by_format in self.costs.values() for costs in by_format)
-        good = GOOD_GAP if len(self.costs) > MANY_GROUPS else RELAXED_GAP if relaxed else 3 * SLACK
+        good = GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK
+        fair = max(good, relaxed_gap) if relaxed else good
         quick_tables = self._tables(quick_options)
         if self.goal.objective == "latency":
             sums = self._of_sums(quick_tables)
-            if self._good(sums, good):
+            if self._good(sums, fair):
                 return sums
         quick, _ = self._of_selections(quick_tables)
         if self._good(quick, good):
@@ -157,7 +159,7 @@ class _Bounds:
         tables = self._tables(exact_options)
         bound, is_path = self._of_selections(tables)
         bound = max(quick, bound, key=lambda bound: bound.seconds)
-        if self._good(bound, good) or is_path:
+        if self._good(bound, fair) or is_path:
             return bound
         return max(bound, self._of_paths(tables), key=lambda b: b.seconds)
 
