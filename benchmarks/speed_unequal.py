@@ -10,6 +10,8 @@ SPEEDS = (0.4, 0.3, 0.2, 0.1)
 MICROBATCH = 8
 ROUNDS = 2
 OUTPUT_TOKENS = 12
+PLANNED_TOKENS = 64
+"""Output tokens that are planned for: what is timed is decoding alone."""
 PROMPT_TOKENS = 8
 
 
@@ -21,7 +23,7 @@ def main() -> None:
     plans = {
         "one full": by_hand([[1]], [model().num_layers], devices(1), concurrency=MICROBATCH, context=context),
         "planned": planned(
-            devices(*SPEEDS), concurrency=sequences, prompt_tokens=PROMPT_TOKENS, output_tokens=OUTPUT_TOKENS
+            devices(*SPEEDS), concurrency=sequences, prompt_tokens=PROMPT_TOKENS, output_tokens=PLANNED_TOKENS
         ),
         "even split": by_hand(
             [[1]] * len(SPEEDS),

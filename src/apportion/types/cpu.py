@@ -1,6 +1,6 @@
 """What is assumed of a CPU until it is measured."""
 
-LAYER_OVERHEAD_S, STEP_OVERHEAD_S = 2.2e-4, 8e-4
+LAYER_OVERHEAD_S, STEP_OVERHEAD_S = 1.1e-4, 8e-4
 """Python and kernel launches of a layer; message, batch and waking up for a step. benchmarks/prediction.py shows
 how they fit."""
 
