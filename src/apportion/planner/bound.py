@@ -88,7 +88,7 @@ def bound_of(problem: Problem, microbatches: int, value: float, kinds: StageKind
 def _without(problems: Sequence[Problem], value: float) -> Bound:
     groups, kinds = possible_groups(problems[0]), StageKinds(problems[0].model)
     bounds = (
-        _Bounds(one, microbatches, groups, kinds, value).best(RELAXED_GAP)
+        _Bounds(one, microbatches, groups, kinds, value).best(RELAXED_GAP, PART)
         for one in problems
         for microbatches in microbatch_candidates(one.workload, len(one.cluster.devices))
     )
@@ -142,9 +142,9 @@ class _Bounds:
         problems = group_problems(self.problem, group.devices, self.kinds)
         return [group_costs(one, group.devices, link, self.steps, self.kinds) for one in problems]
 
-    def best(self, relaxed_gap: float = 0.0) -> Bound:
+    def best(self, relaxed_gap: float = 0.0, part: float = 0.0) -> Bound:
         """The quick bound where it is good enough; else with every member's memory, then by integer program. With
-        relaxed shares this gap is good enough."""
+        relaxed shares this gap is good enough; this part of any gap need not be found."""
         relaxed = any(not are_numbered(costs) for by_format in self.costs.values() for costs in by_format)
         good = GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK
         fair = max(good, relaxed_gap) if relaxed else good
@@ -153,11 +153,11 @@ class _Bounds:
             sums = self._of_sums(quick_tables)
             if self._good(sums, fair):
                 return sums
-        quick, _ = self._of_selections(quick_tables)
+        quick, _ = self._of_selections(quick_tables, part)
         if self._good(quick, good):
             return quick
         tables = self._tables(exact_options)
-        bound, is_path = self._of_selections(tables)
+        bound, is_path = self._of_selections(tables, part)
         bound = max(quick, bound, key=lambda bound: bound.seconds)
         if self._good(bound, fair) or is_path:
             return bound
@@ -204,7 +204,7 @@ class _Bounds:
         seconds = self.value if found is None else found[0]
         return Bound(min(seconds, self.value) * (1 - SLACK), SELECTED)
 
-    def _of_selections(self, tables: StageTables) -> tuple[Bound, bool]:
+    def _of_selections(self, tables: StageTables, part: float) -> tuple[Bound, bool]:
         """With whether the selection that is the least is a single stage, so a path that could be taken."""
         layers = self.problem.model.num_layers
         hosts = tables.host_choices(inf)
@@ -217,9 +217,9 @@ class _Bounds:
 
         cutoff = self.value * (1 - SLACK)
         tolerance = ROUGH if len(self.costs) > MANY_GROUPS else SLACK
-        found = minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance, PART)
+        found = minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance, part)
         seconds = cutoff if found is None else self.goal.combine(found.total, found.maximum)
-        seconds -= tolerance * seconds + PART * (cutoff - seconds)
+        seconds -= tolerance * seconds + part * (cutoff - seconds)
         single = found is not None and found.num_stages == 1
         return Bound(seconds, SELECTED), single
 
