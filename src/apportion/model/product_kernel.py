@@ -4,7 +4,8 @@ Packed weights are panels of `PANEL_ROWS` output rows (the last of fewer, filled
 elements column by column. Few rows of activations are as fast as memory is read, many as the core multiplies
 (docs/benchmarks/linear-formats.md). A row's result depends neither on the rows beside it nor on their number.
 
-numba compiles it for a format when that is first used on a machine, and keeps the result on disk.
+numba compiles it for a format when that is first used on a machine, and keeps the result on disk until this file
+changes: it does not notice a change of `tile_code` alone.
 
 Shapes: M = rows of activations, N = output rows, K = columns.
 """
