@@ -1,15 +1,21 @@
 """How much better the plan is than the usual rules, over random problems: `python benchmarks/baselines.py 500`.
 
+One process per core; 10,000 problems take about 20 minutes of processor time. The table is docs/compare.md's.
+
 The objective of a rule's division over the plan's, for those of its divisions that are feasible. A rule takes the
 prefill chunk that is best for it; `beaten` counts where that makes it better than the plan.
 """
 
 import json
+import os
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import geometric_mean, quantiles
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per core
 
 from random_problems import random_problem
 
@@ -26,25 +32,31 @@ def main() -> None:
     gains: dict[str, list[float]] = {rule: [] for rule in RULES}
     best_gains: list[float] = []
     feasible = 0
-    for seed in range(number):
-        problem = random_problem(seed)
-        ours = find_division(*problem.parts)
-        if ours is None:
-            continue
-        feasible += 1
-        found = {one.rule: one.division.value / ours.value for one in baselines(ours.problem) if one.division}
-        for rule, gain in found.items():
-            gains[rule].append(gain)
-        if found:
-            best_gains.append(min(found.values()))
+    with get_context("spawn").Pool() as pool:
+        for found in pool.imap(gains_of, range(number), chunksize=20):
+            if found is None:
+                continue
+            feasible += 1
+            for rule, gain in found.items():
+                gains[rule].append(gain)
+            if found:
+                best_gains.append(min(found.values()))
     rows = {rule: summary(of_rule, feasible) for rule, of_rule in gains.items()}
     rows["best of them"] = summary(best_gains, feasible)
     print(f"{number} random problems, {feasible} of them feasible: seeds 0 to {number - 1}")
-    print(f"{'rule':14}{'feasible':>9}{'mean':>8}{'median':>8}{'p90':>8}{'p99':>8}{'beaten':>8}")
+    print("| rule | feasible | mean | median | p90 | p99 | beats the plan |\n|---|---|---|---|---|---|---|")
     for rule, row in rows.items():
-        figures = "".join(f"{row[key]:7.2f}×" for key in ("mean", *LEVELS))
-        print(f"{rule:14}{row['feasible']:9.1%}{figures}{row['beaten']:8}")
+        figures = " | ".join(f"{row[key]:.2f}×" for key in ("mean", *LEVELS))
+        print(f"| {rule} | {100 * row['feasible']:.1f} % | {figures} | {row['beaten']} |")
     print(json.dumps({"problems": number, "feasible": feasible, "rules": rows}))
+
+
+def gains_of(seed: int) -> dict[str, float] | None:
+    """By rule that has a division; None where the problem is not feasible."""
+    ours = find_division(*random_problem(seed).parts)
+    if ours is None:
+        return None
+    return {one.rule: one.division.value / ours.value for one in baselines(ours.problem) if one.division}
 
 
 def summary(gains: list[float], problems: int) -> dict[str, float]:
