@@ -11,7 +11,7 @@ def check(case: Case, seed: int = 1, rounds: int = 1) -> None:
     assert {name: one for name, one in held.items() if not one.kept} == {}
 
 
-@pytest.mark.parametrize("weight_format", ["fp32", "int8"])
+@pytest.mark.parametrize("weight_format", ["fp32", "fp16", "int8"])
 def test_a_pipeline_with_an_uneven_group_holds_what_is_planned(weight_format: str):
     check(Case(hidden_size=512, weight_format=weight_format, context_tokens=96, layers=(1, 2), concurrency=6))
 

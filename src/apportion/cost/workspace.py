@@ -1,8 +1,9 @@
 """What a step allocates at its peak, beside weights and KV cache: a bound, affine in a shard's heads, columns and rows.
 
-A layer's attention, its FFN and the drawing of tokens follow one another, so the peak is the largest of the three. The
-bound is that maximum for a stage on one device. For a member with `f` of F columns, and with attention `a` and FFN `b`
-of the whole layer, it is a + f·(b − a)/F, which is at least a, and at least b·f/F.
+A layer's attention, its FFN and the drawing of tokens follow one another, so the peak is the largest of the three. Of
+rank 0 the bound is that maximum where it has everything, as on a stage of one device. With `f` of F columns, and
+attention `a` and FFN `b` of the whole layer, it is a + f·(b − a)/F, which is at least a, and at least b·f/F. Of other
+ranks, whose shares are small, it is the sum.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from apportion.cost.shard import Shard
 from apportion.types.layout import QUERY_TILE, WIDENED_ELEMENTS
 from apportion.types.model import LayerSpec, ModelSpec
 
-RUNTIME_BYTES = 3 * 2**20
+RUNTIME_BYTES = 7 * 2**19
 """Fixed allowance per worker: allocator slack, sockets, block tables, and the memory that a group shares (128 KiB for
-each member, parallel/shared.py)."""
+each member, parallel/shared.py); while loading, what a part of a matrix takes that is read and packed."""
 HIDDEN_ACTIVATIONS = 4
 """Buffers of one hidden state per token that are alive at once: residual, norm and its fp32 temporaries."""
 PROJECTION_ACTIVATIONS = 4
@@ -83,11 +84,12 @@ def workspace_bytes(
 ) -> int:
     """Of steps of up to `chunk_tokens` for up to `sequences` of up to `context_tokens`."""
     step = _Step(model=model, shard=shard, tokens=chunk_tokens, context=context_tokens, sequences=sequences)
-    attention, drawing = step.attention(model.kv_heads), step.drawing(shard.vocab_rows)
-    rest = max(attention, drawing) if shard.rank == 0 else attention
+    drawing = step.drawing(shard.vocab_rows)
+    if shard.rank > 0:
+        return step.everywhere() + step.attention(shard.kv_heads) + step.ffn(shard.ffn_columns) + drawing
+    rest = max(step.attention(model.kv_heads), drawing)
     above = max(0, step.ffn(model.ffn_columns) - rest)
-    largest = rest + shard.ffn_columns * -(-above // model.ffn_columns)
-    return step.everywhere() + largest + (0 if shard.rank == 0 else drawing)
+    return step.everywhere() + rest + shard.ffn_columns * -(-above // model.ffn_columns)
 
 
 def _widened(formats: Formats) -> bool:

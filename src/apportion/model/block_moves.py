@@ -5,7 +5,7 @@ pinned host memory. Shapes: B = blocks, W = swap slots.
 """
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,13 +26,33 @@ class BlockMover:
 
     def apply(self, moves: Sequence[BlockMove]) -> None:
         """In order: a move may read what an earlier one has written."""
-        for kind, src, dst in moves:
+        for (kind, src, dst), count in runs(moves):
             for on_device_B, on_host_W in zip(self._pool_B, self._swap_W, strict=True):
                 source = on_host_W if kind == "swap in" else on_device_B
                 target = on_host_W if kind == "swap out" else on_device_B
-                target[dst].copy_(source[src], non_blocking=True)
+                target[dst : dst + count].copy_(source[src : src + count], non_blocking=True)
         if self._pool_B[0].is_cuda:
             torch.cuda.synchronize(self._pool_B[0].device)
+
+
+def runs(moves: Sequence[BlockMove]) -> Iterator[tuple[BlockMove, int]]:
+    """Swaps of neighbours to neighbours as one: its first move and its length. A copy between blocks stays alone, for
+    it may read what the one before has written."""
+    first: BlockMove | None = None
+    count = 0
+    for move in moves:
+        if (
+            first is not None
+            and move == (first.kind, first.src + count, first.dst + count)
+            and move.kind != "copy"
+        ):
+            count += 1
+            continue
+        if first is not None:
+            yield first, count
+        first, count = move, 1
+    if first is not None:
+        yield first, count
 
 
 def _host_space(like_B: Tensor, num_blocks: int) -> Tensor:

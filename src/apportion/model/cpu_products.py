@@ -16,7 +16,7 @@ from apportion.model.team import team_of
 from apportion.model.weights import FORMAT_DTYPES
 from apportion.types.errors import ModelError
 
-_READ_ELEMENTS = 2**18
+_READ_ELEMENTS = 2**16
 """Read and packed at once."""
 _SHARED_MULTIPLICATIONS = 2**19
 """Fewer are done before another thread has begun."""

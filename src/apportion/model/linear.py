@@ -88,6 +88,8 @@ def warm_up(weight_format: str, torch_dtype: torch.dtype, torch_device: str) -> 
     source = MatrixSource(weights=RandomWeights(), reads=reads, rows=size, columns=size)
     linear = PackedLinear(source, weight_format, torch_dtype, torch_device)
     linear(torch.ones(2, size, dtype=torch_dtype, device=torch_device))
+    small = torch.ones(size // 2, size, dtype=torch_dtype, device=torch_device)
+    F.linear(small, small)  # of matrices that are not packed: the library keeps its buffers
 
 
 class WidenedProduct:

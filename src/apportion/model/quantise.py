@@ -10,7 +10,7 @@ from torch import Tensor
 from apportion.model.matrix_source import MatrixSource
 
 INT8_MAX = 127
-READ_ELEMENTS = 2**18
+READ_ELEMENTS = 2**16
 """Most elements held in fp32 while a matrix is quantised."""
 
 

@@ -12,15 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.model.weights import PIECE_BYTES, Range
+from apportion.model.weights import Range
+
+PIECE_BYTES = 2**18
+"""Of values that are made at once."""
 
 _PERIOD = 262139
 """Values drawn, which then repeat along a tensor; a prime, so that its rows begin at different ones."""
 
 
 @cache
-def _noise() -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(_PERIOD, dtype=np.float32)
+def _noise(num_periods: int = 2) -> np.ndarray:
+    """From any place in the first period a row of one period less than `num_periods` can be read."""
+    return np.resize(
+        np.random.default_rng(0).standard_normal(_PERIOD, dtype=np.float32), num_periods * _PERIOD
+    )
+
+
+def _row_noise(columns: int) -> np.ndarray:
+    return _noise(1 + -(-columns // _PERIOD))
 
 
 class RandomWeights:
@@ -47,34 +57,33 @@ class RandomWeights:
         if len(shape) < 2:
             target.fill_(0 if name.endswith("bias") else 1)
             return
-        values = np.resize(_noise(), _PERIOD + target.shape[-1]) * np.float32(shape[-1] ** -0.5)
-        _fill(target, shape, ranges, zlib.crc32(name.encode()), values)
+        _fill(target, shape, ranges, zlib.crc32(name.encode()), np.float32(shape[-1] ** -0.5))
 
     def row_peaks(self, name: str, start: int, stop: int) -> Tensor:
         columns = self._shapes[name][1]
-        row_1K = torch.empty(1, columns)
-        peaks_R = torch.empty(stop - start)
-        for row in range(start, stop):
-            self.read_into(row_1K, name, ((row, row + 1), (0, columns)))
-            peaks_R[row - start] = row_1K.abs().max()
-        return peaks_R
+        at, noise = zlib.crc32(name.encode()), _row_noise(columns)
+        begins = ((at + row * columns) % _PERIOD for row in range(start, stop))
+        peaks = [np.abs(noise[begin : begin + columns]).max() for begin in begins]
+        return torch.from_numpy(np.array(peaks, np.float32) * np.float32(columns**-0.5))
 
 
 def _fill(
-    target: Tensor, shape: tuple[int, ...], ranges: tuple[Range, ...], at: int, values: np.ndarray
+    target: Tensor, shape: tuple[int, ...], ranges: tuple[Range, ...], at: int, scale: np.float32
 ) -> None:
-    """`at` is the place of the tensor's first element among the values, which repeat after `_PERIOD`."""
+    """`at` is the place of the tensor's first element in the noise, which repeats after `_PERIOD`."""
     (start, stop), *rest = ranges
     row_items = math.prod(shape[1:])
     if len(rest) > 1:
         for row in range(start, stop):
-            _fill(target[row - start], shape[1:], tuple(rest), at + row * row_items, values)
+            _fill(target[row - start], shape[1:], tuple(rest), at + row * row_items, scale)
         return
     ((column, column_stop),) = rest
     width = column_stop - column
-    rows_per_piece = max(1, PIECE_BYTES // values.itemsize // width)
+    noise = _row_noise(shape[-1])
+    rows_per_piece = max(1, PIECE_BYTES // noise.itemsize // width)
     for first in range(start, stop, rows_per_piece):
         rows = range(first, min(first + rows_per_piece, stop))
         begins = [(at + row * row_items + column) % _PERIOD for row in rows]
-        piece = np.stack([values[begin : begin + width] for begin in begins])
+        piece = np.stack([noise[begin : begin + width] for begin in begins])
+        piece *= scale
         target[first - start : rows.stop - start].copy_(torch.from_numpy(piece))

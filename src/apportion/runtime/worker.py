@@ -36,7 +36,7 @@ from apportion.runtime.pacing import Pacer
 from apportion.runtime.place import WorkerPlace
 from apportion.runtime.report import WorkerReport, WorkMeter
 from apportion.types.errors import ApportionError, InfeasibleError
-from apportion.types.request import Chunk, Draw, SamplingParams, ScheduledBatch, StepResult
+from apportion.types.request import BlockMove, Chunk, Draw, SamplingParams, ScheduledBatch, StepResult
 from apportion.types.units import format_bytes
 
 _SPIN_S = 2e-4
@@ -166,6 +166,10 @@ class _Worker:
         if self._stage.has_head:
             drawing = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.5)
             sample(torch.zeros(1, self._plan.model.vocab_rows), [(0, Draw(0, drawing), 0)])
+        swaps = (
+            (BlockMove("swap out", 0, 0), BlockMove("swap in", 0, 0)) if self._plan.num_swap_blocks else ()
+        )
+        self._mover.apply([BlockMove("copy", 0, 0), *swaps])
         self._group.reset_counts()
         self._rehearsed_bytes = self._model.streamed_bytes
         self._work.clear()

@@ -1,0 +1,35 @@
+"""Peak of every device against its plan, at all planned sequences × context, on devices with no byte to spare."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from contract import Case, drive
+
+from apportion.types.units import format_bytes
+
+CASES = {
+    "hidden 512, 1 + group 3:1": Case(hidden_size=512, weight_format=""),
+    "hidden 1024, 1 + group 3:1": Case(hidden_size=1024, weight_format="", vocab_rows=16000, concurrency=8),
+    "hidden 1024, pipeline of 3": Case(
+        hidden_size=1024, weight_format="", groups=((1,), (1,), (1,)), layers=(1, 4, 3), concurrency=8
+    ),
+}
+
+
+def main() -> None:
+    print("| model, division | weights | device | planned | peak | peak / planned |")
+    print("|---|---|---|---|---|---|")
+    for name, case in CASES.items():
+        for weight_format in ("fp32", "fp16", "int8"):
+            held = drive(replace(case, weight_format=weight_format))
+            for device, one in sorted(held.items()):
+                sizes = (
+                    f"{format_bytes(one.planned_bytes)} | {format_bytes(one.peak_bytes)} | {one.ratio:.3f}"
+                )
+                print(f"| {name} | {weight_format} | {device} | {sizes} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
