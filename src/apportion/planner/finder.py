@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
+from apportion.cost.estimate import objective_value
 from apportion.cost.service import holds_requests
 from apportion.planner.divide import search
 from apportion.planner.exclusion import Exclusion
@@ -17,6 +18,7 @@ from apportion.planner.problem import (
     chunk_choices,
     make_problem,
     microbatch_candidates,
+    roomy_chunks,
 )
 from apportion.planner.ways import all_ways
 from apportion.types.cluster import Cluster
@@ -40,13 +42,34 @@ class Finder:
         choices = chunk_choices(workload, self.num_devices)
         found = self._best_of(choices, workload, max_devices, cutoff)
         if found is not None:
-            return found
+            return found if len(choices) > 1 else self._with_better_chunk(found, max_devices)
         others = [chunk for chunk in chunk_candidates(workload.max_context_tokens) if chunk not in choices]
         # Memory falls with the chunk: what the smallest does not allow, none does.
         if not others or self._best_of(others[-1:], workload, max_devices, cutoff) is None:
             return None
         each = (self._best_of((chunk,), workload, max_devices, cutoff) for chunk in others)
         return next((one for one in each if one is not None), None)
+
+    def _with_better_chunk(self, found: Found, max_devices: int | None) -> Found:
+        """Where one chunk was searched: that which is best for the division found is searched too."""
+        workload, own = found.problem.workload, found.problem.capacity.chunk_tokens
+        # Memory falls with the chunk, so the division fits with every smaller one.
+        smaller = [chunk for chunk in roomy_chunks(workload) if chunk < own]
+        best = min((own, *smaller), key=lambda chunk: self._value(found, chunk))
+        if best == own:
+            return found
+        other = self._best_of((best,), workload, max_devices, found.value)
+        return other if other is not None and other.value < found.value else found
+
+    def _value(self, found: Found, chunk_tokens: int) -> float:
+        return objective_value(
+            self.model,
+            self.cluster,
+            found.problem.workload,
+            found.stages,
+            chunk_tokens=chunk_tokens,
+            microbatches=found.microbatches,
+        )
 
     def hopeless(
         self, workload: Workload, sequences: tuple[int, int], max_devices: int | None, cutoff: float

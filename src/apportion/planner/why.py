@@ -11,7 +11,7 @@ from apportion.cost.estimate import objective_steps, plan_timings
 from apportion.cost.objective import goal
 from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.forced import faster, forced_division, replan, with_device
-from apportion.planner.problem import chunk_choices, plan_problem
+from apportion.planner.problem import plan_problem, roomy_chunks
 from apportion.planner.weigh import Division, weigh
 from apportion.types.cluster import Cluster, Link
 from apportion.types.plan import Plan, Stage
@@ -125,7 +125,7 @@ def links_in_use(plan: Plan) -> tuple[Link, ...]:
 
 def full_devices(plan: Plan) -> tuple[str, ...]:
     """Those in use without room for their share of one more layer, and all where no chunk to choose among fits."""
-    if plan.chunk_tokens not in chunk_choices(plan.workload, len(plan.cluster.devices)):
+    if plan.chunk_tokens not in roomy_chunks(plan.workload):
         return plan.device_ids
     return tuple(
         device_id
