@@ -132,6 +132,39 @@ class Blocks(RuleBasedStateMachine):
         assert sorted(slots + self.tables.free_slots) == list(range(self.num_slots))
 
     @invariant()
+    def what_is_found_holds_the_tokens_of_its_key(self) -> None:
+        """Idle blocks too, until they are evicted; a block is referenced, idle or free, and never two of these."""
+        if not hasattr(self, "tables"):
+            return
+        pool = self.tables.pool
+        held = {block_id for sequence in self.live for block_id in sequence.block_ids}
+        idle, free = set(pool._idle), set(pool._free)
+        assert len(pool._free) == len(free)
+        assert sorted([*held, *idle, *free]) == list(range(pool.num_blocks))
+        assert idle <= set(pool._key_of)
+        assert not free & set(pool._key_of)
+        assert len(pool._block_of) == len(pool._key_of)
+        for block_id, key in pool._key_of.items():
+            tokens = self.device[block_id][-1]
+            assert tokens is not None
+            request = Request(id=0, prompt_ids=tokens, sampling=SamplingParams(max_tokens=1))
+            index = len(tokens) // pool.block_tokens - 1
+            assert Sequence(0, request, (0, 0, 0)).block_key(index, pool.block_tokens) == key
+            assert pool.find(key) == block_id
+
+    @rule(kept=st.integers(0, 3))
+    def evict(self, kept: int) -> None:
+        """Someone takes blocks and gives them back unfilled: the cache forgets those of the longest idle ones, and only
+        where no free ones are left."""
+        pool = self.tables.pool
+        num = max(0, pool.num_free - kept)
+        free, idle, evicted = len(pool._free), list(pool._idle), pool.num_evicted
+        pool.release(pool.take(num))
+        gone = max(0, num - free)
+        assert pool.num_evicted - evicted == gone
+        assert list(pool._idle) == idle[gone:]
+
+    @invariant()
     def every_sequence_finds_its_tokens(self) -> None:
         for sequence in getattr(self, "live", []):
             block_tokens = self.tables.pool.block_tokens
