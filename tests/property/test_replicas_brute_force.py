@@ -7,6 +7,7 @@ from math import inf, isclose
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from planned import cpu, llama, workload
 from property.test_planner_brute_force import BruteForce, compositions, problems
 
 from apportion.cost.workspace import RUNTIME_BYTES
@@ -19,7 +20,9 @@ from apportion.planner.replica_search import ReplicaSearch
 from apportion.planner.replica_task import ReplicaSets, Task
 from apportion.planner.replicas import make_replicated_plan, served
 from apportion.planner.verify_replicas import verify_replicas
+from apportion.types.cluster import Cluster, Link
 from apportion.types.errors import InfeasibleError
+from apportion.types.model import LayerSpec, Parameters
 
 ROUNDED = 1 + 1e-8
 
@@ -128,6 +131,47 @@ def check_ceilings(task, every):
 @given(tasks(max_devices=3))
 def test_replicas_equal_brute_force(task):
     check(task)
+
+
+def test_devices_that_are_quick_at_different_layers():
+    """d2 computes, the others read: a group's time for the whole model bounds none of its stages."""
+    dense = LayerSpec(
+        per_kv_head=Parameters(elements=12288, rows=64, others=0),
+        per_ffn_column=Parameters(elements=12288, rows=16, others=2),
+        replicated=Parameters(elements=0, rows=128, others=64),
+        window_tokens=None,
+        num_experts=0,
+        experts_per_token=0,
+    )
+    experts = replace(
+        dense,
+        per_kv_head=replace(dense.per_kv_head, elements=8192),
+        per_ffn_column=replace(dense.per_ffn_column, elements=4096),
+        window_tokens=8,
+        num_experts=4,
+        experts_per_token=2,
+    )
+    model = replace(
+        llama(), layers=(dense, dense, experts, experts), hidden_size=64, q_heads=8, kv_heads=2, head_dim=16,
+        ffn_columns=5, vocab_rows=5, max_context_tokens=64, checkpoint_format="fp32",
+    )  # fmt: skip
+    small = replace(
+        cpu("d0", 1), kind="cuda", memory_bytes=3572094, mem_bytes_per_s=3e9, step_overhead_s=1e-5
+    )
+    devices = (
+        replace(small, flops_per_s={"bf16": 5e9}, layer_overhead_s=1e-5),
+        replace(small, id="d1", flops_per_s={"bf16": 5e9, "int8": 5e9}, layer_overhead_s=0.0),
+        replace(
+            small, id="d2", memory_bytes=4282704, mem_bytes_per_s=1e9,
+            flops_per_s={"bf16": 4e10, "int8": 5e9}, layer_overhead_s=1e-5,
+        ),
+    )  # fmt: skip
+    link = Link(src="local", dst="local", latency_s=1e-6, bytes_per_s=1e9)
+    asked = replace(workload("throughput", concurrency=4, context=64), prompt_tokens=40, output_tokens=1)
+    joined = Cluster(devices=devices, links=(link,))
+    check(
+        Task(model=model, cluster=joined, workload=asked, weight_formats=("bf16", "int8"), num_replicas=None)
+    )
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))

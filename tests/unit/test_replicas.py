@@ -54,7 +54,7 @@ def test_hosts_far_apart_are_replicas():
     single = make_plan(MODEL, SMALL, ASKED, ("bf16",))
     assert served(plan.replicas) > 1.05 / single.certificate.value
     assert isclose(1 / plan.certificate.value, served(plan.replicas))
-    assert plan.certificate.gap < 1e-8
+    assert plan.certificate.gap < 1e-4  # sets beside the plan's are bounded less closely
     assert plan.tokens_per_s == sum(one.estimate.tokens_per_s for one in plan.replicas)
     assert failed(plan) == set()
 

@@ -8,6 +8,7 @@ that is not enough by what bound.py proves of its divisions; HiGHS chooses disjo
 that are beyond these numbers are bounded by the prices of their devices and sequences alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any, cast
@@ -15,18 +16,19 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from apportion.cost.estimate import plan_objective_value
 from apportion.planner.bound import bound_of
 from apportion.planner.device_sets import DeviceSets
 from apportion.planner.groups import possible_groups
 from apportion.planner.replica_ceilings import Ceilings
 from apportion.planner.replica_task import Item, RankedWay, ReplicaSets, Task
-from apportion.types.plan import Certificate
+from apportion.types.plan import Certificate, Plan
 
 FloatArray = NDArray[np.float64]
 
 MAX_SETS = 300
 """Of devices: with more, neither the search nor the bound looks at each."""
-MAX_EFFORT = 2000
+MAX_EFFORT = 1000
 """Groups of devices in all the bounds of divisions together; after that what is known is enough."""
 CLOSE = 1 + 1e-9
 """Relative: tokens/s no further apart are equal."""
@@ -38,14 +40,14 @@ OPTIMAL = 0
 TIME_LIMIT_S = 5.0
 
 
-def certify_replicas(task: Task, tokens_per_s: float) -> Certificate:
+def certify_replicas(task: Task, tokens_per_s: float, replicas: Sequence[Plan] = ()) -> Certificate:
     """Of replicas that make so many tokens/s together: no others, however many where none were asked for, make more
-    than the bound."""
+    than the bound. What the sets of `replicas` make is where a bound on them need not be lower."""
     sets = DeviceSets(task.cluster)
     if sets.num_sets > MAX_SETS:
         most, method = _of_prices(task, sets), "prices of devices and sequences"
     else:
-        bounds = _Bounds(ReplicaSets(task), tokens_per_s)
+        bounds = _Bounds(ReplicaSets(task), tokens_per_s, replicas)
         most, method = bounds.most(), "integer program over bounds of all sets of devices (HiGHS)"
     value, lower_bound = 1 / tokens_per_s, 1 / max(most, tokens_per_s)
     return Certificate(
@@ -74,8 +76,13 @@ class _Way:
 
 
 class _Bounds:
-    def __init__(self, of: ReplicaSets, tokens_per_s: float) -> None:
+    def __init__(self, of: ReplicaSets, tokens_per_s: float, replicas: Sequence[Plan]) -> None:
         self.of = of
+        self._reached = {
+            of.first_alike(item): 1 / plan_objective_value(replica)
+            for replica in replicas
+            if (item := of.item(replica.cluster, replica.workload.concurrency))
+        }
         self.aim = tokens_per_s * CLOSE
         self.worth = self._of_ceilings()
         self._ways: dict[Item, list[_Way]] = {}
@@ -115,18 +122,17 @@ class _Bounds:
     def _prove(self, item: Item, aim: float) -> None:
         """Brings the bound of every way down to the aim, as far as it goes; stops at one where it does not."""
         first, ways = self.of.first_alike(item), self._of_item(item)
-        least = float(self.worth[item]) * 1e-3
+        reached = self._reached.get(first, float(self.worth[item]) * 1e-3)
         for way in ways:
             if way.most <= aim or way.final:
                 continue
-            problem = self.of.problem(first, way.ranked.way)
-            beyond_s = 1 / max(aim, least)
-            seconds = bound_of(problem, way.ranked.way.microbatches, beyond_s, self.of.kinds).seconds
+            problem, enough = self.of.problem(first, way.ranked.way), max(aim, reached)
+            found = bound_of(problem, way.ranked.way.microbatches, 1 / enough, self.of.kinds)
             self._effort += len(possible_groups(problem))
-            most = 1 / seconds if seconds > 0 else inf
-            way.final = most > max(aim, least) * CLOSE
-            way.most = min(way.most, most)
-            if way.final:
+            way.most = min(way.most, 1 / found.seconds if found.seconds > 0 else inf)
+            beyond = way.most > enough * CLOSE
+            way.final = beyond or aim < reached
+            if beyond:
                 break
         self.worth[self.of.alike == first.set, item.share] = max((way.most for way in ways), default=-inf)
 
@@ -166,7 +172,7 @@ class _Bounds:
             milp(
                 -worth / self.aim,
                 constraints=rules,
-                bounds=Bounds(0, inf),
+                bounds=Bounds(0, (np.array(sets.available) // np.maximum(counts, 1)).max(axis=1)),
                 integrality=np.ones(len(items)),
                 options={"mip_rel_gap": 0.0, "time_limit": TIME_LIMIT_S},
             ),

@@ -1,15 +1,18 @@
 """Upper bounds on the tokens/s of a replica, cheap enough for every set of devices and share of the sequences.
 
 A replica of c sequences in P microbatches of b = ⌈c/P⌉ that draws q tokens/s puts f of them a second through the layers
-of a group, in units of whole models: Σ f = q. With p and d the group's seconds for a whole prompt and decode step
-(replica_work.py), n chunks and o tokens of output, a token keeps it busy for at least U = p/o + P·d(b)/c, and takes
-V = p/(n·o) + d(b) on its way, of which no more than c sequences' worth go on at once:
+of a group. Each sort of layer, and the head, is a part of its own: over the groups Σ f = q for each. With p and d the
+group's seconds for a part of a whole prompt and decode step (replica_work.py), n chunks and o tokens of output, a token
+keeps it busy for at least U = p/o + P·d(b)/c, and takes V = p/(n·o) + d(b) on its way, of which no more than c
+sequences' worth go on at once:
 
-    f·U ≤ 1 for the devices of every group,    Σ f·V ≤ c.
+    Σ_{parts} f·U ≤ 1 for every group,    Σ f·V ≤ c.
 
-By linear duality, with any price ζ of a sequence and prices η of devices for which Σ_{group} η ≥ (1 − ζ·V)/U,
-q ≤ Σ_{devices} η + ζ·c. A group's price is shared among its members by their speed, and the best of some ζ is taken.
-Where devices of several hosts work together, hidden states cross the cheapest link between them at least once.
+By linear duality, with any weights π of the parts that add up to 1, any price ζ of a sequence and prices η of devices
+for which Σ_{group} η ≥ (π − ζ·V)/U for every part, q ≤ Σ_{devices} η + ζ·c. The weights are the parts' times were they
+shared by all devices; what a stage takes once counts by these weights too. A group's price is shared among its members
+by their speed, and the best of some ζ is taken. Where devices of several hosts work together, hidden states cross the
+cheapest link between them at least once.
 """
 
 from collections.abc import Sequence
@@ -24,7 +27,7 @@ from apportion.cost.objective import Timing, microbatch_sequences
 from apportion.planner.device_sets import DeviceSets
 from apportion.planner.groups import Group, possible_groups
 from apportion.planner.problem import Problem, chunk_candidates
-from apportion.planner.replica_work import GroupWork
+from apportion.planner.replica_work import GroupWork, Work
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -49,7 +52,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """`busy[group, way]` and `passing[group, way]` are U and V above."""
+    """`busy[part, group, way]` and `passing[part, group, way]` are U and V above, over the part's weight."""
 
     busy: FloatArray
     passing: FloatArray
@@ -60,7 +63,8 @@ class Seconds:
 
     def rate(self, price: float | FloatArray) -> FloatArray:
         """[group, way]: what a device costs for each token/s of its own, so that the group costs enough."""
-        return np.maximum(1 - price * self.passing, 0.0) / self.busy / self.together
+        needed = np.maximum(1 - price * self.passing, 0.0) / self.busy
+        return needed.max(axis=0) / self.together
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ class Ceilings:
         self.groups: tuple[Group, ...] = possible_groups(problem)
         self.hosts = list(dict.fromkeys(kind[0].host for kind in sets.kinds))
         self._work = GroupWork(problem, self.groups)
-        self._known: dict[tuple[int, int], FloatArray] = {}
+        self._known: dict[tuple[int, int], Work] = {}
         self._hops: dict[tuple[str, str, int, int], Timing | None] = {}
         counts = np.array([group.counts for group in self.groups])
         self._counts: FloatArray = counts.astype(float)
@@ -177,13 +181,20 @@ class Ceilings:
         output = self.problem.workload.output_tokens
         busy: list[FloatArray] = []
         passing: list[FloatArray] = []
+        speed: list[FloatArray] = []
         for way in ways:
             prefill, decode = self._prefill(way.chunk_tokens), self._decode(way.microbatch)
-            busy.append(prefill / output + way.microbatches / way.sequences * decode)
-            passing.append(prefill / (self._num_chunks(way) * output) + decode)
-        busy_s = np.stack(busy, axis=1)
-        speed = 1 / busy_s[self._singles]
-        return Seconds(busy_s, np.stack(passing, axis=1), speed, self._counts @ speed)
+            per_prompt, per_step = 1 / output, way.microbatches / way.sequences
+            parts = per_prompt * prefill.parts + per_step * decode.parts
+            weights = 1 / (1 / parts[:, self._singles]).sum(axis=1)
+            weights = (weights / weights.sum())[:, None]
+            busy.append(parts / weights + per_prompt * prefill.once + per_step * decode.once)
+            per_prompt /= self._num_chunks(way)
+            on_its_way = per_prompt * prefill.parts + decode.parts
+            passing.append(on_its_way / weights + per_prompt * prefill.once + decode.once)
+            speed.append(1 / (weights * busy[-1]).sum(axis=0)[self._singles])
+        speeds = np.stack(speed, axis=1)
+        return Seconds(np.stack(busy, axis=2), np.stack(passing, axis=2), speeds, self._counts @ speeds)
 
     def _crossing(self, hosts: Sequence[HostSets], ways: Sequence[Way]) -> Crossing:
         used = np.array([host.counts[host.of_set].any(axis=1) for host in hosts]).T
@@ -210,13 +221,13 @@ class Ceilings:
     def _num_chunks(self, way: Way) -> int:
         return -(-self.problem.workload.prompt_tokens // way.chunk_tokens)
 
-    def _prefill(self, chunk_tokens: int) -> FloatArray:
+    def _prefill(self, chunk_tokens: int) -> Work:
         return self._once((chunk_tokens, 0))
 
-    def _decode(self, sequences: int) -> FloatArray:
+    def _decode(self, sequences: int) -> Work:
         return self._once((0, sequences))
 
-    def _once(self, key: tuple[int, int]) -> FloatArray:
+    def _once(self, key: tuple[int, int]) -> Work:
         if key not in self._known:
             chunk_tokens, sequences = key
             decode = self._work.decode
@@ -230,6 +241,6 @@ class Ceilings:
 
     def _prices(self, seconds: Seconds) -> FloatArray:
         """[price, way]: between them the best changes from one group's reciprocal time to the next."""
-        ascending = np.sort(seconds.passing, axis=0)
+        ascending = np.sort(seconds.passing.mean(axis=0), axis=0)
         chosen = np.unique(np.linspace(0, len(ascending) - 1, NUM_PRICES).round().astype(int))
         return np.concatenate([np.zeros((1, ascending.shape[1])), 1 / ascending[chosen]])

@@ -22,8 +22,8 @@ FloatArray = NDArray[np.float64]
 
 CLOSE = 1 + 1e-9
 """Relative: tokens/s no further apart are equal."""
-MAX_EFFORT = 2000
-"""Groups of devices in all searches together, some ten seconds; after that the best packing found is taken."""
+MAX_EFFORT = 1000
+"""Groups of devices in all searches together, seconds to half a minute; then the best packing found is taken."""
 
 
 class Candidate:

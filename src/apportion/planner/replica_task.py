@@ -91,6 +91,15 @@ class ReplicaSets:
     def counts(self, item: Item) -> Used:
         return tuple(self.sets.counts[item.set].tolist())
 
+    def item(self, cluster: Cluster, sequences: int) -> Item | None:
+        """The set of these devices and this share, None where there is none."""
+        ids = {device.id for device in cluster.devices}
+        counts = [sum(device.id in ids for device in kind) for kind in self.sets.kinds]
+        matching = np.flatnonzero((self.sets.counts == counts).all(axis=1))
+        if len(matching) == 0 or sequences not in self.shares:
+            return None
+        return Item(int(matching[0]), self.shares.index(sequences))
+
     def first_alike(self, item: Item) -> Item:
         return Item(int(self.alike[item.set]), item.share)
 

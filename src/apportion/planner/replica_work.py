@@ -5,6 +5,7 @@ group takes at least 1 / Σ(1 / its members' times for the whole): the same hold
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,16 @@ from apportion.types.units import FORMAT_BYTES
 FloatArray = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Seconds of groups: `parts[part, group]` of all layers of a sort, and of the head; `once[group]` of any stage."""
+
+    parts: FloatArray
+    once: FloatArray
+
+
 class GroupWork:
-    """Seconds by group: `prefill` of one prompt in a chunk size, `decode` of a step of so many sequences."""
+    """`prefill` of one prompt in a chunk size, `decode` of a step of so many sequences."""
 
     def __init__(self, problem: Problem, groups: Sequence[Group]) -> None:
         self.problem = problem
@@ -33,11 +42,11 @@ class GroupWork:
         self._layers = layer_counts(problem.model.layers)
         self._activations = least_activations(problem)
 
-    def prefill(self, chunk_tokens: int) -> FloatArray:
-        return self._seconds(self._steps(chunk_tokens, 1).prefill)
+    def prefill(self, chunk_tokens: int) -> Work:
+        return self._work(self._steps(chunk_tokens, 1).prefill)
 
-    def decode(self, sequences: int) -> FloatArray:
-        return self._seconds((self._steps(self.problem.capacity.chunk_tokens, sequences).decode,))
+    def decode(self, sequences: int) -> Work:
+        return self._work((self._steps(self.problem.capacity.chunk_tokens, sequences).decode,))
 
     def hop(self, src_host: str, dst_host: str, chunk_tokens: int, sequences: int) -> Timing | None:
         """Hidden states between two hosts, None where there is no link."""
@@ -48,13 +57,15 @@ class GroupWork:
     def _steps(self, chunk_tokens: int, sequences: int) -> Steps:
         return workload_steps(self.problem.workload, chunk_tokens, sequences)
 
-    def _seconds(self, steps: Sequence[AnyStep]) -> FloatArray:
+    def _work(self, steps: Sequence[AnyStep]) -> Work:
         alone: dict[str, FloatArray] = {}
         for group in self.groups:
             for device in group.devices:
                 if device.id not in alone:
                     alone[device.id] = np.array([self._alone(device, step) for step in steps])
-        return np.array([self._group_s(group, steps, alone) for group in self.groups])
+        parts = [self._parts(group, steps, alone) for group in self.groups]
+        once = [len(steps) * max(device.step_overhead_s for device in group.devices) for group in self.groups]
+        return Work(np.array(parts).T, np.array(once))
 
     def _alone(self, device: Device, step: AnyStep) -> list[float]:
         """One device's whole attention and FFN by sort of layer, and head, each in the best format for it."""
@@ -72,23 +83,26 @@ class GroupWork:
         parts = [count * phase(layer) for layer, count in self._layers for phase in (attention, ffn)]
         return [*parts, head_s]
 
-    def _group_s(self, group: Group, steps: Sequence[AnyStep], alone: dict[str, FloatArray]) -> float:
-        """`alone[device]` is [step, part]."""
+    def _parts(self, group: Group, steps: Sequence[AnyStep], alone: dict[str, FloatArray]) -> list[float]:
+        """`alone[device]` is [step, attention and FFN of each sort of layer, then the head]."""
         with np.errstate(divide="ignore"):
-            shared_s = 1 / sum(1 / alone[device.id] for device in group.devices)
-        num_layers = self.problem.model.num_layers
-        overhead_s = num_layers * max(device.layer_overhead_s for device in group.devices)
-        overhead_s += max(device.step_overhead_s for device in group.devices)
-        exchange_s = sum(self._reductions_s(group, step) for step in steps)
-        return float(np.sum(shared_s)) + len(steps) * overhead_s + exchange_s
+            shared = 1 / np.sum([1 / alone[device.id] for device in group.devices], axis=0)
+        seconds: FloatArray = shared.sum(axis=0)
+        overhead_s = len(steps) * max(device.layer_overhead_s for device in group.devices)
+        beside_s = overhead_s + sum(self._reductions_s(group, step) for step in steps)
+        layers = [
+            float(seconds[2 * number] + seconds[2 * number + 1]) + count * beside_s
+            for number, (_, count) in enumerate(self._layers)
+        ]
+        return [*layers, float(seconds[-1])]
 
     def _reductions_s(self, group: Group, step: AnyStep) -> float:
+        """Of one layer."""
         link = group_link(self.problem, group)
         if link is None:
             return 0.0
         sizes = layer_reductions(self.problem.model, FORMAT_BYTES[self._activations])
-        each = sum(reduction_s(link, group.size, step.tokens * size) for size in sizes)
-        return self.problem.model.num_layers * each
+        return sum(reduction_s(link, group.size, step.tokens * size) for size in sizes)
 
 
 def least_activations(problem: Problem) -> str:

@@ -53,7 +53,7 @@ def make_replicated_plan(
         workload=replace(task.workload, concurrency=sequences),
         num_asked=num_replicas,
         replicas=replicas,
-        certificate=certify_replicas(task, served(replicas)),
+        certificate=certify_replicas(task, served(replicas), replicas),
     )
 
 

@@ -97,7 +97,7 @@ def _lower_bound(plan: ReplicatedPlan, tokens_per_s: float) -> Check:
         weight_formats=plan.replicas[0].weight_formats,
         num_replicas=plan.num_asked,
     )
-    proven = certify_replicas(task, tokens_per_s)
+    proven = certify_replicas(task, tokens_per_s, plan.replicas)
     sound = claimed.lower_bound <= min(proven.lower_bound, claimed.value) * (1 + BOUND_TOLERANCE)
     consistent = claimed.lower_bound > 0 and isclose(
         claimed.value / claimed.lower_bound - 1, claimed.gap, abs_tol=BOUND_TOLERANCE
