@@ -1,13 +1,18 @@
 """Four emulated devices at speeds 0.4, 0.3, 0.2 and 0.1: against the sum of their speeds times one full device at the
 same microbatch, and against the same engine on an even split of the layers.
 
+    python benchmarks/speed_unequal.py FORMAT SEQUENCES
+
+SEQUENCES are those of a microbatch.
+
 The four workers share this machine's cores; emulation counts CPU time, so a shared core is not counted twice.
 """
+
+import sys
 
 from speed_model import Engines, by_hand, devices, heading, medians, model, planned, ratio
 
 SPEEDS = (0.4, 0.3, 0.2, 0.1)
-MICROBATCH = 8
 ROUNDS = 2
 OUTPUT_TOKENS = 12
 PLANNED_TOKENS = 64
@@ -16,14 +21,26 @@ PROMPT_TOKENS = 8
 
 
 def main() -> None:
-    heading("Four unequal devices, fp32")
-    sequences = MICROBATCH * len(SPEEDS)
+    weights, microbatch = sys.argv[1], int(sys.argv[2])
+    heading(f"Four unequal devices, {weights}, microbatches of {microbatch}")
+    sequences = microbatch * len(SPEEDS)
     context = PROMPT_TOKENS + OUTPUT_TOKENS
     even = model().num_layers // len(SPEEDS)
     plans = {
-        "one full": by_hand([[1]], [model().num_layers], devices(1), concurrency=MICROBATCH, context=context),
+        "one full": by_hand(
+            [[1]],
+            [model().num_layers],
+            devices(1),
+            concurrency=microbatch,
+            context=context,
+            weight_format=weights,
+        ),
         "planned": planned(
-            devices(*SPEEDS), concurrency=sequences, prompt_tokens=PROMPT_TOKENS, output_tokens=PLANNED_TOKENS
+            devices(*SPEEDS),
+            concurrency=sequences,
+            prompt_tokens=PROMPT_TOKENS,
+            output_tokens=PLANNED_TOKENS,
+            weight_format=weights,
         ),
         "even split": by_hand(
             [[1]] * len(SPEEDS),
@@ -31,13 +48,14 @@ def main() -> None:
             devices(*SPEEDS),
             concurrency=sequences,
             context=context,
+            weight_format=weights,
         ),
     }
     with Engines(plans) as engines:
         seen = medians(
             {
                 "one full, tokens/s": lambda: engines.decode(
-                    "one full", MICROBATCH, OUTPUT_TOKENS, PROMPT_TOKENS
+                    "one full", microbatch, OUTPUT_TOKENS, PROMPT_TOKENS
                 ),
                 "planned, tokens/s": lambda: engines.decode(
                     "planned", sequences, OUTPUT_TOKENS, PROMPT_TOKENS
