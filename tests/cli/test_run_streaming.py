@@ -41,6 +41,28 @@ def test_streaming_gives_the_text_of_one_device(tmp_path: Path):
         assert 0 < device["peak_bytes"] <= device["planned_bytes"] <= 9 * MIB
 
 
+def test_a_device_that_streams_alone_keeps_to_its_plan(tmp_path: Path):
+    """Embedding, streamed layers and head on one device, several sequences at once."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("ROMEO:\nJULIET:\nKING:\nOnce upon\n")
+    stats = tmp_path / "stats.json"
+    shape = [
+        "--context",
+        "128",
+        "--concurrency",
+        "4",
+        "--max-tokens",
+        "60",
+        "--ignore-eos",
+        "--no-calibration",
+    ]
+    given = ["run", "demo", "--prompts", str(prompts), "--devices", "a=cpu:20MiB", *shape]
+    assert exit_code([*given, "--stats-json", str(stats)]) == 0
+    (device,) = json.loads(stats.read_text())["devices"]
+    assert device["streamed_bytes"] > 0
+    assert device["peak_bytes"] <= device["planned_bytes"]
+
+
 def test_streaming_is_refused_or_offered(capsys: pytest.CaptureFixture[str]):
     assert exit_code(["plan", "demo", "--devices", TWO, *SMALL, "--stream", "never"]) == 3
     assert "try --stream auto" in capsys.readouterr().err

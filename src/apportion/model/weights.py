@@ -19,7 +19,7 @@ from torch import Tensor
 
 from apportion.types.errors import ModelError
 
-PIECE_BYTES = 2**20
+PIECE_BYTES = 2**17
 """Most bytes staged at once."""
 
 FORMAT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
