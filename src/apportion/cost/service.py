@@ -47,8 +47,8 @@ def check_kv_tokens(workload: Workload) -> None:
         return
     raise UsageError(
         f"--kv-tokens {workload.kv_tokens} is less than {least_kv_tokens(workload)}, which one sequence of --context"
-        f" {workload.max_context_tokens} or {workload.concurrency} typical requests of"
-        f" {tokens_per_request(workload)} tokens take; give more, or lower --context, --concurrency, --prompt-tokens"
+        f" {workload.max_context_tokens}, or typical requests ({workload.concurrency} ×"
+        f" {tokens_per_request(workload)} tokens), take; give more, or lower --context, --concurrency, --prompt-tokens"
         " or --output-tokens"
     )
 
