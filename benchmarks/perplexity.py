@@ -21,10 +21,13 @@ from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
 from apportion.model.hf import build_stage
+from apportion.model.load_memory import Unmetered
 from apportion.model.stage import StageModel
 from apportion.model.weights import Checkpoint
-from apportion.types.plan import Stage, TensorSplit
 from apportion.types.request import Chunk, ScheduledBatch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from plans import hand_plan
 
 FORMATS = ("fp32", "bf16", "fp16", "int8")
 WINDOW_TOKENS, CHUNK_TOKENS, BLOCK_TOKENS = 256, 128, 16
@@ -33,33 +36,18 @@ BLOCK_IDS = tuple(range(WINDOW_TOKENS // BLOCK_TOKENS))
 
 def whole_stage(folder: Path, weight_format: str) -> StageModel:
     model = read_model_spec(folder)
-    split = TensorSplit(
-        device_ids=("cpu",),
-        q_heads=(model.q_heads,),
-        kv_heads=(model.kv_heads,),
-        ffn_columns=(model.ffn_columns,),
-        vocab_rows=(model.vocab_rows,),
-    )
-    stage = Stage(
-        layer_start=0,
-        layer_stop=model.num_layers,
-        split=split,
-        weight_format=weight_format,
-        activation_format="fp32",
-        has_embedding=True,
-        has_head=True,
-    )
+    plan = hand_plan(model, [[1]], [model.num_layers], weight_format=weight_format, activation_format="fp32")
     return build_stage(
         folder,
         model,
-        stage,
+        plan.stages[0],
         0,
         weights=Checkpoint(folder),
         num_kv_blocks=len(BLOCK_IDS),
         block_tokens=BLOCK_TOKENS,
         all_reduce=lambda partial: partial,
         torch_device="cpu",
-        observe_memory=lambda: None,
+        memory=Unmetered(),
     )
 
 
