@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from property.test_planner_brute_force import BruteForce, problems
 
-from apportion.cost.estimate import entry_timing, exit_timing, hop_timing
+from apportion.cost.estimate import exit_timing
 from apportion.planner.bound import certify
 from apportion.planner.demand import CLOSE, find_demanded
 from apportion.planner.divide import search
@@ -30,18 +30,8 @@ class Everything(BruteForce):
             if link:
                 yield len(used), [*timings, exit_timing(link, self.steps)]
             return
-        for group in self.groups(used):
-            link = self.link(host, group[0].host)
-            if link is None:
-                continue
-            if start == 0:
-                hop = entry_timing(link, len(group), self.steps)
-            else:
-                hop = hop_timing(self.model, link, len(group), self.steps, self.problem.activation_format)
-            after = used | {device.id for device in group}
-            for stop in range(start + 1, self.model.num_layers + 1):
-                for timing in self.options(group, start, stop):
-                    yield from self.divisions(stop, after, group[0].host, [*timings, hop, timing])
+        for stop, after, next_host, hop, timing in self.stages_from(start, used, host):
+            yield from self.divisions(stop, after, next_host, [*timings, hop, timing])
 
 
 def everything(problem):

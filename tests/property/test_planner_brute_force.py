@@ -90,7 +90,8 @@ class BruteForce:
             else inf
         )
 
-    def steps_from(self, start, used, host):
+    def stages_from(self, start, used, host):
+        """(stop, devices in use after, host, hop to it, its own timing) of every next stage."""
         for group in self.groups(used):
             link = self.link(host, group[0].host)
             if link is None:
@@ -102,9 +103,13 @@ class BruteForce:
             after = used | {device.id for device in group}
             for stop in range(start + 1, self.model.num_layers + 1):
                 for timing in self.options(group, start, stop):
-                    path = self.goal.path_s(hop) + self.goal.path_s(timing)
-                    occupied = max(self.goal.occupied_s(hop), self.goal.occupied_s(timing))
-                    yield stop, after, group[0].host, path, occupied
+                    yield stop, after, group[0].host, hop, timing
+
+    def steps_from(self, start, used, host):
+        for stop, after, next_host, hop, timing in self.stages_from(start, used, host):
+            path = self.goal.path_s(hop) + self.goal.path_s(timing)
+            occupied = max(self.goal.occupied_s(hop), self.goal.occupied_s(timing))
+            yield stop, after, next_host, path, occupied
 
     def groups(self, used):
         """Ranks follow the kinds of devices, in the cluster's order of the first of each."""

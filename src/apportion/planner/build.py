@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from apportion.cost.estimate import estimate
 from apportion.cost.kv_capacity import with_kv_rooms
 from apportion.cost.memory import stages_memory
 from apportion.cost.service import check_kv_tokens
@@ -132,9 +131,6 @@ def certified(found: Found) -> Plan:
     """The division's plan, with its certificate over all that its search chose from."""
     problem, stages, chunk_tokens = found.problem, found.stages, found.problem.capacity.chunk_tokens
     model, cluster, workload = problem.model, problem.cluster, problem.workload
-    predicted = estimate(
-        model, cluster, workload, stages, chunk_tokens=chunk_tokens, microbatches=found.microbatches
-    )
     made = Plan(
         version=PLAN_VERSION,
         model=model,
@@ -147,7 +143,7 @@ def certified(found: Found) -> Plan:
         num_kv_blocks=problem.capacity.num_kv_blocks,
         microbatches=found.microbatches,
         chunk_tokens=chunk_tokens,
-        estimate=predicted,
+        estimate=problem.estimate(stages, found.microbatches),
         certificate=_certificate(found),
         balance=balance(problem, stages, found.microbatches),
     )

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from math import inf
 
-from apportion.cost.estimate import estimate, objective_value
 from apportion.planner.formats import group_problems, keeps_limits, widened
 from apportion.planner.found import Found
 from apportion.planner.infeasible import least_bytes
@@ -52,14 +51,7 @@ def _named(problem: Problem, division: Division, searched: int) -> Found:
     stages = name_devices(problem, division.stages)
     number = _microbatches(problem, stages, searched)
     stages = widened(problem, stages, number)
-    value = objective_value(
-        problem.model,
-        problem.cluster,
-        problem.workload,
-        stages,
-        chunk_tokens=problem.capacity.chunk_tokens,
-        microbatches=number,
-    )
+    value = problem.value(stages, number)
     return Found(problem=problem, stages=stages, microbatches=number, value=value)
 
 
@@ -91,15 +83,4 @@ def _microbatches(problem: Problem, stages: Sequence[Stage], searched: int) -> i
     if problem.workload.objective != "latency":
         return searched
     most = min(problem.workload.concurrency, 2 * len(stages))
-
-    def tpot_s(microbatches: int) -> float:
-        return estimate(
-            problem.model,
-            problem.cluster,
-            problem.workload,
-            stages,
-            chunk_tokens=problem.capacity.chunk_tokens,
-            microbatches=microbatches,
-        ).tpot_s
-
-    return min(range(1, most + 1), key=tpot_s)
+    return min(range(1, most + 1), key=lambda microbatches: problem.estimate(stages, microbatches).tpot_s)

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from apportion.cost.estimate import estimate, objective_value
 from apportion.cost.formats import Formats, head_row_bytes, parameters_bytes
 from apportion.cost.memory import stages_memory
 from apportion.cost.service import within_limits
@@ -72,14 +71,7 @@ def widened(problem: Problem, stages: tuple[Stage, ...], microbatches: int) -> t
     divisions as good as each other the one with the more exact weights."""
 
     def value(some: Sequence[Stage]) -> float:
-        return objective_value(
-            problem.model,
-            problem.cluster,
-            problem.workload,
-            some,
-            chunk_tokens=problem.capacity.chunk_tokens,
-            microbatches=microbatches,
-        )
+        return problem.value(some, microbatches)
 
     if len(problem.weight_formats) == 1:
         return stages
@@ -98,15 +90,7 @@ def keeps_limits(problem: Problem, stages: Sequence[Stage], microbatches: int) -
     """Whether the division's estimate is within the workload's limits; the latency objective knows none."""
     if not problem.workload.limited:
         return True
-    predicted = estimate(
-        problem.model,
-        problem.cluster,
-        problem.workload,
-        stages,
-        chunk_tokens=problem.capacity.chunk_tokens,
-        microbatches=microbatches,
-    )
-    return within_limits(problem.workload, predicted)
+    return within_limits(problem.workload, problem.estimate(stages, microbatches))
 
 
 def _wider(problem: Problem, stage: Stage) -> tuple[str, ...]:

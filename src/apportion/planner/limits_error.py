@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from apportion.cost.estimate import estimate
 from apportion.planner.found import Found
 from apportion.types.errors import InfeasibleError
 from apportion.types.units import format_seconds
@@ -26,14 +25,7 @@ def without_limits(workload: Workload) -> Workload:
 def limits_error(workload: Workload, found: Found) -> InfeasibleError:
     """`found` is the best division without limits."""
     problem = found.problem
-    predicted = estimate(
-        problem.model,
-        problem.cluster,
-        problem.workload,
-        found.stages,
-        chunk_tokens=problem.capacity.chunk_tokens,
-        microbatches=found.microbatches,
-    )
+    predicted = problem.estimate(found.stages, found.microbatches)
     limits = ((workload.ttft_limit_s, "--ttft-limit"), (workload.tpot_limit_s, "--tpot-limit"))
     asked = " and ".join(f"{name} {limit:g}" for limit, name in limits if limit is not None)
     return InfeasibleError(

@@ -1,15 +1,16 @@
 """What is searched: one model, cluster and workload, with everything that the search holds fixed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from apportion.cost.estimate import Steps, objective_steps
+from apportion.cost.estimate import Steps, estimate, objective_steps, objective_value
 from apportion.cost.formats import Formats, widest_first
 from apportion.cost.memory import Capacity, kv_blocks, messages_in_flight, plan_capacity
 from apportion.cost.objective import Goal, goal, microbatch_sequences
 from apportion.types.cluster import Cluster
 from apportion.types.errors import ClusterError
 from apportion.types.model import ModelSpec
-from apportion.types.plan import Plan
+from apportion.types.plan import Estimate, Plan, Stage
 from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
 from apportion.types.workload import Workload
 
@@ -53,6 +54,28 @@ class Problem:
 
     def steps(self, microbatches: int) -> Steps:
         return objective_steps(self.workload, self.capacity.chunk_tokens, microbatches)
+
+    def value(self, stages: Sequence[Stage], microbatches: int) -> float:
+        """The objective of a division, in seconds."""
+        return objective_value(
+            self.model,
+            self.cluster,
+            self.workload,
+            stages,
+            chunk_tokens=self.capacity.chunk_tokens,
+            microbatches=microbatches,
+        )
+
+    def estimate(self, stages: Sequence[Stage], microbatches: int) -> Estimate:
+        """What a user sees of a division."""
+        return estimate(
+            self.model,
+            self.cluster,
+            self.workload,
+            stages,
+            chunk_tokens=self.capacity.chunk_tokens,
+            microbatches=microbatches,
+        )
 
 
 def make_problem(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from apportion.cost.estimate import estimate, objective_value
 from apportion.cost.memory import stages_memory
 from apportion.cost.service import within_limits
 from apportion.cost.traffic import coordinator_host, host_link
@@ -64,18 +63,12 @@ def _microbatches(problem: Problem, stages: Sequence[Stage]) -> Sequence[int]:
 
 
 def _division(problem: Problem, stages: tuple[Stage, ...], microbatches: int) -> Division:
-    model, cluster, workload = problem.model, problem.cluster, problem.workload
-    chunk_tokens = problem.capacity.chunk_tokens
     return Division(
         stages=stages,
-        chunk_tokens=chunk_tokens,
+        chunk_tokens=problem.capacity.chunk_tokens,
         microbatches=microbatches,
-        value=objective_value(
-            model, cluster, workload, stages, chunk_tokens=chunk_tokens, microbatches=microbatches
-        ),
-        estimate=estimate(
-            model, cluster, workload, stages, chunk_tokens=chunk_tokens, microbatches=microbatches
-        ),
+        value=problem.value(stages, microbatches),
+        estimate=problem.estimate(stages, microbatches),
     )
 
 
