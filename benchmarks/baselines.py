@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per core
 
 from random_problems import random_problem
 
-from apportion.planner.baselines import RULES, baselines
+from apportion.planner.baselines.compare import RULES, baselines
 from apportion.planner.build import find_division
 
 DEFAULT_PROBLEMS = 300

@@ -15,7 +15,7 @@ from time import perf_counter, process_time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from apportion.cost.estimate import objective_value
-from apportion.planner.bound import certify
+from apportion.planner.bounds.bound import certify
 from apportion.planner.divide import search
 from apportion.planner.problem import make_problem
 from apportion.types.cluster import Cluster, Device, Link

@@ -17,7 +17,7 @@ from apportion.catalog.cluster_text import parse_devices
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.planner.build import make_plan
-from apportion.planner.replicas import make_replicated_plan
+from apportion.planner.replicas.build import make_replicated_plan
 from apportion.types.workload import Workload
 
 CASES = [

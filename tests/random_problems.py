@@ -5,7 +5,7 @@ from itertools import combinations
 from random import Random
 
 from apportion.cost.workspace import RUNTIME_BYTES
-from apportion.planner.infeasible import whole_bytes
+from apportion.planner.infeasible.error import whole_bytes
 from apportion.planner.problem import chunk_candidates, make_problem
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import LayerSpec, ModelSpec, Parameters

@@ -3,7 +3,7 @@
 import pytest
 from random_problems import random_problem
 
-from apportion.planner.baselines import baselines, baselines_with_chunk
+from apportion.planner.baselines.compare import baselines, baselines_with_chunk
 from apportion.planner.build import find_division
 from apportion.planner.problem import chunk_candidates, make_problem
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from property.test_planner_brute_force import TOLERANCE, BruteForce, problems
 
-from apportion.planner import bound, options
-from apportion.planner.bound import certify
+from apportion.planner.bounds import bound
+from apportion.planner.bounds.bound import certify
+from apportion.planner.stages import options
 
 CASES = {
     "shares numbered": {},

@@ -8,14 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from property.test_limits_brute_force import kept, limited_problems, numbers, of_microbatches
 
-from apportion.planner import options
-from apportion.planner.bound import certify
-from apportion.planner.exclusion import Exclusion
-from apportion.planner.fewest import prove_fewest
-from apportion.planner.groups import possible_groups
-from apportion.planner.limited_bound import LimitedBound
-from apportion.planner.stage_kinds import StageKinds
-from apportion.planner.ways import Ways
+from apportion.planner.bounds.bound import certify
+from apportion.planner.bounds.exclusion import Exclusion
+from apportion.planner.bounds.fewest import prove_fewest
+from apportion.planner.bounds.limited_bound import LimitedBound
+from apportion.planner.bounds.ways import Ways
+from apportion.planner.stages import options
+from apportion.planner.stages.groups import possible_groups
+from apportion.planner.stages.kinds import StageKinds
 
 CLOSE = 1 + 1e-9
 SHARES = {"shares numbered": options.MAX_SHARES, "shares relaxed": 0}

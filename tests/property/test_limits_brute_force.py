@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from property.test_planner_brute_force import BruteForce, problems
 
 from apportion.cost.estimate import exit_timing
-from apportion.planner.bound import certify
+from apportion.planner.bounds.bound import certify
 from apportion.planner.demand import CLOSE, find_demanded
 from apportion.planner.divide import search
 from apportion.planner.finder import Finder
-from apportion.planner.formats import group_problems
-from apportion.planner.limits import WithinLimits
 from apportion.planner.problem import alternatives
-from apportion.planner.search import Search, StageKinds, possible_groups
-from apportion.planner.shares import GroupMemory
+from apportion.planner.search.division import Search, StageKinds, possible_groups
+from apportion.planner.search.limits import WithinLimits
+from apportion.planner.stages.formats import group_problems
+from apportion.planner.stages.shares import GroupMemory
 
 FACTORS = st.sampled_from([None, 0.99, 1.0, 1.01, 1.05, 1.2, 1.5])
 

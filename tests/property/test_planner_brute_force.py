@@ -19,9 +19,9 @@ from apportion.cost.estimate import (
 from apportion.cost.memory import stages_memory
 from apportion.cost.objective import Goal, Timing
 from apportion.cost.workspace import RUNTIME_BYTES
-from apportion.planner.bound import certify
+from apportion.planner.bounds.bound import certify
 from apportion.planner.divide import search
-from apportion.planner.infeasible import whole_bytes
+from apportion.planner.infeasible.error import whole_bytes
 from apportion.planner.problem import Problem, make_problem
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import LayerSpec, ModelSpec, Parameters

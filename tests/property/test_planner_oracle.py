@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from property.test_planner_brute_force import BruteForce, problems
 
 from apportion.cost.estimate import exit_timing, objective_value
-from apportion.planner.bound import certify
+from apportion.planner.bounds.bound import certify
 from apportion.planner.divide import search
 
 SCALE = 10**9

@@ -14,7 +14,7 @@ from apportion.cost.estimate import entry_timing, exit_timing, hop_timing, stage
 from apportion.cost.memory import stages_memory
 from apportion.cost.objective import Timing
 from apportion.cost.streaming import evenly_streamed
-from apportion.planner.bound import certify
+from apportion.planner.bounds.bound import certify
 from apportion.planner.divide import search
 from apportion.planner.problem import Problem, make_problem, microbatch_candidates
 from apportion.types.cluster import Cluster, Device, Link

@@ -11,15 +11,16 @@ from planned import cpu, llama, workload
 from property.test_planner_brute_force import BruteForce, compositions, problems
 
 from apportion.cost.workspace import RUNTIME_BYTES
-from apportion.planner import replica_bound, replica_search
-from apportion.planner.device_sets import sub_cluster
-from apportion.planner.groups import device_figures
 from apportion.planner.problem import chunk_candidates, chunk_choices
-from apportion.planner.replica_bound import certify_replicas
-from apportion.planner.replica_search import ReplicaSearch
-from apportion.planner.replica_task import ReplicaSets, Task
-from apportion.planner.replicas import make_replicated_plan, served
-from apportion.planner.verify_replicas import verify_replicas
+from apportion.planner.replicas import bound as replica_bound
+from apportion.planner.replicas import search as replica_search
+from apportion.planner.replicas.bound import certify_replicas
+from apportion.planner.replicas.build import make_replicated_plan, served
+from apportion.planner.replicas.device_sets import sub_cluster
+from apportion.planner.replicas.search import ReplicaSearch
+from apportion.planner.replicas.task import ReplicaSets, Task
+from apportion.planner.stages.groups import device_figures
+from apportion.planner.verify.replicas import verify_replicas
 from apportion.types.cluster import Cluster, Link
 from apportion.types.errors import InfeasibleError
 from apportion.types.model import LayerSpec, Parameters

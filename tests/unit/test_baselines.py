@@ -5,9 +5,9 @@ import pytest
 from planned import GIB, cluster, cpu, llama, workload
 
 from apportion.cost.estimate import estimate, stage_timing
-from apportion.planner.baselines import RULES, baselines, baselines_with_chunk
-from apportion.planner.baselines_program import layer_times
-from apportion.planner.baselines_rules import (
+from apportion.planner.baselines.compare import RULES, baselines, baselines_with_chunk
+from apportion.planner.baselines.program import layer_times
+from apportion.planner.baselines.rules import (
     balanced_fill,
     compute_proportional,
     even_layers,
@@ -15,7 +15,7 @@ from apportion.planner.baselines_rules import (
     greedy_fill,
     memory_proportional,
 )
-from apportion.planner.baselines_stages import (
+from apportion.planner.baselines.stages import (
     at_least_one,
     even_share,
     even_stage,

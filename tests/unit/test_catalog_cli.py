@@ -9,7 +9,7 @@ import pytest
 
 from apportion.cli.main import exit_code
 from apportion.planner.plan_file import read_plan
-from apportion.planner.verify import verify
+from apportion.planner.verify.plan import verify
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from apportion.cost.roofline import Step, attention_s
 from apportion.cost.shard import stage_shards
 from apportion.cost.statements import model_parameters
 from apportion.planner.build import make_plan
-from apportion.planner.verify import verify
+from apportion.planner.verify.plan import verify
 from apportion.types.model import ModelSpec
 
 SIZES: dict[str, Any] = {

@@ -16,9 +16,9 @@ from apportion.cost.roofline import ffn_column_s, head_row_s
 from apportion.cost.shard import stage_shards
 from apportion.export.engines import export
 from apportion.planner.build import make_plan
+from apportion.planner.explain.whatif import Changes, what_if
 from apportion.planner.problem import activation_format
-from apportion.planner.verify import verify
-from apportion.planner.whatif import Changes, what_if
+from apportion.planner.verify.plan import verify
 from apportion.types.errors import ClusterError, UsageError
 from apportion.types.model import Parameters
 

@@ -11,9 +11,9 @@ from apportion.cost.kv_capacity import kv_rooms, with_most_kv
 from apportion.cost.memory import plan_memory
 from apportion.cost.service import least_kv_tokens
 from apportion.planner.build import fits, make_plan
+from apportion.planner.infeasible.relief import Demand, changes
 from apportion.planner.plan_file import parse_plan, plan_json
-from apportion.planner.relief import Demand, changes
-from apportion.planner.verify import verify
+from apportion.planner.verify.plan import verify
 from apportion.types.errors import UsageError
 from apportion.types.plan import KvRoom, Plan
 

@@ -7,9 +7,9 @@ from planned import cluster, cpu, llama, workload
 
 from apportion.cost.estimate import plan_objective_value
 from apportion.cost.memory import plan_memory
-from apportion.planner.axes import head_compositions, vocabulary_rows
 from apportion.planner.build import make_plan
-from apportion.planner.fill import fill, water_fill
+from apportion.planner.stages.axes import head_compositions, vocabulary_rows
+from apportion.planner.stages.fill import fill, water_fill
 from apportion.types.errors import ClusterError, InfeasibleError
 
 FOUR = [cpu("a", 2, 0.25), cpu("b", 2.5, 0.5), cpu("c", 3, 0.75), cpu("d", 4, 1.0)]

@@ -10,8 +10,8 @@ from planned import GIB, cluster, cpu, llama, workload
 from apportion.catalog.cluster_text import parse_devices
 from apportion.catalog.datasheet import common_cards
 from apportion.planner.build import fits, make_plan
-from apportion.planner.infeasible import infeasible_error
-from apportion.planner.relief import MEMORY_STEP_BYTES, Demand, changes, least_memory
+from apportion.planner.infeasible.error import infeasible_error
+from apportion.planner.infeasible.relief import MEMORY_STEP_BYTES, Demand, changes, least_memory
 from apportion.types.cluster import Cluster
 from apportion.types.errors import InfeasibleError
 

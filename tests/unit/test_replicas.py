@@ -12,14 +12,14 @@ import pytest
 from planned import cluster, cpu, llama, workload
 
 from apportion.cli.main import exit_code
-from apportion.planner import replicas as replicas_module
 from apportion.planner.build import make_plan
-from apportion.planner.device_sets import DeviceSets, sequence_shares
 from apportion.planner.plan_file import parse_plan, parse_planned, plan_json, read_plan, write_plan
-from apportion.planner.replica_packing import Packings
-from apportion.planner.replica_task import ReplicaSets, Task
-from apportion.planner.replicas import make_replicated_plan, served
-from apportion.planner.verify_replicas import verify_replicas
+from apportion.planner.replicas import build as replicas_module
+from apportion.planner.replicas.build import make_replicated_plan, served
+from apportion.planner.replicas.device_sets import DeviceSets, sequence_shares
+from apportion.planner.replicas.packing import Packings
+from apportion.planner.replicas.task import ReplicaSets, Task
+from apportion.planner.verify.replicas import verify_replicas
 from apportion.types.errors import InfeasibleError, PlanError, UsageError
 from apportion.types.plan import Plan
 from apportion.types.replicated import ReplicatedPlan
@@ -93,7 +93,7 @@ def test_limits_hold_in_every_replica_and_leave_sequences_out():
 
 def test_too_many_sets_are_guessed_and_bounded(plan: ReplicatedPlan, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(replicas_module, "MAX_SETS", 0)
-    monkeypatch.setattr("apportion.planner.replica_bound.MAX_SETS", 0)
+    monkeypatch.setattr("apportion.planner.replicas.bound.MAX_SETS", 0)
     guessed = planned(2)
     assert served(guessed.replicas) <= served(plan.replicas) * (1 + 1e-9)
     assert guessed.certificate.lower_bound <= plan.certificate.value

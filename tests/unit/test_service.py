@@ -9,10 +9,10 @@ from apportion.cli.main import exit_code
 from apportion.cost.estimate import plan_objective_value
 from apportion.cost.service import served_per_s, system_s, tokens_per_request
 from apportion.planner.build import make_plan
+from apportion.planner.explain.whatif import Changes, what_if
 from apportion.planner.plan_file import parse_plan, plan_json
 from apportion.planner.problem import sequence_numbers
-from apportion.planner.verify import verify
-from apportion.planner.whatif import Changes, what_if
+from apportion.planner.verify.plan import verify
 from apportion.types.errors import InfeasibleError
 
 DEVICES = [cpu("a", 6), cpu("b", 6, speed=0.5)]

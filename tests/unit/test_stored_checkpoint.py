@@ -20,9 +20,9 @@ from apportion.catalog.safetensors_header import SINGLE_NAME
 from apportion.cli.main import exit_code
 from apportion.cost.formats import stored_bytes
 from apportion.export.engines import export
-from apportion.planner.axes import ffn_granule
 from apportion.planner.build import make_plan
-from apportion.planner.verify import verify
+from apportion.planner.stages.axes import ffn_granule
+from apportion.planner.verify.plan import verify
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 

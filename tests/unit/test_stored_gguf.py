@@ -23,11 +23,11 @@ from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
 from apportion.cost.shard import stage_formats, stage_shards
 from apportion.cost.statements import replicated_bytes, whole_model_bytes
 from apportion.export.engines import export
-from apportion.planner.axes import ffn_granule
 from apportion.planner.build import make_plan
+from apportion.planner.explain.whatif import Changes, what_if
 from apportion.planner.plan_file import parse_plan, plan_json
-from apportion.planner.verify import verify
-from apportion.planner.whatif import Changes, what_if
+from apportion.planner.stages.axes import ffn_granule
+from apportion.planner.verify.plan import verify
 from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
 

@@ -11,7 +11,7 @@ from apportion.catalog.datasheet import PUBLISHED_SPREAD
 from apportion.cli.render import print_plan
 from apportion.planner.build import make_plan
 from apportion.planner.plan_file import parse_plan, plan_json
-from apportion.planner.verify import verify
+from apportion.planner.verify.plan import verify
 from apportion.types.cluster import ASSUMED_SPREAD, Device, Spread
 
 FITTED = Spread(decode=0.05, prefill=0.5, source="calibrated from 9 runs")

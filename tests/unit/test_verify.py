@@ -8,7 +8,7 @@ from planned import cluster, cpu, llama, workload
 
 from apportion.planner.build import make_plan
 from apportion.planner.plan_file import parse_plan, plan_json, read_plan, write_plan
-from apportion.planner.verify import verify
+from apportion.planner.verify.plan import verify
 from apportion.types.errors import PlanError
 
 DEVICES = [cpu("a", 3, 0.5), cpu("b", 3, 1.0), cpu("c", 3, 0.75, host="other")]

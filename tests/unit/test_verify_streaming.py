@@ -6,7 +6,7 @@ import pytest
 from planned import cluster, cpu, llama, workload
 
 from apportion.planner.build import make_plan
-from apportion.planner.verify import verify
+from apportion.planner.verify.plan import verify
 from apportion.types.plan import Plan
 
 

@@ -7,9 +7,9 @@ from planned import cluster, cpu, llama, workload
 
 from apportion.cli.main import exit_code
 from apportion.planner.build import make_plan
+from apportion.planner.explain.whatif import Changes, LinkChange, changed_cluster, what_if
+from apportion.planner.explain.whatif_reasons import Figure, figures, reasons
 from apportion.planner.plan_file import parse_plan, plan_json, write_plan
-from apportion.planner.whatif import Changes, LinkChange, changed_cluster, what_if
-from apportion.planner.whatif_reasons import Figure, figures, reasons
 from apportion.types.errors import ClusterError, InfeasibleError, PlanError, UsageError
 
 TOWER, LAPTOP = cpu("card", 3, 1.0, host="tower"), cpu("chip", 3, 0.8, host="laptop")

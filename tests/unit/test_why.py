@@ -4,12 +4,12 @@ from itertools import permutations, product
 import pytest
 from planned import cluster, cpu, llama, workload
 
-from apportion.planner.baselines_stages import pipeline
+from apportion.planner.baselines.stages import pipeline
 from apportion.planner.build import make_plan
-from apportion.planner.forced import faster, forced_division
+from apportion.planner.explain.forced import faster, forced_division
+from apportion.planner.explain.why import bottleneck_stage, explain, full_devices, links_in_use
 from apportion.planner.problem import alternatives, plan_problem
 from apportion.planner.weigh import weigh
-from apportion.planner.why import bottleneck_stage, explain, full_devices, links_in_use
 from apportion.types.errors import InfeasibleError
 
 PAIR = [cpu("fast", 20, 1.0, host="x"), cpu("slow", 20, 0.25, host="y")]

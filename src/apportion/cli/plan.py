@@ -104,11 +104,11 @@ def _show(made: "Planned", *, as_json: bool, compare: bool, why: bool) -> None:
     print_plan(console, made)
     if compare:
         from apportion.cli.render_compare import print_comparison
-        from apportion.planner.baselines import plan_baselines
+        from apportion.planner.baselines.compare import plan_baselines
 
         print_comparison(console, made, plan_baselines(made))
     if why:
         from apportion.cli.render_why import print_why
-        from apportion.planner.why import explain
+        from apportion.planner.explain.why import explain
 
         print_why(console, made, explain(made))

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apportion.planner.check import Check
+from apportion.planner.verify.check import Check
 from apportion.types.cluster import Device
 from apportion.types.plan import FewestDevices, Plan, Stage
 from apportion.types.units import format_bytes, format_seconds

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apportion.planner.baselines import Baseline
+from apportion.planner.baselines.compare import Baseline
 from apportion.types.plan import Estimate, Plan
 from apportion.types.units import format_seconds
 

@@ -6,8 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apportion.planner.plan_file import plan_json
-from apportion.planner.whatif_reasons import (
+from apportion.planner.explain.whatif_reasons import (
     DeviceUse,
     Figure,
     device_names,
@@ -16,6 +15,7 @@ from apportion.planner.whatif_reasons import (
     formatted,
     reasons,
 )
+from apportion.planner.plan_file import plan_json
 from apportion.types.plan import Plan
 from apportion.types.units import format_bytes
 

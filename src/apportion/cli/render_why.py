@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apportion.planner.explain.why import Why
 from apportion.planner.weigh import Division
-from apportion.planner.why import Why
 from apportion.types.plan import Plan
 
 

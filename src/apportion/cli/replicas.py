@@ -39,7 +39,7 @@ def planned_replicas(
     """The ordinary plan for one replica, and where any number will do and none holds all its weights.
 
     Raises UsageError, InfeasibleError."""
-    from apportion.planner.replicas import check_workload, make_replicated_plan
+    from apportion.planner.replicas.build import check_workload, make_replicated_plan
 
     asked = ask(model_path, choices, when_measured)
     if number == 1:

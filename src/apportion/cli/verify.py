@@ -12,8 +12,8 @@ def verify(file: Annotated[Path, typer.Argument(help="A plan, as `plan --out` wr
 
     from apportion.cli.render import print_checks
     from apportion.planner.plan_file import read_planned
-    from apportion.planner.verify import verify as check_plan
-    from apportion.planner.verify_replicas import verify_replicas
+    from apportion.planner.verify.plan import verify as check_plan
+    from apportion.planner.verify.replicas import verify_replicas
     from apportion.types.replicated import ReplicatedPlan
 
     plan = read_planned(file)

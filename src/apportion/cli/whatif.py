@@ -10,7 +10,7 @@ from apportion.cli import options
 from apportion.types.errors import ClusterError
 
 if TYPE_CHECKING:
-    from apportion.planner.whatif import LinkChange
+    from apportion.planner.explain.whatif import LinkChange
     from apportion.types.cluster import Cluster, Device
 
 
@@ -48,8 +48,8 @@ def whatif(
 
     from apportion.cli.render_whatif import print_whatif, whatif_json
     from apportion.cli.weights import changed_formats
+    from apportion.planner.explain.whatif import Changes, what_if
     from apportion.planner.plan_file import read_plan
-    from apportion.planner.whatif import Changes, what_if
 
     before = read_plan(file, replica)
     changes = Changes(
@@ -93,7 +93,7 @@ def _devices(text: str, cluster: "Cluster") -> "tuple[Device, ...]":
 
 def _link(text: str) -> "LinkChange":
     from apportion.catalog.toml_table import TomlTable
-    from apportion.planner.whatif import LinkChange
+    from apportion.planner.explain.whatif import LinkChange
 
     name, equals, bandwidth = text.partition("=")
     if not (name and equals and bandwidth):

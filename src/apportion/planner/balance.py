@@ -14,10 +14,10 @@ from apportion.cost.objective import microbatch_sequences
 from apportion.cost.shard import Shard
 from apportion.cost.statements import epsilon_s
 from apportion.cost.traffic import group_link
-from apportion.planner.axes import StageKind, make_shard
 from apportion.planner.problem import Problem
-from apportion.planner.search import StageKinds
-from apportion.planner.streamed import may_stream, streamed_shard
+from apportion.planner.search.division import StageKinds
+from apportion.planner.stages.axes import StageKind, make_shard
+from apportion.planner.stages.streamed import may_stream, streamed_shard
 from apportion.types.cluster import Device
 from apportion.types.plan import Balance, Stage
 

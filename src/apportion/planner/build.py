@@ -8,16 +8,16 @@ from apportion.cost.kv_capacity import with_kv_rooms
 from apportion.cost.memory import stages_memory
 from apportion.cost.service import check_kv_tokens
 from apportion.planner.balance import balance
-from apportion.planner.bound import certify
+from apportion.planner.bounds.bound import certify
+from apportion.planner.bounds.fewest import prove_fewest
 from apportion.planner.demand import find_demanded
 from apportion.planner.divide import search
-from apportion.planner.fewest import prove_fewest
 from apportion.planner.finder import Finder, streaming_problem
 from apportion.planner.found import Found
-from apportion.planner.infeasible import infeasible_error
-from apportion.planner.limits_error import limits_error, without_limits
+from apportion.planner.infeasible.error import infeasible_error
+from apportion.planner.infeasible.limits import limits_error, without_limits
+from apportion.planner.infeasible.relief import Demand
 from apportion.planner.problem import alternatives, chunk_candidates, make_problem
-from apportion.planner.relief import Demand
 from apportion.types.cluster import Cluster, Device
 from apportion.types.model import ModelSpec
 from apportion.types.plan import PLAN_VERSION, Certificate, Plan

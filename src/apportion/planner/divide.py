@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from math import inf
 
-from apportion.planner.formats import group_problems, keeps_limits, widened
 from apportion.planner.found import Found
-from apportion.planner.infeasible import least_bytes
-from apportion.planner.limits import WithinLimits
+from apportion.planner.infeasible.error import least_bytes
 from apportion.planner.named_stages import name_devices
 from apportion.planner.problem import Problem, microbatch_candidates
-from apportion.planner.search import Division, Search, StageKinds, possible_groups
-from apportion.planner.shares import GroupMemory
+from apportion.planner.search.division import Division, Search, StageKinds, possible_groups
+from apportion.planner.search.limits import WithinLimits
+from apportion.planner.stages.formats import group_problems, keeps_limits, widened
+from apportion.planner.stages.shares import GroupMemory
 from apportion.types.errors import UsageError
 from apportion.types.plan import Stage
 

@@ -1,6 +1,6 @@
 """The best division for a number of sequences, over prefill chunks and numbers of microbatches.
 
-With limits only those ways to serve the workload are searched for which no bound excludes them (exclusion.py).
+With limits only those ways to serve the workload are searched for which no bound excludes them (bounds/exclusion.py).
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ from math import inf
 
 from apportion.cost.estimate import objective_value
 from apportion.cost.service import holds_requests
+from apportion.planner.bounds.exclusion import Exclusion
+from apportion.planner.bounds.ways import all_ways
 from apportion.planner.divide import search
-from apportion.planner.exclusion import Exclusion
 from apportion.planner.found import Found
 from apportion.planner.problem import (
     Problem,
@@ -20,7 +21,6 @@ from apportion.planner.problem import (
     microbatch_candidates,
     roomy_chunks,
 )
-from apportion.planner.ways import all_ways
 from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from apportion.planner.groups import device_kinds
 from apportion.planner.problem import Problem
-from apportion.planner.search import PlacedStage
-from apportion.planner.streamed import with_streamed_layers
+from apportion.planner.search.division import PlacedStage
+from apportion.planner.stages.groups import device_kinds
+from apportion.planner.stages.streamed import with_streamed_layers
 from apportion.types.plan import Stage, TensorSplit
 
 

@@ -1,0 +1,295 @@
+"""A proven lower bound on the objective of every division with given prefill chunks, whatever its shares.
+
+First whatever the pipeline's order (search/selection.py): groups of each host and their numbers of layers, with a
+group's stage in the place where it is cheapest, for every limit on how long a stage is occupied. Where that leaves
+a gap, HiGHS solves an integer program over paths (bounds/integer_program.py): from layer 0 to layer L by arcs
+(group, layers [a, b), host before), each device used at most once. Arcs that cannot lie on a path as good as the
+plan, even if devices could be used again and again, are dropped first.
+
+A group's stage costs what its best shares do where they can be numbered (stages/options.py), else at least its relaxed
+times (stages/relaxed.py).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf, isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apportion.cost.objective import Goal, Timing
+from apportion.planner.bounds.exclusion import Exclusion
+from apportion.planner.bounds.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
+from apportion.planner.bounds.ways import Ways, all_ways
+from apportion.planner.problem import Problem, chunk_candidates, microbatch_candidates
+from apportion.planner.search.selection import cheapest_selection, num_states
+from apportion.planner.search.stage_tables import StageTables
+from apportion.planner.stages.formats import group_problems
+from apportion.planner.stages.groups import Group, first_alike, group_link, possible_groups
+from apportion.planner.stages.kinds import StageKinds
+from apportion.planner.stages.least_options import exact_options, quick_options
+from apportion.planner.stages.options import Options, are_numbered, joined_options
+from apportion.planner.stages.share_costs import ShareCosts
+from apportion.planner.stages.streamed import group_costs
+from apportion.planner.stages.threshold import minimise_over
+from apportion.types.plan import Certificate
+
+SLACK = 2e-10
+"""Relative: what rounding may add to a cost, and the gap that is not looked into."""
+MAX_WAYS = 20_000
+"""Of adding a group to a state of its host."""
+MANY_GROUPS = 40
+"""Different ones, for which a bound with every member's memory takes seconds."""
+GOOD_GAP = 9.8e-3
+"""With so many, not looked into."""
+GAPS = (SLACK, *(1e-4 * 1.5**step for step in range(23)))
+"""That are tried where there are limits."""
+SELECTED = "cheapest groups and numbers of layers, in any order"
+LIMITED = "cheapest groups and numbers of layers that keep the limits (Lagrangian relaxation)"
+RELAXED_GAP = 2e-3
+"""With shares that are too many to be numbered, whose relaxation leaves a gap of its own, not looked into."""
+PART = 0.05
+"""Of a gap, that the bound need not find."""
+ROUGH = 1e-3
+"""With so many, how far below the least the bound may be."""
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+def certify(problems: Sequence[Problem], value: float) -> Certificate:
+    """The certificate of a plan whose objective is `value`: a bound on every plan for any of `problems`, which differ
+    in their prefill chunk and number of sequences alone, that keeps the limits on TTFT and TPOT. With limits it is for
+    all numbers of sequences from the least to the most."""
+    problem = problems[0]
+    least = _with_limits(problems, value) if problem.workload.limited else _without(problems, value)
+    lower_bound = min(value, least.seconds)
+    return Certificate(
+        objective=problem.workload.objective,
+        value=value,
+        lower_bound=lower_bound,
+        gap=value / lower_bound - 1,
+        method=least.method,
+    )
+
+
+def bound_of(problem: Problem, microbatches: int, value: float, kinds: StageKinds) -> Bound:
+    """On the divisions for one number of microbatches, as far as is needed to see that none is better than `value`."""
+    if problem.workload.limited:
+        number = problem.workload.concurrency
+        numbers, chunks = (microbatches, microbatches), (problem.capacity.chunk_tokens,)
+        way = Ways(chunks=chunks, sequences=(number, number), microbatches=numbers)
+        if Exclusion(problem).excludes(way, value * (1 - SLACK)):
+            return Bound(value * (1 - SLACK), LIMITED)
+    return _Bounds(problem, microbatches, possible_groups(problem), kinds, value).best()
+
+
+def _without(problems: Sequence[Problem], value: float) -> Bound:
+    groups, kinds = possible_groups(problems[0]), StageKinds(problems[0].model)
+    bounds = (
+        _Bounds(one, microbatches, groups, kinds, value).best(RELAXED_GAP, PART)
+        for one in problems
+        for microbatches in microbatch_candidates(one.workload, len(one.cluster.devices))
+    )
+    return min(bounds, key=lambda bound: bound.seconds)
+
+
+def _with_limits(problems: Sequence[Problem], value: float) -> Bound:
+    problem = problems[0]
+    numbers = [one.workload.concurrency for one in problems]
+    least, most = min(numbers), max(numbers)
+    chunks = tuple(sorted({one.capacity.chunk_tokens for one in problems}, reverse=True))
+    if least < most:  # which are chosen among depends on the number
+        chunks = chunk_candidates(problem.workload.max_context_tokens)
+    ways = all_ways(chunks, (least, most), len(problem.cluster.devices))
+    gap = Exclusion(problem).best_proven(ways, value, GAPS)
+    return Bound(value * (1 - gap), LIMITED) if gap < 1 else _without(problems, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A cheapest selection within a limit; nothing is known of its maximum but that."""
+
+    total: float
+    maximum: float
+    num_stages: int
+
+
+class _Bounds:
+    """Bounds for one number of microbatches."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        microbatches: int,
+        groups: Sequence[Group],
+        kinds: StageKinds,
+        value: float,
+    ) -> None:
+        self.problem = problem
+        self.goal: Goal = problem.goal(microbatches)
+        self.groups = groups
+        self.kinds = kinds
+        self.value = value
+        self.steps = problem.steps(microbatches)
+        self.alike = first_alike(problem, groups)
+        self.costs = {number: self._costs(groups[number]) for number in dict.fromkeys(self.alike)}
+
+    def _costs(self, group: Group) -> list[ShareCosts]:
+        """In each weight format that may be best."""
+        link = group_link(self.problem, group)
+        problems = group_problems(self.problem, group.devices, self.kinds)
+        return [group_costs(one, group.devices, link, self.steps, self.kinds) for one in problems]
+
+    def best(self, relaxed_gap: float = 0.0, part: float = 0.0) -> Bound:
+        """The quick bound where it is good enough; else with every member's memory, then by integer program. With
+        relaxed shares this gap is good enough; this part of any gap need not be found."""
+        relaxed = any(not are_numbered(costs) for by_format in self.costs.values() for costs in by_format)
+        good = GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK
+        fair = max(good, relaxed_gap) if relaxed else good
+        quick_tables = self._tables(quick_options)
+        if self.goal.objective == "latency":
+            sums = self._of_sums(quick_tables)
+            if self._good(sums, fair):
+                return sums
+        quick, _ = self._of_selections(quick_tables, part)
+        if self._good(quick, good):
+            return quick
+        tables = self._tables(exact_options)
+        bound, is_path = self._of_selections(tables, part)
+        bound = max(quick, bound, key=lambda bound: bound.seconds)
+        if self._good(bound, fair) or is_path:
+            return bound
+        return max(bound, self._of_paths(tables), key=lambda b: b.seconds)
+
+    def _good(self, bound: Bound, gap: float) -> bool:
+        return bound.seconds >= self.value * (1 - gap)
+
+    def _tables(self, options: Callable[[ShareCosts, Goal], Options]) -> StageTables:
+        found = {
+            number: joined_options([options(costs, self.goal) for costs in by_format])
+            for number, by_format in self.costs.items()
+        }
+        by_group = [found[number] for number in self.alike]
+        return StageTables(self.problem, self.goal, self.steps, self.groups, self.kinds, by_group)
+
+    def _of_paths(self, tables: StageTables) -> Bound:
+        arcs = _drop_hopeless(tables, self.goal, _arcs(tables, self.goal), self.value)
+        if len(arcs) == 0:
+            return Bound(self.value, "no other path can be as good, even reusing devices")
+        if len(arcs) > MAX_ARCS:
+            return Bound(0.0, "too many arcs")
+        counts = np.array([group.counts for group in self.groups])[arcs.group]
+        available = np.array([len(kind) for kind in tables.device_kinds])
+        network = Network(self.problem.model.num_layers, len(tables.hosts), counts, available)
+        return cheapest_path(network, self.goal, arcs, self.value)
+
+    def _of_sums(self, tables: StageTables) -> Bound:
+        """Under latency, in one go: the most occupied is occupied for no less than any mean of the stages, here by
+        their parts of the layers. Good where a single stage is best."""
+        parts = (self.kinds.num_layers / self.problem.model.num_layers)[:, None]
+        by_kind = {
+            id(options): (
+                options.path_s + parts * np.where(np.isfinite(options.path_s), options.occupied_s, 0)
+            ).min(axis=1)
+            for options in tables.options
+        }
+        hosts = tables.choices(
+            [by_kind[id(options)] for options in tables.options], partial(tables.within, inf)
+        )
+        if sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) > MAX_WAYS:
+            return Bound(0.0, "too many groups on one host")
+        found = cheapest_selection(hosts, self.problem.model.num_layers, self.problem.max_devices)
+        seconds = self.value if found is None else found[0]
+        return Bound(min(seconds, self.value) * (1 - SLACK), SELECTED)
+
+    def _of_selections(self, tables: StageTables, part: float) -> tuple[Bound, bool]:
+        """With whether the selection that is the least is a single stage, so a path that could be taken."""
+        layers = self.problem.model.num_layers
+        hosts = tables.host_choices(inf)
+        if sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) > MAX_WAYS:
+            return Bound(0.0, "too many groups on one host"), False
+
+        def solve(limit: float) -> Selected | None:
+            found = cheapest_selection(tables.host_choices(limit), layers, self.problem.max_devices)
+            return None if found is None else Selected(found[0], limit, len(found[1]))
+
+        cutoff = self.value * (1 - SLACK)
+        tolerance = ROUGH if len(self.costs) > MANY_GROUPS else SLACK
+        found = minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance, part)
+        seconds = cutoff if found is None else self.goal.combine(found.total, found.maximum)
+        seconds -= tolerance * seconds + part * (cutoff - seconds)
+        single = found is not None and found.num_stages == 1
+        return Bound(seconds, SELECTED), single
+
+
+def _arcs(tables: StageTables, goal: Goal) -> Arcs:
+    parts: list[Arcs] = []
+    joins, hosts = tables.joins, tables.hosts
+    num_layers = len(tables.kinds.index) - 1
+    for number, (group, options) in enumerate(zip(tables.groups, tables.options, strict=True)):
+        least = np.where(np.isfinite(options.path_s), options.occupied_s, inf).min(axis=1)
+        path_s = np.append(options.path_s.min(axis=1), inf)[tables.kinds.index]
+        occupied_s = np.append(least, inf)[tables.kinds.index]
+        for src, host in enumerate(hosts):
+            before = [joins.entry(group.host, group.size) if host == joins.home else None]
+            before += [joins.hop(host, group.host, group.size)] * (num_layers - 1)
+            after = [Timing(prefill_s=0.0, decode_s=0.0)] * num_layers
+            after[-1] = joins.exit(group.host) or Timing(prefill_s=inf, decode_s=inf)
+            parts.append(
+                _group_arcs(goal, number, src, hosts.index(group.host), path_s, occupied_s, before, after)
+            )
+    fields = ("group", "src_host", "dst_host", "start", "stop", "path_s", "occupied_s")
+    return Arcs(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+
+
+def _group_arcs(
+    goal: Goal,
+    group: int,
+    src: int,
+    dst: int,
+    stage_path_s: FloatArray,
+    stage_occupied_s: FloatArray,
+    before: Sequence[Timing | None],
+    after: Sequence[Timing],
+) -> Arcs:
+    """Arcs of one group from one host: `before` is the link into a stage by its start, `after` out of it by stop."""
+    joined = np.array([inf if link is None else goal.path_s(link) for link in before])
+    left = np.array([goal.path_s(link) if isfinite(link.decode_s) else inf for link in after])
+    path_s = stage_path_s[:-1, 1:] + joined[:, None] + left[None, :]
+    start, stop = np.nonzero(np.isfinite(path_s))
+    into_s = np.array([0.0 if link is None else goal.occupied_s(link) for link in before])
+    out_s = np.array([goal.occupied_s(link) if isfinite(link.decode_s) else 0.0 for link in after])
+    occupied_s = np.maximum(stage_occupied_s[:-1, 1:], np.maximum(into_s[:, None], out_s[None, :]))
+    return Arcs(
+        np.full(len(start), group),
+        np.full(len(start), src),
+        np.full(len(start), dst),
+        start,
+        stop + 1,
+        path_s[start, stop],
+        occupied_s[start, stop],
+    )
+
+
+def _drop_hopeless(tables: StageTables, goal: Goal, arcs: Arcs, value: float) -> Arcs:
+    """Keeps the arcs that may lie on a path of at most `value`, by shortest paths that may reuse devices."""
+    layers, hosts = len(tables.kinds.index) - 1, len(tables.hosts)
+    forth = np.full((layers + 1, hosts), inf)
+    forth[0] = 0.0
+    for stop in range(1, layers + 1):
+        ending = arcs.stop == stop
+        costs = forth[arcs.start[ending], arcs.src_host[ending]] + arcs.path_s[ending]
+        np.minimum.at(forth[stop], arcs.dst_host[ending], costs)
+    back = np.full((layers + 1, hosts), inf)
+    back[layers] = 0.0
+    for start in reversed(range(layers)):
+        starting = arcs.start == start
+        costs = back[arcs.stop[starting], arcs.dst_host[starting]] + arcs.path_s[starting]
+        np.minimum.at(back[start], arcs.src_host[starting], costs)
+    through = forth[arcs.start, arcs.src_host] + arcs.path_s + back[arcs.stop, arcs.dst_host]
+    limit = value * goal.per * (1 + SLACK)
+    if goal.objective == "latency":
+        return arcs.keep(through + arcs.occupied_s <= limit)
+    return arcs.keep((through <= limit) & (arcs.occupied_s <= limit))

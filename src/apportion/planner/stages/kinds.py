@@ -1,0 +1,144 @@
+"""The kinds of stages a model has: a stage's cost on given devices depends on its kind alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apportion.cost.formats import Formats
+from apportion.cost.memory import Capacity
+from apportion.cost.shard import layer_counts
+from apportion.planner.stages.axes import Room, StageKind, member_room
+from apportion.types.cluster import Device
+from apportion.types.model import LayerSpec, ModelSpec
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+def stage_kind(model: ModelSpec, start: int, stop: int) -> StageKind:
+    return StageKind(
+        layers=layer_counts(model.layers[start:stop]),
+        has_embedding=start == 0,
+        has_head=stop == model.num_layers,
+    )
+
+
+class StageKinds:
+    """Numbers the kinds of stages of a model: `index[a, b]` is the kind of layers [a, b), −1 where b ≤ a.
+
+    `counts[kind, i]` layers are of the i-th of `layers`.
+    """
+
+    def __init__(self, model: ModelSpec) -> None:
+        self.model = model
+        size = model.num_layers + 1
+        self.index: IntArray = np.full((size, size), -1, dtype=np.int64)
+        self.kinds: list[StageKind] = []
+        self.layers: tuple[LayerSpec, ...] = tuple(dict.fromkeys(model.layers))
+        numbers: dict[tuple[int | bool, ...], int] = {}
+        seen = [[model.layers[:stop].count(name) for name in self.layers] for stop in range(size)]
+        for start in range(size - 1):
+            for stop in range(start + 1, size):
+                counts = (b - a for a, b in zip(seen[start], seen[stop], strict=True))
+                key = (*counts, start == 0, stop == size - 1)
+                if key not in numbers:
+                    numbers[key] = len(self.kinds)
+                    self.kinds.append(stage_kind(model, start, stop))
+                self.index[start, stop] = numbers[key]
+        features = np.array(list(numbers), dtype=np.int64)
+        self.counts: IntArray = features[:, :-2]
+        self.has_embedding: BoolArray = features[:, -2] == 1
+        self.has_head: BoolArray = features[:, -1] == 1
+        self.num_layers: IntArray = self.counts.sum(axis=1)
+        self.position: IntArray = self.has_embedding + 2 * self.has_head
+        """0: between others, 1: first, 2: last, 3: the only stage."""
+        self._numbers = {kind: number for number, kind in enumerate(self.kinds)}
+        self._empty: dict[tuple[Capacity, Formats, bool], list[Room]] = {}
+        self._rooms: dict[tuple[Capacity, Formats], dict[tuple[int, bool, int], Room]] = {}
+        self._bytes: dict[tuple[Capacity, Formats, bool], IntArray] = {}
+
+    def bytes(self, capacity: Capacity, formats: Formats, *, root: bool) -> IntArray:
+        """Bytes of (nothing, a KV head, an FFN granule, a vocabulary row) by kind, on rank 0 or on another."""
+        key = (capacity, formats, root)
+        if key not in self._bytes:
+            rooms = self._empty_rooms(capacity, formats, root)
+            rows = [(-r.free_bytes, r.head_bytes, r.granule_bytes, r.row_bytes) for r in rooms]
+            self._bytes[key] = np.array(rows, dtype=np.int64)
+        return self._bytes[key]
+
+    def rooms(
+        self, capacity: Capacity, formats: Formats, devices: Sequence[Device], number: int
+    ) -> tuple[Room, ...]:
+        """Of each of a group's members in a stage of the kind of this number."""
+        known = self._rooms.setdefault((capacity, formats), {})
+        keys = [(device.usable_bytes, rank == 0, number) for rank, device in enumerate(devices)]
+        for key in keys:
+            if key not in known:
+                usable_bytes, root, _ = key
+                empty = self._empty_rooms(capacity, formats, root)[number]
+                known[key] = replace(empty, free_bytes=usable_bytes + empty.free_bytes)
+        return tuple(known[key] for key in keys)
+
+    def number(self, kind: StageKind) -> int:
+        return self._numbers[kind]
+
+    def _empty_rooms(self, capacity: Capacity, formats: Formats, root: bool) -> list[Room]:
+        """By kind: a member's needs depend on its rank being 0 or not, whatever the size of its group."""
+        key = (capacity, formats, root)
+        if key not in self._empty:
+            rank, size = (0, 1) if root else (1, 2)
+            room = partial(member_room, self.model, capacity, formats, NO_MEMORY, rank, size)
+            first: dict[object, list[Room]] = {}
+            self._empty[key] = [_room(kind, room, first) for kind in self.kinds]
+        return self._empty[key]
+
+
+def _room(kind: StageKind, room: Callable[[StageKind], Room], first: dict[object, list[Room]]) -> Room:
+    """Kinds with layers of the same sorts, and the same ends, differ by as much for each further layer of a sort.
+
+    `first` has the rooms of those with one layer of each sort, then with two of one of them.
+    """
+    sorts = [layer for layer, _ in kind.layers]
+    ends = (tuple(sorts), kind.has_embedding, kind.has_head)
+    if ends not in first:
+        numbers = [[1] * len(sorts), *([1 + (a == b) for b in sorts] for a in sorts)]
+        first[ends] = [
+            room(replace(kind, layers=tuple(zip(sorts, counts, strict=True)))) for counts in numbers
+        ]
+    base, *further = first[ends]
+
+    def figure(of: Callable[[Room], int]) -> int:
+        more = (
+            (count - 1) * (of(two) - of(base)) for (_, count), two in zip(kind.layers, further, strict=True)
+        )
+        return of(base) + sum(more)
+
+    return replace(
+        base,
+        free_bytes=figure(lambda one: one.free_bytes),
+        head_bytes=figure(lambda one: one.head_bytes),
+        granule_bytes=figure(lambda one: one.granule_bytes),
+        row_bytes=figure(lambda one: one.row_bytes),
+    )
+
+
+NO_MEMORY = Device(
+    id="",
+    host="",
+    kind="cpu",
+    torch_device="cpu",
+    memory_bytes=0,
+    reserved_bytes=0,
+    mem_bytes_per_s=1.0,
+    flops_per_s={},
+    layer_overhead_s=0.0,
+    step_overhead_s=0.0,
+    num_threads=1,
+    host_cores=None,
+    speed=1.0,
+    source="measured",
+)
+"""A member's room on it is minus what it needs."""
