@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from apportion.catalog.model_config import read_model_spec
 from apportion.model import attention, hf, lean
 from apportion.model.batch import FlatBatch
-from apportion.model.hf import build_stage
+from apportion.model.build import build_stage
 from apportion.model.linear import PackedLinear
 from apportion.model.load_memory import Unmetered
 from apportion.model.random_weights import RandomWeights

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
-from apportion.model.hf import build_stage
+from apportion.model.build import build_stage
 from apportion.model.load_memory import Unmetered
 from apportion.model.stage import StageModel
 from apportion.model.weights import Checkpoint

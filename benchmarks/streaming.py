@@ -22,7 +22,7 @@ from apportion.catalog.model_config import read_model_spec
 from apportion.cost.shard import stage_shards
 from apportion.cost.streaming import evenly_streamed, streamed_bytes
 from apportion.model.batch import FlatBatch
-from apportion.model.hf import build_stage
+from apportion.model.build import build_stage
 from apportion.model.load_memory import Unmetered
 from apportion.model.stage import StageModel
 from apportion.model.weights import Checkpoint

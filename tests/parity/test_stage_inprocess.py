@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
-from apportion.model.hf import build_stage
-from apportion.model.lean import LEAN_FAMILIES
+from apportion.model.build import build_stage
+from apportion.model.lean_config import LEAN_FAMILIES
 from apportion.model.load_memory import Unmetered
 from apportion.model.stage import StageModel
 from apportion.model.weights import Checkpoint
@@ -113,7 +113,7 @@ def make_stages(
     ]
 
 
-def build(folder: Path, model: ModelSpec, stage: Stage, *, lean: bool | None = None) -> RunningStage:
+def build(folder: Path, model: ModelSpec, stage: Stage, *, lean: bool = True) -> RunningStage:
     group = ThreadGroup(stage.split.size)
     members = [
         build_stage(

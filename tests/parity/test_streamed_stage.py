@@ -10,7 +10,7 @@ from plans import hand_plan
 
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
-from apportion.model.hf import build_stage
+from apportion.model.build import build_stage
 from apportion.model.load_memory import Unmetered
 from apportion.model.stage import StageModel
 from apportion.model.weights import Checkpoint

@@ -1,15 +1,18 @@
-"""Which cores workers get, and what the coordinator imports."""
+"""Which cores workers get, and what the processes of a run import."""
 
+import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from plans import cpu_device, hand_plan
 
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.runtime.launcher import own_cores
+from apportion.runtime.launcher import own_cores, worker_modules
 
 
 @pytest.mark.parametrize(
@@ -35,9 +38,47 @@ def test_devices_that_fit_have_cores_of_their_own(num_threads: list[int], cores:
         ("apportion.cli.main", "numpy scipy pydantic torch"),
         ("apportion.cli.generate", "torch transformers scipy"),
         ("apportion.calibrate.here", "scipy torch"),
+        ("apportion.runtime.worker", "transformers pydantic"),
     ],
 )
 def test_what_starts_first_imports_little(module: str, unwanted: str):
     program = f"import sys, {module}; print(*(set({unwanted.split()!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+_STAGE = """
+import sys
+from plans import hand_plan
+from apportion.catalog.hub import resolve_model
+from apportion.catalog.model_config import read_model_spec
+from apportion.model.build import build_stage, import_layers
+from apportion.model.load_memory import Unmetered
+from apportion.model.random_weights import RandomWeights
+
+folder = resolve_model("demo", weights=False)
+model = read_model_spec(folder)
+(stage,) = hand_plan(model, [[1]], [8]).stages
+import_layers(folder, model, stage, RandomWeights())
+sizes = {"num_kv_blocks": 1, "block_tokens": 4}
+build_stage(folder, model, stage, 0, weights=RandomWeights(), **sizes, all_reduce=abs, torch_device="cpu",
+    memory=Unmetered())
+print("transformers" in sys.modules)
+"""
+
+
+def test_a_stage_of_lean_layers_imports_no_transformers():
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _STAGE], capture_output=True, text=True, check=True, env=path
+    )
+    assert done.stdout.split() == ["False"]
+
+
+def test_transformers_is_imported_before_workers_that_need_it_fork(tmp_path: Path):
+    folder = resolve_model("demo", weights=False)
+    model = read_model_spec(folder)
+    assert worker_modules(folder, model) == ["apportion.runtime.worker"]
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    assert worker_modules(tmp_path, model) == ["apportion.runtime.worker", "apportion.model.hf"]

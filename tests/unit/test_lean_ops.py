@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
 
 from apportion.model import lean_ops
-from apportion.model.lean_ops import Norm, gated, split_heads
+from apportion.model.lean_ops import ACTIVATIONS, Norm, gated, split_heads
 
 TOKENS, EPS = 5, 1e-5
 
@@ -46,7 +45,7 @@ def test_gates(name: str, columns: int):
     gate_up_TG = torch.cat((8 * randn(TOKENS, columns), randn(TOKENS, columns, seed=2)), -1)
     gate_up_TG[0, 0], gate_up_TG[1, 0], gate_up_TG[2, 0] = -300.0, 300.0, 0.0
     gate_TF, up_TF = gate_up_TG.double().chunk(2, -1)
-    close(gated(gate_up_TG, ACT2FN[name]), ACT2FN[name](gate_TF) * up_TF)
+    close(gated(gate_up_TG, ACTIVATIONS[name]), ACTIVATIONS[name](gate_TF) * up_TF)
 
 
 @pytest.mark.parametrize("with_norms", [False, True])
@@ -72,7 +71,7 @@ def test_rows_do_not_depend_on_each_other():
             projected_TWD[rows].clone(), 2, (angles.cos(), angles.sin()), (norm(36), norm(36))
         )
         added = norm(91).of_sum(x_TH[rows], added_TH[rows].clone())
-        return [norm(91)(x_TH[rows]), added, gated(gate_up_TG[rows], ACT2FN["silu"]), *heads]
+        return [norm(91)(x_TH[rows]), added, gated(gate_up_TG[rows], ACTIVATIONS["silu"]), *heads]
 
     alone = zip(*(results(slice(row, row + 1)) for row in range(7)), strict=True)
     for together, rows in zip(results(slice(0, 7)), alone, strict=True):

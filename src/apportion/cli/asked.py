@@ -40,14 +40,17 @@ class Asked:
 
 
 def plan_from_options(
-    model_path: Path, choices: PlanChoices, when_measured: Callable[[], None] = lambda: None
+    model_path: Path, choices: PlanChoices, when_measured: Callable[["ModelSpec"], None] = lambda _: None
 ) -> "Plan":
-    """`when_measured` is called once this machine need not be quiet any more. Raises UsageError for what was typed,
-    InfeasibleError where the devices cannot hold it."""
+    """`when_measured` is called with the model once this machine need not be quiet any more.
+
+    Raises UsageError for what was typed, InfeasibleError where the devices cannot hold it."""
     return plan_asked(ask(model_path, choices, when_measured), choices)
 
 
-def ask(model_path: Path, choices: PlanChoices, when_measured: Callable[[], None] = lambda: None) -> Asked:
+def ask(
+    model_path: Path, choices: PlanChoices, when_measured: Callable[["ModelSpec"], None] = lambda _: None
+) -> Asked:
     from apportion.calibrate.here import calibrate_here
     from apportion.catalog.model_config import read_model_spec
     from apportion.cli.weights import chosen_formats
@@ -56,7 +59,7 @@ def ask(model_path: Path, choices: PlanChoices, when_measured: Callable[[], None
     model = read_model_spec(model_path)
     workload = workload_from_options(model, choices)
     cluster = cluster_from_options(choices)
-    when_measured()
+    when_measured(model)
     formats = chosen_formats(model, cluster, choices.weights)
     calibrated = None
     if not choices.no_calibration:

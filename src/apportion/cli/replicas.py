@@ -11,6 +11,7 @@ from apportion.types.errors import InfeasibleError, UsageError
 
 if TYPE_CHECKING:
     from apportion.planner.plan_file import Planned
+    from apportion.types.model import ModelSpec
     from apportion.types.plan import Plan
 
 
@@ -34,7 +35,7 @@ def planned_replicas(
     model_path: Path,
     choices: PlanChoices,
     number: int | None,
-    when_measured: Callable[[], None] = lambda: None,
+    when_measured: Callable[["ModelSpec"], None] = lambda _: None,
 ) -> "Planned":
     """The ordinary plan for one replica, and where any number will do and none holds all its weights.
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -162,7 +163,6 @@ def _plan(
     from apportion.runtime.launcher import preload
 
     if given.file is not None:
-        preload()
         return read_given_replicas(given, folder, choices)
     prompt_tokens = max(len(request.prompt_ids) for request in requests)
     output_tokens = requests[0].sampling.max_tokens
@@ -183,7 +183,7 @@ def _plan(
             prompt_tokens=choices.prompt_tokens or prompt_tokens,
             output_tokens=choices.output_tokens or min(output_tokens, context - prompt_tokens),
         )
-    return planned_replicas(folder, choices, number_asked(choices.replicas), preload)
+    return planned_replicas(folder, choices, number_asked(choices.replicas), partial(preload, folder))
 
 
 def _check_preempt(plan: "Plan", preempt: Preempt) -> None:

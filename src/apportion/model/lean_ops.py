@@ -7,18 +7,27 @@ W = N + 2·K, F = FFN columns, G = 2·F.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.activations import GELUTanh, SiLUActivation
 
 from apportion.model import lean_kernels
+from apportion.model.lean_config import Activation
 
 _NO_WEIGHT = np.empty(0, np.float32)
 _TANH_LINEAR = 2 * math.sqrt(2 / math.pi)
-_COMPILED_ACTIVATIONS = {SiLUActivation: (1.0, 0.0), GELUTanh: (_TANH_LINEAR, 0.044715 * _TANH_LINEAR)}
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+}
+_COMPILED_ACTIVATIONS = {
+    ACTIVATIONS["silu"]: (1.0, 0.0),
+    ACTIVATIONS["gelu_pytorch_tanh"]: (_TANH_LINEAR, 0.044715 * _TANH_LINEAR),
+}
 """The activations x · sigmoid(a·x + b·x³), and their a and b."""
 
 
@@ -93,7 +102,7 @@ def _rotated(x_TND: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 def gated(gate_up_TG: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     """activation(gate) · up: out_TF"""
-    coefficients = _COMPILED_ACTIVATIONS.get(type(activation))
+    coefficients = _COMPILED_ACTIVATIONS.get(activation)
     if coefficients is None or not _compiled(gate_up_TG):
         gate_TF, up_TF = gate_up_TG.chunk(2, -1)
         return activation(gate_TF).mul_(up_TF)

@@ -1,46 +1,51 @@
-"""Reads a layer's parameters by transformers' names, several matrices as one product where asked."""
+"""Reads the member's part of a layer's parameters by transformers' names, several matrices as one product where asked.
+
+What is cut is cut along a `Share`: of query and key-value heads, or of FFN columns.
+"""
+
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apportion.model.linear import PackedLinear
 from apportion.model.matrix_source import expert_reads, stacked
-from apportion.model.parameters import ParameterReader, parameter_shapes
-from apportion.model.shard import Axis, Shape
+from apportion.model.parameters import ParameterReader, Reads
+from apportion.model.shard import Shape, ShardedDim, Share
 
 
 class LayerReader:
-    """Of a layer on the meta device, given its parameters' full shapes and their shapes with each axis shrunk."""
+    def __init__(self, reader: ParameterReader, layer: int) -> None:
+        self._reader = reader
+        self._prefix = f"model.layers.{layer}."
 
-    def __init__(
-        self,
-        reader: ParameterReader,
-        layer: nn.Module,
-        index: int,
-        full: dict[str, Shape],
-        shrunk: dict[Axis, dict[str, Shape]],
-    ) -> None:
-        self._reader, self._shapes = reader, parameter_shapes(layer)
-        prefix = f"model.layers.{index}."
-        self._reads = {name: reader.reads(prefix, name, shape, shrunk) for name, shape in full.items()}
+    def replicated(self, name: str, *shape: int) -> Tensor:
+        return self._reader.read(*self._part(name, shape, None))
 
-    @property
-    def kv_heads(self) -> int:
-        return self._reader.shares.heads.count
+    def column_parallel(
+        self, rows: Mapping[str, int], columns: int, share: Share, *, biased: bool
+    ) -> PackedLinear:
+        """One product for all modules in `rows`, which says how many each has: their outputs side by side."""
+        cuts = {name: ShardedDim(dim=0, segments=(size,), share=share) for name, size in rows.items()}
+        parts = [self._part(f"{name}.weight", (rows[name], columns), cut) for name, cut in cuts.items()]
+        biases = [self._part(f"{name}.bias", (rows[name],), cut) for name, cut in cuts.items() if biased]
+        source = stacked(tuple(self._reader.source(*part) for part in parts))
+        return self._reader.linear(
+            source, torch.cat([self._reader.read(*bias) for bias in biases]) if biased else None
+        )
 
-    def vector(self, name: str) -> Tensor:
-        return self._reader.read(self._shapes[name], self._reads[name])
+    def row_parallel(self, name: str, rows: int, columns: int, share: Share, *, biased: bool) -> PackedLinear:
+        """A product whose inputs are cut, so that its results are partial."""
+        cut = ShardedDim(dim=1, segments=(columns,), share=share)
+        source = self._reader.source(*self._part(f"{name}.weight", (rows, columns), cut))
+        return self._reader.linear(source, self.replicated(f"{name}.bias", rows) if biased else None)
 
-    def linear(self, *modules: str) -> PackedLinear:
-        """One product for all of `modules`: their outputs side by side."""
-        weights = [f"{name}.weight" for name in modules]
-        sources = tuple(self._reader.source(self._shapes[name], self._reads[name]) for name in weights)
-        biases = [self.vector(f"{name}.bias") for name in modules if f"{name}.bias" in self._shapes]
-        return self._reader.linear(stacked(sources), torch.cat(biases) if biases else None)
-
-    def experts(self, name: str) -> list[PackedLinear]:
+    def experts(self, name: str, full: Shape, cut: ShardedDim) -> list[PackedLinear]:
         """A product for each expert, of a weight [expert, row, column]."""
-        num_experts, *shape = self._shapes[name]
-        by_expert = (expert_reads(self._reads[name], expert) for expert in range(num_experts))
-        sources = [self._reader.source(tuple(shape), reads) for reads in by_expert]
-        return [self._reader.linear(source, None) for source in sources]
+        (num_experts, *shape), reads = self._part(name, full, cut)
+        by_expert = (expert_reads(reads, expert) for expert in range(num_experts))
+        return [self._reader.linear(self._reader.source(tuple(shape), one), None) for one in by_expert]
+
+    def _part(self, name: str, full: Shape, cut: ShardedDim | None) -> tuple[Shape, Reads]:
+        """The member's shape of a parameter whose whole shape is `full`, and where it lies."""
+        return cut.local_shape(full) if cut else full, self._reader.placed(self._prefix, name, full, cut)

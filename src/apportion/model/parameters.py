@@ -72,7 +72,7 @@ class ParameterReader:
         """Fills a layer, given its parameters' full shapes and their shapes with each axis shrunk. Its linear modules
         are replaced by packed ones."""
         shapes = parameter_shapes(layer)
-        reads = {name: self.reads(f"model.layers.{index}.", name, full[name], shrunk) for name in shapes}
+        reads = {name: self._reads(f"model.layers.{index}.", name, full[name], shrunk) for name in shapes}
         linears = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
         for name in linears:
             bias = f"{name}.bias"
@@ -98,7 +98,7 @@ class ParameterReader:
             )
             module_name, _, leaf = name.rpartition(".")
             setattr(layer.get_submodule(module_name), leaf, parameter)
-            reads = self.reads(f"model.layers.{index}.", name, shape, {})
+            reads = self._reads(f"model.layers.{index}.", name, shape, {})
             parameters.append(StreamedParameter(parameter=parameter, shape=shape, reads=reads))
         streamed = StreamedLayer(module=layer, parameters=tuple(parameters))
         self.parameters += streamed.num_parameters
@@ -130,14 +130,17 @@ class ParameterReader:
             self._vocab_source(_EMBEDDING_NAME if self._model.tied_embeddings else _HEAD_NAME), None
         )
 
-    def final_norm(self, norm: nn.Module) -> nn.Module:
+    def final_norm(self) -> Tensor:
         shape: Shape = (self._model.hidden_size,)
-        norm.weight = self._parameter(shape, tuple(whole_placements(_NORM_NAME, shape, None)))
-        return norm
+        return self.read(shape, tuple(whole_placements(_NORM_NAME, shape, None)))
 
-    def reads(self, prefix: str, name: str, full: Shape, shrunk: dict[Axis, dict[str, Shape]]) -> Reads:
+    def _reads(self, prefix: str, name: str, full: Shape, shrunk: dict[Axis, dict[str, Shape]]) -> Reads:
         shrunk_shapes: dict[Axis, Shape] = {axis: shapes[name] for axis, shapes in shrunk.items()}
-        sharded = sharded_dim(name, full, shrunk_shapes, self._model, self.shares)
+        return self.placed(
+            prefix, name, full, sharded_dim(name, full, shrunk_shapes, self._model, self.shares)
+        )
+
+    def placed(self, prefix: str, name: str, full: Shape, sharded: ShardedDim | None) -> Reads:
         return tuple(placements(prefix, name, self._model.family, self._weights, full, sharded))
 
     def source(self, shape: Shape, reads: Reads) -> MatrixSource:

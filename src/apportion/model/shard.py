@@ -1,8 +1,8 @@
 """Which part of each parameter a member of a stage holds, and where the checkpoint keeps it.
 
-No family's tensor-parallel layout is written down: a layer is built on the meta device from the full config and
-from configs with one axis shrunk to the member's share; a dimension that shrinks is sharded along that axis. Only
-the order of fused projections (`_segments`) and the names in checkpoints are data.
+The layout of transformers' layers is written down for no family: a layer is built on the meta device from the full
+config and from configs with one axis shrunk to the member's share; a dimension that shrinks is sharded along that axis.
+Only the order of fused projections (`_segments`) and the names in checkpoints are data.
 """
 
 from collections.abc import Container, Iterator
@@ -108,6 +108,11 @@ class ShardedDim:
             self.share.within(start, size) for start, size in zip(starts, self.segments, strict=False)
         )
 
+    def local_shape(self, full: Shape) -> Shape:
+        """The shape of the member's part."""
+        size = sum(stop - start for start, stop in self.ranges)
+        return (*full[: self.dim], size, *full[self.dim + 1 :])
+
 
 def sharded_dim(
     name: str, full: Shape, shrunk: dict[Axis, Shape], model: ModelSpec, shares: RankShares
@@ -121,10 +126,7 @@ def sharded_dim(
     ]
     assert len(found) <= 1, f"{name} is sharded along {len(found)} dimensions"
     for sharded in found:
-        local_size = sum(stop - start for start, stop in sharded.ranges)
-        assert any(shape[sharded.dim] == local_size for shape in shrunk.values()), (
-            f"{name}: {full} -> {shrunk}"
-        )
+        assert sharded.local_shape(full) in shrunk.values(), f"{name}: {full} -> {shrunk}"
     return found[0] if found else None
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apportion.model.linear import PackedLinear
+from apportion.model.shard import Share
 from apportion.model.vocabulary import LookupTable
 
 AllReduce = Callable[[Tensor], Tensor]
@@ -31,22 +32,20 @@ class RowParallelLinear(nn.Module):
 
 
 class VocabParallelEmbedding(nn.Module):
-    """An embedding of the ids `[first_id, first_id + V)`: others give zeros, and the members' are summed."""
+    """An embedding of the ids that are the member's share: others give zeros, and the members' are summed."""
 
-    def __init__(self, table: LookupTable, first_id: int, vocab_rows: int, all_reduce: AllReduce) -> None:
+    def __init__(self, table: LookupTable, vocab: Share, all_reduce: AllReduce) -> None:
         super().__init__()
         self.table = table
-        self.first_id = first_id
-        self.vocab_rows = vocab_rows
+        self.vocab = vocab
         self.all_reduce = all_reduce
 
     def forward(self, ids_T: Tensor) -> Tensor:
-        local_rows = len(self.table.rows_VH)
-        if local_rows == self.vocab_rows:
+        if self.vocab.count == self.vocab.units:
             return self.all_reduce(self.table(ids_T))
-        local_T = ids_T - self.first_id
-        elsewhere_T = (local_T < 0) | (local_T >= local_rows)
-        hidden_TH = self.table(local_T.clamp_(0, local_rows - 1))
+        local_T = ids_T - self.vocab.start
+        elsewhere_T = (local_T < 0) | (local_T >= self.vocab.count)
+        hidden_TH = self.table(local_T.clamp_(0, self.vocab.count - 1))
         return self.all_reduce(hidden_TH.masked_fill_(elsewhere_T[:, None], 0))
 
 

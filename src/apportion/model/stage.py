@@ -16,8 +16,6 @@ class StageModel(Protocol):
     read_bytes: int
     """Bytes of the wanted slices, in the checkpoint's own format."""
     weights_bytes: int
-    buffer_bytes: int
-    """Small constants beside the parameters (rotary frequencies, scales)."""
     kv_pool: KVPool
 
     @property

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from apportion.model.batch import FlatBatch
 from apportion.model.block_moves import BlockMover
-from apportion.model.hf import build_stage, import_family
+from apportion.model.build import build_stage, import_layers
 from apportion.model.linear import warm_up
 from apportion.model.random_weights import RandomWeights
 from apportion.model.sampling import sample
+from apportion.model.stage import StageModel
 from apportion.model.weights import FORMAT_DTYPES, Checkpoint
 from apportion.parallel.batches import BatchUnpacker
 from apportion.parallel.group import TensorGroup
@@ -106,28 +107,31 @@ class _Worker:
         )
         self._work = WorkMeter(trace=place.trace)
         self._meter = memory_meter(self._device)
-        self._load_libraries()
+        self._model = self._build_stage()
+        self._mover = BlockMover(self._model.kv_pool.tensors_B, plan.num_swap_blocks)
+        self._unpacker = BatchUnpacker()
+        self._rehearse()
+        self._meter.loaded(self._mover.host_bytes)
+
+    def _build_stage(self) -> StageModel:
+        """Its files are closed in the end; the memory of what is imported does not count."""
+        place, plan = self._place, self._plan
+        weights = RandomWeights() if place.random_weights else Checkpoint(place.folder)
+        import_layers(place.folder, plan.model, self._stage, weights)
+        warm_up(self._stage.weight_format, self._dtype, self._device.torch_device)
         self._meter.start()
-        self._model = build_stage(
+        return build_stage(
             place.folder,
             plan.model,
             self._stage,
             place.rank,
-            weights=RandomWeights() if place.random_weights else Checkpoint(place.folder),
+            weights=weights,
             num_kv_blocks=plan.num_kv_blocks,
             block_tokens=plan.block_tokens,
             all_reduce=_timed_all_reduce(self._group, self._pacer, self._work),
             torch_device=self._device.torch_device,
             memory=self._meter,
         )
-        self._mover = BlockMover(self._model.kv_pool.tensors_B, plan.num_swap_blocks)
-        self._unpacker = BatchUnpacker()
-        self._rehearse()
-        self._meter.loaded(self._mover.host_bytes)
-
-    def _load_libraries(self) -> None:
-        import_family(self._place.folder)
-        warm_up(self._stage.weight_format, self._dtype, self._device.torch_device)
 
     def serve(self) -> None:
         self._coordinator.send(Kind.READY, pack(asdict(self._report())))

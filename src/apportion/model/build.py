@@ -1,0 +1,92 @@
+"""Builds a member's part of a stage: of lean layers where the model allows it, of transformers' otherwise.
+
+transformers is imported in the second case alone: that takes longer than everything else about starting a worker.
+"""
+
+from pathlib import Path
+
+from apportion.model.decoder_stage import DecoderStage
+from apportion.model.kv_pool import KVPool
+from apportion.model.lean_build import lean_modules
+from apportion.model.lean_config import LeanConfig, lean_config
+from apportion.model.load_memory import LoadMemory
+from apportion.model.parameters import ParameterReader
+from apportion.model.shard import RankShares
+from apportion.model.sharded_modules import AllReduce
+from apportion.model.stage import StageModel
+from apportion.model.weights import FORMAT_DTYPES, Weights
+from apportion.types.model import ModelSpec
+from apportion.types.plan import Stage
+
+
+def import_layers(folder: Path, model: ModelSpec, stage: Stage, weights: Weights) -> None:
+    """Imports what the stage's layers need, so that its memory is not counted as theirs. Raises ModelError."""
+    if stage.streamed_layers or _lean_config(folder, model, stage, weights) is None:
+        from apportion.model.hf import import_family
+
+        import_family(folder)
+
+
+def build_stage(
+    folder: Path,
+    model: ModelSpec,
+    stage: Stage,
+    rank: int,
+    *,
+    weights: Weights,
+    num_kv_blocks: int,
+    block_tokens: int,
+    all_reduce: AllReduce,
+    torch_device: str,
+    memory: LoadMemory,
+    lean: bool = True,
+) -> StageModel:
+    """Member `rank` of `stage`, of the config in `folder`: first it reads its `weights`, then it takes the KV pool.
+
+    `all_reduce` sums over the members (identity for one); `memory` is told of each allocation; without `lean` all
+    layers are transformers'. Raises ModelError for a checkpoint that cannot be used.
+    """
+    shares = RankShares.of(model, stage, rank)
+    reader = ParameterReader(weights, model, stage, shares, torch_device, memory)
+    config = _lean_config(folder, model, stage, weights) if lean else None
+    if config is not None and not stage.streamed_layers:
+        modules = lean_modules(reader, config, model, stage, all_reduce)
+    else:
+        from apportion.model.hf import hf_modules
+
+        modules = hf_modules(reader, folder, model, stage, rank, all_reduce, config)
+    pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)
+    memory.observe()
+    return DecoderStage(
+        modules,
+        pool,
+        parameters=reader.parameters,
+        weights_bytes=reader.weights_bytes,
+        read_bytes=weights.read_bytes,
+    )
+
+
+def _lean_config(folder: Path, model: ModelSpec, stage: Stage, weights: Weights) -> LeanConfig | None:
+    """All experts in one tensor, which no published checkpoint has, are left to transformers' layers."""
+    whole_experts = f"model.layers.{stage.layer_start}.mlp.experts.gate_up_proj"
+    return None if whole_experts in weights else lean_config(folder, model)
+
+
+def _kv_pool(
+    model: ModelSpec,
+    stage: Stage,
+    shares: RankShares,
+    num_kv_blocks: int,
+    block_tokens: int,
+    torch_device: str,
+) -> KVPool:
+    return KVPool(
+        layer_start=stage.layer_start,
+        num_layers=stage.num_layers,
+        num_blocks=num_kv_blocks,
+        block_tokens=block_tokens,
+        kv_heads=shares.heads.count,
+        head_dim=model.head_dim,
+        dtype=FORMAT_DTYPES[stage.activation_format],
+        torch_device=torch_device,
+    )

@@ -1,0 +1,88 @@
+"""Runs a stage: embedding, layers, head, each where the stage has it. `lean_build` or `hf` has built them.
+
+Shapes: T = tokens of the batch, N = rows to sample, H = hidden size, D = head dim, V = the member's vocabulary rows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apportion.model.batch import FlatBatch
+from apportion.model.kv_pool import KVPool
+from apportion.model.streaming import LayerStream
+
+Rotary = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
+"""positions_T -> cos_1TD, sin_1TD"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageModules:
+    layers: Sequence[Callable[..., Tensor]]
+    """Called like transformers'."""
+    stream: LayerStream | None = None
+    """Brings the weights of some of the layers."""
+    rotaries: Sequence[Rotary]
+    """Each layer's."""
+    embedding: Callable[[Tensor], Tensor] | None
+    """ids_T -> hidden_TH"""
+    embedding_multiplier: float = 1.0
+    norm: Callable[[Tensor], Tensor] | None
+    """The final norm."""
+    head: Callable[[Tensor], Tensor] | None
+    """hidden_NH -> logits_NV"""
+    logits_divisor: float = 1.0
+    logits_softcap: float | None = None
+
+
+class DecoderStage:
+    """See `StageModel`."""
+
+    def __init__(
+        self, modules: StageModules, kv_pool: KVPool, *, parameters: int, weights_bytes: int, read_bytes: int
+    ) -> None:
+        self.parameters = parameters
+        self.weights_bytes = weights_bytes
+        self.read_bytes = read_bytes
+        self.kv_pool = kv_pool
+        self._modules = modules
+
+    @property
+    def streamed_bytes(self) -> int:
+        return self._modules.stream.streamed_bytes if self._modules.stream else 0
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
+        hidden_1TH = (inputs if self._modules.embedding is None else self._embed(inputs))[None]
+        rotations = {
+            rotary: rotary(batch.positions_T, hidden_1TH.dtype) for rotary in set(self._modules.rotaries)
+        }
+        for layer, rotary in zip(self._modules.layers, self._modules.rotaries, strict=True):
+            hidden_1TH = layer(
+                hidden_1TH,
+                attention_mask=None,
+                position_embeddings=rotations[rotary],
+                batch=batch,
+                kv_pool=self.kv_pool,
+            )
+        return (
+            hidden_1TH[0] if self._modules.norm is None else self._logits(hidden_1TH[0], batch.sample_rows_N)
+        )
+
+    def _embed(self, ids_T: Tensor) -> Tensor:
+        assert self._modules.embedding is not None
+        hidden_TH, multiplier = self._modules.embedding(ids_T), self._modules.embedding_multiplier
+        return hidden_TH if multiplier == 1 else hidden_TH * multiplier
+
+    def _logits(self, hidden_TH: Tensor, sample_rows_N: Tensor) -> Tensor:
+        modules = self._modules
+        assert modules.norm is not None
+        assert modules.head is not None
+        hidden_NH = modules.norm(hidden_TH.index_select(0, sample_rows_N))
+        logits_NV = modules.head(hidden_NH).float()
+        if modules.logits_divisor != 1:
+            logits_NV /= modules.logits_divisor
+        if modules.logits_softcap is not None:
+            logits_NV.div_(modules.logits_softcap).tanh_().mul_(modules.logits_softcap)
+        return logits_NV
