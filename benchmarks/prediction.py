@@ -13,7 +13,7 @@ from apportion.catalog.cluster_rules import emulate
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cli.prediction import predicted_speed
-from apportion.probe.local import measure_cpu
+from apportion.probe.cpu import measure_cpu
 from apportion.runtime.engine import Engine
 from apportion.runtime.timing import Timing
 from apportion.types.plan import Plan

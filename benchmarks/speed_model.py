@@ -21,8 +21,8 @@ from statistics import median
 from apportion.catalog.cluster_rules import emulate, make_cluster
 from apportion.catalog.model_config import read_model_spec
 from apportion.planner.build import make_plan
-from apportion.probe.hardware import cpu_model
-from apportion.probe.local import measure_cpu
+from apportion.probe.cpu import measure_cpu
+from apportion.probe.processor import cpu_model
 from apportion.runtime.engine import Engine
 from apportion.runtime.timing import Timing
 from apportion.types.cluster import Device

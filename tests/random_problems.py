@@ -129,4 +129,7 @@ def _device(random: Random, name: str, host: str, memory_bytes: int, like: Devic
         host_cores=None,
         speed=1.0,
         source="datasheet",
+        host_bytes_per_s=(like.host_bytes_per_s if like else 10 ** random.uniform(10, 11.3))
+        if slow
+        else None,
     )

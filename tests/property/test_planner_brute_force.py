@@ -259,8 +259,9 @@ def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
             step_overhead_s=draw(st.sampled_from([0.0, 1e-5])),
             num_threads=1,
             host_cores=None,
-            speed=1.0,
+            speed=draw(st.sampled_from([1.0, 1.0, 0.5])),
             source="measured",
+            host_bytes_per_s=draw(st.sampled_from([None, 2e9, 5e9])),
         )
         for number in range(draw(st.integers(1, max_devices)))
     )

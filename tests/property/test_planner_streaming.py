@@ -84,6 +84,7 @@ def _device(random: Random, name: str, kind: str) -> Device:
         host_cores=None,
         speed=1.0,
         source="datasheet",
+        host_bytes_per_s=random.choice([None, 10 ** random.uniform(9, 11)]),
         stream_bytes_per_s=random.choice([None, *[10 ** random.uniform(8, 10.5)] * 4]),
     )
 

@@ -11,7 +11,7 @@ from plans import cpu_device, hand_plan
 from apportion.calibrate.apply import apply, statement
 from apportion.calibrate.observation import Observation, observe
 from apportion.calibrate.store import KEPT, add_observations, calibration_file, read_observations
-from apportion.cost.estimate import group_step_s, plan_estimate, stage_members
+from apportion.cost.estimate import group_step_s, members_at_work, plan_estimate, stage_members
 from apportion.cost.roofline import Step
 from apportion.cost.traffic import group_link
 from apportion.types.cluster import ASSUMED_SPREAD, Device
@@ -85,10 +85,13 @@ def simulated(
     run: str = "1",
     disturbed: float = 1.0,
     hardware: str = "cpu",
+    truth: Device = TRUE,
+    guess: Device = ASSUMED,
 ) -> tuple[Observation, ...]:
     """What a run on the true devices would report, observed by one who assumed the others."""
-    assumed = with_latency(plan_on(ASSUMED, groups, layers), 6e-5)
-    true = with_latency(plan_on(TRUE, groups, layers), TRUE_LATENCY_S)
+    assumed = with_latency(plan_on(guess, groups, layers), 6e-5)
+    true = with_latency(plan_on(truth, groups, layers), TRUE_LATENCY_S)
+    overlapping = sequences > 1 and len(groups) > 1
     steps = {
         "prefill": Step(sequences=1, new_tokens=PROMPT, start_tokens=0, sampled_rows=1),
         "decode": Step(sequences=sequences, new_tokens=1, start_tokens=PROMPT + 20, sampled_rows=sequences),
@@ -96,6 +99,7 @@ def simulated(
     work: dict[str, dict[str, Work]] = {}
     for stage in true.stages:
         members = stage_members(MODEL, true.cluster, stage)
+        members = members_at_work(true.cluster, members, overlapping=overlapping)
         link = group_link(true.cluster, stage.split.device_ids)
         for device, shard in members:
             work[device.id] = {}
@@ -136,6 +140,35 @@ def test_two_shapes_predict_the_others(groups: list[list[int]], layers: list[int
     assert ours.ttft_s == pytest.approx(truth.ttft_s, rel=0.08)
     uncalibrated = plan_estimate(with_latency(plan_on(ASSUMED, groups, layers), 6e-5))
     assert abs(uncalibrated.tpot_s / truth.tpot_s - 1) > 0.12
+
+
+def test_devices_that_share_memory_are_told_from_those_alone():
+    """A run of one device says nothing of what its host gives to two, and one of two little of one."""
+    truth = replace(TRUE, host_bytes_per_s=2e10)
+    guess = replace(ASSUMED, host_bytes_per_s=2.8e10)
+
+    def errors(seen: Sequence[Observation]) -> list[float]:
+        """Of the time per token: whole, two stages with two microbatches, group."""
+        found = []
+        for groups, layers in (([[1]], [12]), ([[1], [1]], [6, 6]), ([[1, 1]], [12])):
+            plan = with_latency(plan_on(guess, groups, layers), TRUE_LATENCY_S)
+            names = dict.fromkeys(plan.device_ids, "cpu")
+            cluster = apply(plan.cluster, seen, ("fp32",), names).cluster
+            tpot_s = plan_estimate(replace(plan, cluster=cluster)).tpot_s
+            found.append(
+                tpot_s / plan_estimate(with_latency(plan_on(truth, groups, layers), TRUE_LATENCY_S)).tpot_s
+            )
+        return found
+
+    kinds = {"truth": truth, "guess": guess}
+    one = simulated([[1]], [12], **kinds) + simulated([[1]], [12], sequences=4, run="2", **kinds)
+    two = simulated([[1], [1]], [8, 4], sequences=4, run="3", **kinds)
+    whole, stages, group = errors(one)
+    assert whole == pytest.approx(1, abs=0.03)
+    assert max(stages, group) < 0.9  # the host is still thought to give 2.8e10
+    assert errors([*one, *two]) == pytest.approx([1, 1, 1], abs=0.05)
+    fitted = apply(plan_on(guess, [[1]], [12]).cluster, one, ("fp32",), {"d0": "cpu"}).cluster.device("d0")
+    assert fitted.host_bytes_per_s == pytest.approx(2.8e10)
 
 
 def test_one_run_of_the_whole_model_predicts_its_stages():
@@ -235,8 +268,8 @@ def test_the_file_keeps_the_newest(tmp_path: Path):
         "[]",
         "{}",
         '{"version": 7, "observations": []}',
-        '{"version": 1, "observations": [1]}',
-        '{"version": 1, "observations": [], "x": NaN}',
+        '{"version": 2, "observations": [1]}',
+        '{"version": 2, "observations": [], "x": NaN}',
         "\x00\xff",
     ],
 )

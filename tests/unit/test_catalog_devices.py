@@ -111,7 +111,7 @@ def test_cpus():
     assert (x.memory_bytes, y.memory_bytes, x.source) == (4 * GIB, 8 * GIB, "datasheet")
     assert x.num_threads + y.num_threads == x.host_cores == CPU_CORES
     alone = parse_devices("b: cpu:4GiB", refuse).devices[0]
-    assert x.mem_bytes_per_s == alone.mem_bytes_per_s / 2
+    assert x.mem_bytes_per_s == alone.mem_bytes_per_s == x.host_bytes_per_s
 
 
 def test_old_and_new_forms_mix():

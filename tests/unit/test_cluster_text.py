@@ -5,7 +5,8 @@ import pytest
 from planned import cpu
 
 from apportion.catalog.cluster_text import make_cluster, parse_devices, read_cluster_toml
-from apportion.probe.local import local_devices, measure_cpu
+from apportion.probe.cpu import measure_cpu
+from apportion.probe.local import local_devices
 from apportion.types.errors import ClusterError
 
 CORE = replace(cpu("cpu", 16), layer_overhead_s=1e-3)
@@ -206,3 +207,20 @@ def test_stream_rates(tmp_path: Path):
 def test_stream_rates_that_contradict(tmp_path: Path, lines: str, message: str):
     with pytest.raises(ClusterError, match=message):
         stream_of(tmp_path, lines)
+
+
+def test_a_host_s_memory_is_shared_by_its_devices(tmp_path: Path):
+    file = tmp_path / "cluster.toml"
+    host = '[[host]]\nname = "local"\nmem_bytes_per_s = 1.5e10\n'
+    file.write_text(f"[[device]]\ncount = 2\n{WRITTEN}[[device]]\n{GPU}memory = '6GiB'\n{host}")
+    *cores, card = read_cluster_toml(file, lambda _: []).devices
+    assert [core.host_bytes_per_s for core in cores] == [1.5e10, 1.5e10]
+    assert card.host_bytes_per_s is None
+    file.write_text(f"[[device]]\ncount = 2\n{WRITTEN}")
+    assert read_cluster_toml(file, lambda _: []).devices[0].host_bytes_per_s is None
+    file.write_text(f"[[device]]\n{WRITTEN}{host}{host}")
+    with pytest.raises(ClusterError, match="host 2: host 'local' is given twice"):
+        read_cluster_toml(file, lambda _: [])
+    file.write_text(f"[[device]]\n{WRITTEN}{host.replace('local', 'attic')}")
+    with pytest.raises(ClusterError, match="host 1: no device is on host 'attic'; hosts: local"):
+        read_cluster_toml(file, lambda _: [])

@@ -4,6 +4,7 @@ from dataclasses import replace
 from math import isclose
 
 import pytest
+from hand_model import CAPACITY, DECODE, LAYER, LINK, MODEL, device
 from plans import CERTAIN
 
 from apportion.cost.estimate import (
@@ -16,7 +17,6 @@ from apportion.cost.estimate import (
 )
 from apportion.cost.formats import Formats
 from apportion.cost.memory import (
-    Capacity,
     parameters,
     read_bytes,
     shard_memory,
@@ -28,62 +28,10 @@ from apportion.cost.shard import stage_shards
 from apportion.cost.statements import epsilon_s, model_parameters, pipeline, token_communication
 from apportion.cost.traffic import reduction_s, run_link_bytes
 from apportion.cost.workspace import RUNTIME_BYTES, workspace_bytes
-from apportion.types.cluster import Cluster, Device, Link
-from apportion.types.model import LayerSpec, ModelSpec, Parameters
+from apportion.types.cluster import Cluster
+from apportion.types.model import ModelSpec
 from apportion.types.plan import Balance, Certificate, Estimate, Plan, Stage, TensorSplit
 from apportion.types.workload import Workload
-
-LAYER = LayerSpec(
-    per_kv_head=Parameters(elements=100, rows=20, others=0),
-    per_ffn_column=Parameters(elements=12, rows=2, others=0),
-    replicated=Parameters(elements=0, rows=8, others=8),
-    window_tokens=None,
-    num_experts=0,
-    experts_per_token=0,
-)
-MODEL = ModelSpec(
-    name="hand",
-    family="llama",
-    fingerprint="",
-    layers=(LAYER, LAYER),
-    hidden_size=4,
-    q_heads=4,
-    kv_heads=2,
-    head_dim=5,
-    ffn_columns=6,
-    vocab_rows=10,
-    tied_embeddings=True,
-    max_context_tokens=64,
-    checkpoint_format="bf16",
-)
-LINK = Link(src="h", dst="h", latency_s=0.5, bytes_per_s=16.0)
-CAPACITY = Capacity(
-    num_kv_blocks=2,
-    block_tokens=4,
-    chunk_tokens=3,
-    concurrency=2,
-    max_context_tokens=8,
-    messages_in_flight=4,
-)
-
-
-def device(name: str, speed: float = 1.0) -> Device:
-    return Device(
-        id=name,
-        host="h",
-        kind="cpu",
-        torch_device="cpu",
-        memory_bytes=10**8,
-        reserved_bytes=0,
-        mem_bytes_per_s=400.0 * speed,
-        flops_per_s={"fp32": 1000.0 * speed},
-        layer_overhead_s=0.25,
-        step_overhead_s=0.0,
-        num_threads=1,
-        host_cores=None,
-        speed=speed,
-        source="measured",
-    )
 
 
 def stage(start: int, stop: int, ids: tuple[str, ...], kv_heads=(2,), ffn=(6,), rows=(10,)) -> Stage:
@@ -108,7 +56,6 @@ WHOLE = stage(0, 2, ("a",))
 PAIR = stage(0, 2, ("a", "b"), (1, 1), (4, 2), (7, 3))
 CLUSTER = Cluster(devices=(device("a"), device("b", 0.5)), links=(LINK,))
 FP32 = Formats(weights="fp32", activations="fp32")
-DECODE = Step(sequences=1, new_tokens=1, start_tokens=9, sampled_rows=1)
 
 
 def plan(stages: tuple[Stage, ...], model: ModelSpec = MODEL) -> Plan:

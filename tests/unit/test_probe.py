@@ -8,18 +8,26 @@ from plans import cpu_device
 
 from apportion.catalog.cluster_text import read_cluster_toml
 from apportion.cli.main import exit_code
-from apportion.probe import host_rates, local
+from apportion.probe import cpu as probed_cpu
+from apportion.probe import host_rates, machine
 from apportion.probe.cluster_file import cluster_toml
-from apportion.probe.hardware import cpu_model, hardware_names
+from apportion.probe.cpu import measure_cpu
+from apportion.probe.hardware import hardware_names
 from apportion.probe.host_rates import LinkRates, loopback_rates, unix_socket_rates
 from apportion.probe.machine import Machine
+from apportion.probe.processor import cpu_model
+from apportion.probe.saved import probe_file, read_rates, save_rates
 from apportion.types import cpu
 from apportion.types.cluster import Cluster, Link
+from apportion.types.cpu import CpuRates
 
-CARD = replace(cpu_device("card"), kind="cuda", torch_device="cuda:0")
+PROCESSOR = replace(cpu_device("cpu"), flops_per_s=cpu.rates_per_format(7e10), host_bytes_per_s=2e10)
+CARD = replace(PROCESSOR, id="card", kind="cuda", torch_device="cuda:0", host_bytes_per_s=None)
+ONE = CpuRates(read_bytes_per_s=1.5e10, flops_per_s={"fp32": 4e10}, copied_bytes_per_s=8e9)
 MACHINE = Machine(
-    devices=(cpu_device("cpu"), CARD),
+    devices=(PROCESSOR, CARD),
     names={"cpu": "a processor", "card": "a card"},
+    threads={1: ONE, 2: replace(ONE, read_bytes_per_s=2e10)},
     products_measured=True,
     copy_bytes_per_s=9e9,
     unix_socket=LinkRates(latency_s=2.5e-5, bytes_per_s=1.25e9),
@@ -46,12 +54,13 @@ def test_the_file_says_what_is_measured_of_a_processor():
 
 
 def test_products_are_measured_in_every_format_where_torch_is(monkeypatch: pytest.MonkeyPatch):
-    rates = local.product_rates(1)
+    rates = probed_cpu.product_rates(1)
     assert rates is not None
-    assert rates.keys() == cpu.rates_per_format(1.0).keys()
-    assert all(1e8 < rate < 1e14 for rate in rates.values())
-    monkeypatch.setattr(local, "find_spec", lambda _: None)
-    assert local.product_rates(1) is None
+    assert rates.flops_per_s.keys() == cpu.rates_per_format(1.0).keys()
+    assert all(1e8 < rate < 1e14 for rate in rates.flops_per_s.values())
+    assert 1e8 < rates.read_bytes_per_s < 1e13
+    monkeypatch.setattr(probed_cpu, "find_spec", lambda _: None)
+    assert probed_cpu.product_rates(1) is None
 
 
 def test_only_this_machines_own_devices_have_a_name():
@@ -74,7 +83,10 @@ def test_sockets_are_measured(monkeypatch: pytest.MonkeyPatch):
         assert 1e6 < rates.bytes_per_s < 1e12
 
 
-def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_writes_and_saves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     file = tmp_path / "cluster.toml"
     assert exit_code(["probe", "--out", str(file)]) == 0
     shown = capsys.readouterr().out
@@ -82,8 +94,30 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert "GB/s" in shown
     assert "other hosts are not measured" in shown
     assert "[[device]]" in file.read_text()
+    assert str(tmp_path / "apportion" / "probe.json") in shown
+    monkeypatch.setattr(probed_cpu, "measured_rates", None)  # what was saved is used
+    rates = read_rates()
+    cores = max(rates)
+    whole, part = measure_cpu(1), measure_cpu(cores)
+    assert whole.mem_bytes_per_s == rates[cores].read_bytes_per_s
+    assert (part.mem_bytes_per_s, part.flops_per_s) == (rates[1].read_bytes_per_s, rates[1].flops_per_s)
+    assert part.host_bytes_per_s == max(one.read_bytes_per_s for one in rates.values())
 
 
-def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_saved_rates_of_another_processor_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert read_rates() == {}
+    save_rates({1: ONE})
+    assert read_rates() == {1: ONE}
+    for damaged in (probe_file().read_text().replace('"processor": "', '"processor": "Other '), "[]", "{"):
+        probe_file().write_text(damaged)
+        assert read_rates() == {}
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "probe_machine", lambda _: MACHINE)
     assert exit_code(["probe", "--out", str(tmp_path / "none" / "cluster.toml")]) == 2
     assert "cannot write" in capsys.readouterr().err

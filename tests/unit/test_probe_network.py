@@ -19,15 +19,18 @@ from apportion.probe.host_rates import LinkRates
 from apportion.probe.listen import listening, serve
 from apportion.probe.machine import Machine
 from apportion.probe.network import measure_link, probe_network
+from apportion.types.cpu import CpuRates
 from apportion.types.errors import ClusterError, UsageError
 
 KEY = "a secret of enough characters"
 RATES = LinkRates(latency_s=2.5e-5, bytes_per_s=1.25e9)
-CPU = replace(cpu_device("cpu"), layer_overhead_s=1e-4, step_overhead_s=2e-4)
+CPU = replace(cpu_device("cpu"), layer_overhead_s=1e-4, step_overhead_s=2e-4, host_bytes_per_s=2e10)
+ALL_CORES = CpuRates(read_bytes_per_s=2e10, flops_per_s={"fp32": 7e10}, copied_bytes_per_s=8e9)
 MACHINE = Machine(
     products_measured=False,
     devices=(CPU,),
     names={"cpu": "a processor"},
+    threads={1: ALL_CORES},
     copy_bytes_per_s=9e9,
     unix_socket=RATES,
     loopback=RATES,

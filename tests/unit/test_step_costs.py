@@ -9,35 +9,13 @@ from dataclasses import replace
 from math import inf
 
 import pytest
+from hand_model import MODEL
 from plans import BLOCK_TOKENS, cpu_device, hand_plan
 
 from apportion.cost.step_costs import step_costs
-from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.step_costs import StepCosts
 
-LAYER = LayerSpec(
-    per_kv_head=Parameters(elements=100, rows=20, others=0),
-    per_ffn_column=Parameters(elements=12, rows=2, others=0),
-    replicated=Parameters(elements=0, rows=8, others=8),
-    window_tokens=None,
-    num_experts=0,
-    experts_per_token=0,
-)
-MODEL = ModelSpec(
-    name="hand",
-    family="llama",
-    fingerprint="",
-    layers=(LAYER, LAYER),
-    hidden_size=4,
-    q_heads=4,
-    kv_heads=2,
-    head_dim=5,
-    ffn_columns=6,
-    vocab_rows=10,
-    tied_embeddings=False,
-    max_context_tokens=64,
-    checkpoint_format="fp32",
-)
+MODEL = replace(MODEL, tied_embeddings=False)
 DEVICES = [
     replace(
         cpu_device(name),

@@ -4,44 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from hand_model import CAPACITY, DECODE, LAYER, LAYER_BYTES, MODEL, device
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import cpu_device
 
 from apportion.catalog.cluster_rules import emulate
 from apportion.cost.estimate import group_step_s, stage_members
-from apportion.cost.memory import Capacity, read_bytes, stages_memory
-from apportion.cost.roofline import Step
+from apportion.cost.memory import read_bytes, stages_memory
 from apportion.cost.streaming import evenly_streamed, streaming_step_s
 from apportion.types.cluster import Cluster, DeviceKind
 from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.plan import Stage, TensorSplit
 
-LAYER = LayerSpec(
-    per_kv_head=Parameters(elements=100, rows=20, others=0),
-    per_ffn_column=Parameters(elements=12, rows=2, others=0),
-    replicated=Parameters(elements=0, rows=8, others=8),
-    window_tokens=None,
-    num_experts=0,
-    experts_per_token=0,
-)
-LAYER_BYTES = 4 * (2 * 100 + 6 * 12 + 8)
-"""280 parameters in fp32."""
-MODEL = ModelSpec(
-    name="hand",
-    family="llama",
-    fingerprint="",
-    layers=(LAYER,) * 4,
-    hidden_size=4,
-    q_heads=4,
-    kv_heads=2,
-    head_dim=5,
-    ffn_columns=6,
-    vocab_rows=10,
-    tied_embeddings=True,
-    max_context_tokens=64,
-    checkpoint_format="bf16",
-)
+MODEL = replace(MODEL, layers=(LAYER,) * 4)
 STAGE = Stage(
     layer_start=0,
     layer_stop=4,
@@ -52,29 +27,11 @@ STAGE = Stage(
     has_head=True,
     streamed_layers=(0, 1, 3),
 )
-CAPACITY = Capacity(
-    num_kv_blocks=2,
-    block_tokens=4,
-    chunk_tokens=3,
-    concurrency=2,
-    max_context_tokens=8,
-    messages_in_flight=4,
-)
-DECODE = Step(sequences=1, new_tokens=1, start_tokens=9, sampled_rows=1)
 
 
 def _cluster(kind: DeviceKind) -> Cluster:
     """Reads 400 B/s, computes 1000 flop/s, streams 560 B/s."""
-    device = replace(
-        cpu_device("a"),
-        kind=kind,
-        mem_bytes_per_s=400.0,
-        flops_per_s={"fp32": 1000.0},
-        layer_overhead_s=0.25,
-        step_overhead_s=0.0,
-        stream_bytes_per_s=560.0,
-    )
-    return Cluster(devices=(device,), links=())
+    return Cluster(devices=(replace(device("a"), kind=kind, stream_bytes_per_s=560.0),), links=())
 
 
 def _of(*layers: LayerSpec) -> ModelSpec:
@@ -165,6 +122,6 @@ def test_gaps_in_one_place_do_not():
 
 
 def test_an_emulated_device_copies_as_much_slower():
-    fast = replace(cpu_device("a"), stream_bytes_per_s=8e9)
+    fast = replace(device("a"), stream_bytes_per_s=8e9)
     assert emulate(fast, 0.25).stream_bytes_per_s == 2e9
     assert emulate(replace(fast, stream_bytes_per_s=None), 0.25).stream_bytes_per_s is None

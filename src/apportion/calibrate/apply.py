@@ -36,7 +36,8 @@ def apply(
             device = _fitted(device, fits[device.id], weight_format)
         devices.append(device)
     links = tuple(_fitted_link(link, cluster, seen, hardware) for link in cluster.links)
-    return Calibrated(cluster=Cluster(devices=tuple(devices), links=links), hardware=hardware, fits=fits)
+    calibrated = replace(cluster, devices=tuple(devices), links=links)
+    return Calibrated(cluster=calibrated, hardware=hardware, fits=fits)
 
 
 def _most_seen(
@@ -59,6 +60,7 @@ def _constants(device: Device, weight_format: str) -> Constants:
     assert flops_per_s is not None
     return Constants(
         mem_bytes_per_s=device.mem_bytes_per_s,
+        host_bytes_per_s=device.host_bytes_per_s and device.host_bytes_per_s * device.speed,
         flops_per_s=flops_per_s,
         layer_overhead_s=device.layer_overhead_s,
         step_overhead_s=device.step_overhead_s,
@@ -69,6 +71,7 @@ def _fitted(device: Device, fit: Fit, weight_format: str) -> Device:
     return replace(
         device,
         mem_bytes_per_s=fit.constants.mem_bytes_per_s,
+        host_bytes_per_s=fit.constants.host_bytes_per_s and fit.constants.host_bytes_per_s / device.speed,
         flops_per_s=device.flops_per_s | {weight_format: fit.constants.flops_per_s},
         layer_overhead_s=fit.constants.layer_overhead_s,
         step_overhead_s=fit.constants.step_overhead_s,

@@ -29,15 +29,21 @@ ASSUMED_WAITING_S = 3e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
+    """`host_bytes_per_s` is what the host's memory gives to all, times the device's speed; None for its own memory."""
+
     mem_bytes_per_s: float
+    host_bytes_per_s: float | None
     flops_per_s: float
     layer_overhead_s: float
     step_overhead_s: float
 
     def seconds(self, seen: Observation) -> float:
         """The cost model's time of that step."""
+        reading = self.mem_bytes_per_s
+        if self.host_bytes_per_s is not None:
+            reading = min(reading, self.host_bytes_per_s / (1 + seen.beside))
         return (
-            sum(max(flops / self.flops_per_s, size / self.mem_bytes_per_s) for flops, size in seen.work)
+            sum(max(flops / self.flops_per_s, size / reading) for flops, size in seen.work)
             + seen.num_layers * self.layer_overhead_s
             + self.step_overhead_s
         )
@@ -80,8 +86,8 @@ def fit_latency_s(assumed_s: float, bytes_per_s: float, seen: Sequence[Observati
 
 
 def _fit_decode(assumed: Constants, seen: Sequence[Observation]) -> Constants:
-    names = ("mem_bytes_per_s", "layer_overhead_s", "step_overhead_s")
-    trust = (RATE_TRUST, OVERHEAD_TRUST, OVERHEAD_TRUST)
+    names = ("mem_bytes_per_s", "host_bytes_per_s", "layer_overhead_s", "step_overhead_s")
+    trust = (RATE_TRUST, RATE_TRUST, OVERHEAD_TRUST, OVERHEAD_TRUST)
     return _likeliest(assumed, names, trust, seen, DECODE_NOISE)
 
 
@@ -96,7 +102,7 @@ def _likeliest(
     seen: Sequence[Observation],
     noise: float,
 ) -> Constants:
-    fitted = [(name, sigma) for name, sigma in zip(names, trust, strict=True) if getattr(assumed, name) > 0]
+    fitted = [(name, sigma) for name, sigma in zip(names, trust, strict=True) if getattr(assumed, name)]
     if not seen or not fitted:
         return assumed
 

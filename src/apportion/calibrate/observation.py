@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal, Protocol
 
-from apportion.cost.estimate import Members, group_exchange_s, stage_members
+from apportion.cost.estimate import Members, group_exchange_s, members_at_work, stage_members
+from apportion.cost.host_memory import beside
 from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s, phase_s
 from apportion.cost.shard import Shard
 from apportion.cost.traffic import group_link, layer_reductions
@@ -48,6 +49,8 @@ class Observation:
     num_layers: int
     work: tuple[tuple[float, float], ...]
     measured_s: float
+    beside: float
+    """What others read meanwhile of the memory it shares, in terms of what it reads itself (cost/host_memory.py)."""
     waiting_s: float | None
     """Beyond `measured_s`: messages, waking up and the coordinator, per step and stage, where the run shows it."""
     predicted_s: float
@@ -66,21 +69,26 @@ def observe(
     busy time is waiting; None for other runs.
     """
     waiting_s = _waiting_s(plan, work, alone_tpot_s)
+    overlapping = plan.microbatches > 1 and alone_tpot_s is None
     seen: list[Observation] = []
     for stage in plan.stages:
         if stage.streamed_layers:
             continue  # its steps also copy, which tells nothing of the rates that are fitted
         members = stage_members(plan.model, plan.cluster, stage)
-        for device, shard in members:
+        devices = [device for device, _ in members]
+        for device, shard in members_at_work(plan.cluster, members, overlapping=overlapping):
             if device.id not in hardware:
                 continue
+            own = plan.cluster.device(device.id)
+            share = beside(plan.cluster, own, devices, overlapping=overlapping)
             for phase in PHASES:
                 done = work[device.id][phase]
                 if done.num_steps:
                     one = _device_observation(
                         plan.model, device, shard, done, phase, run, hardware[device.id]
                     )
-                    seen.append(replace(one, waiting_s=waiting_s if phase == "decode" else None))
+                    waited_s = waiting_s if phase == "decode" else None
+                    seen.append(replace(one, beside=share, waiting_s=waited_s))
         seen += _link_observation(plan, stage, members, work, hardware, run)
     return tuple(seen)
 
@@ -115,6 +123,7 @@ def _device_observation(
         num_layers=shard.num_layers,
         work=work,
         measured_s=(done.busy_s - done.exchange_s) / done.num_steps,
+        beside=0.0,
         waiting_s=None,
         predicted_s=predicted_s,
     )
@@ -179,6 +188,7 @@ def _link_observation(
             num_layers=shards[0].num_layers,
             work=((0.0, carried),),
             measured_s=(busy_s - computing_s) / len(sizes),
+            beside=0.0,
             waiting_s=None,
             predicted_s=group_exchange_s(plan.model, shards, link, step) / len(sizes),
         )

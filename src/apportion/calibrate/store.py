@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apportion.calibrate.observation import Observation
+from apportion.types.cache import cache_folder
 
-VERSION = 1
+VERSION = 2
 KEPT = 40
 """Observations of one hardware, phase and format; the newest are kept, so that a machine may change."""
 
@@ -25,9 +26,7 @@ Warn = Callable[[str], object]
 
 
 def calibration_file() -> Path:
-    # The XDG specification: a relative path is to be ignored.
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "apportion" / "calibration.json"
+    return cache_folder() / "calibration.json"
 
 
 def read_observations(file: Path, warn: Warn) -> tuple[Observation, ...]:

@@ -9,7 +9,6 @@ from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.errors import ClusterError
 from apportion.types.units import format_bytes, parse_bytes
 
-LOCAL_HOST = "local"
 INTRA_HOST_LATENCY_S = 3e-5
 """An exchange between two processes over Unix sockets, as benchmarks/reductions.py prints it."""
 INTRA_HOST_BYTES_PER_S = 1.5e9
@@ -21,9 +20,13 @@ Local = Callable[[int], Sequence[Device]]
 
 
 def make_cluster(
-    devices: Sequence[Device], links: Sequence[Link], inside_bytes_per_s: Mapping[str, float] | None = None
+    devices: Sequence[Device],
+    links: Sequence[Link],
+    inside_bytes_per_s: Mapping[str, float] | None = None,
+    memory_bytes_per_s: Mapping[str, float] | None = None,
 ) -> Cluster:
-    """Checks names and adds the link inside each host where none is given, of `inside_bytes_per_s` by host.
+    """Checks names and adds the link inside each host where none is given, of `inside_bytes_per_s` by host. What a
+    host's memory gives to all its devices is as in `memory_bytes_per_s`, else the most that is known of one.
 
     Hosts without a link between them cannot hold neighbouring stages. Raises ClusterError.
     """
@@ -48,7 +51,19 @@ def make_cluster(
         for host in dict.fromkeys(device.host for device in devices)
         if host not in joined
     ]
-    return Cluster(devices=tuple(devices), links=(*inside, *links))
+    given = memory_bytes_per_s or {}
+    return Cluster(
+        devices=tuple(_on_host(device, devices, given.get(device.host)) for device in devices),
+        links=(*inside, *links),
+    )
+
+
+def _on_host(device: Device, devices: Sequence[Device], given: float | None) -> Device:
+    """With its host's figure, where its memory is the host's: a CPU's, and a GPU's that the catalogue says it of."""
+    if device.kind != "cpu" and device.host_bytes_per_s is None:
+        return device
+    known = [other.host_bytes_per_s or 0.0 for other in devices if other.host == device.host]
+    return replace(device, host_bytes_per_s=given or max(known) or None)
 
 
 def check_count(num_devices: int) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from apportion.catalog.cluster_rules import (
-    LOCAL_HOST,
     Local,
     emulate,
     make_cluster,
@@ -19,7 +18,7 @@ from apportion.catalog.cluster_rules import (
 )
 from apportion.catalog.cluster_toml import read_cluster_toml
 from apportion.catalog.device_text import local_device, parse_groups
-from apportion.types.cluster import Cluster, Device
+from apportion.types.cluster import LOCAL_HOST, Cluster, Device
 from apportion.types.errors import ClusterError
 
 __all__ = ["emulate", "make_cluster", "parse_devices", "read_cluster_toml"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import cast, get_args
 
 from apportion.catalog.cluster_rules import (
-    LOCAL_HOST,
     Local,
     check_count,
     check_speed,
@@ -28,7 +27,15 @@ from apportion.catalog.datasheet import (
 )
 from apportion.catalog.gpus import Gpu, find_gpu
 from apportion.catalog.toml_table import TomlTable
-from apportion.types.cluster import ASSUMED_SPREAD, Cluster, Device, DeviceKind, FigureSource, Link
+from apportion.types.cluster import (
+    ASSUMED_SPREAD,
+    LOCAL_HOST,
+    Cluster,
+    Device,
+    DeviceKind,
+    FigureSource,
+    Link,
+)
 from apportion.types.errors import ClusterError
 from apportion.types.units import WEIGHT_BITS
 
@@ -66,9 +73,10 @@ def read_cluster_toml(path: Path, local: Local) -> Cluster:
     check_count(sum(entry.count for entry in entries))
     hosts = {entry.device.host for entry in entries}
     links = [_read_link(one, hosts) for one in table.tables("link", "link")]
+    memory = _read_hosts(table.tables("host", "host"), hosts)
     table.finish()
     in_hosts = [(entry.device.host, entry.gpu) for entry in entries if entry.gpu is not None]
-    return make_cluster(_expanded(entries), links, inside_bytes_per_s(in_hosts))
+    return make_cluster(_expanded(entries), links, inside_bytes_per_s(in_hosts), memory)
 
 
 def _read(path: Path) -> dict[str, object]:
@@ -194,6 +202,7 @@ def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None) -> Devi
         source="datasheet" if like is None else like.source,
         spread=ASSUMED_SPREAD if like is None else like.spread,
         stream_bytes_per_s=stream_bytes_per_s,
+        host_bytes_per_s=like and like.host_bytes_per_s,
     )
     if device.usable_bytes <= 0:
         raise ClusterError(f"{table.place}: reserved: nothing is left of {memory_bytes} bytes of memory")
@@ -211,13 +220,26 @@ def _flops(table: TomlTable, like: Device | None) -> dict[str, float]:
     return flops_per_s
 
 
+def _read_hosts(tables: Sequence[TomlTable], hosts: set[str]) -> dict[str, float]:
+    """What each host's memory gives to all that share it."""
+    memory: dict[str, float] = {}
+    for table in tables:
+        name = _known_host(table, table.text("name"), hosts)
+        if name in memory:
+            raise ClusterError(f"{table.place}: host '{name}' is given twice")
+        memory[name] = table.number("mem_bytes_per_s")
+        table.finish()
+    return memory
+
+
+def _known_host(table: TomlTable, name: str, hosts: set[str]) -> str:
+    if name not in hosts:
+        raise ClusterError(f"{table.place}: no device is on host '{name}'; hosts: {', '.join(sorted(hosts))}")
+    return name
+
+
 def _read_link(table: TomlTable, hosts: set[str]) -> Link:
-    ends = [table.text("src"), table.text("dst")]
-    for host in ends:
-        if host not in hosts:
-            raise ClusterError(
-                f"{table.place}: no device is on host '{host}'; hosts: {', '.join(sorted(hosts))}"
-            )
+    ends = [_known_host(table, table.text(end), hosts) for end in ("src", "dst")]
     link = Link(
         src=ends[0],
         dst=ends[1],

@@ -54,6 +54,8 @@ STAGED = 0.5
 CPU_CORES = 8
 CPU_READ_BYTES_PER_S = 0.7 * 2 * 64 / 8 * 3.2e9
 """A CPU of which only the memory is known is taken for a desktop's: two channels of DDR4-3200, 0.7 of them read,"""
+CPU_CORES_TO_READ = 2
+"""so many cores of which read as much as all,"""
 CPU_FLOPS_PER_S = 0.6 * CPU_CORES * 2 * 2 * 8 * 3.5e9
 """and 8 cores at 3.5 GHz with two 8-wide fused multiply-adds a cycle (AVX2), of which 0.6 are reached."""
 CPU_STREAM_BYTES_PER_S = 8e9
@@ -82,6 +84,7 @@ def gpu_device(gpu: Gpu, device_id: str, host: str) -> Device:
         source="datasheet",
         stream_bytes_per_s=gpu.pcie_bytes_per_s and gpu.pcie_bytes_per_s * REACHED_SHARE,
         spread=PUBLISHED_SPREAD,
+        host_bytes_per_s=None if gpu.pcie_bytes_per_s else gpu.mem_bytes_per_s * reached.memory_share,
     )
 
 
@@ -135,7 +138,7 @@ def desktop_cpu(device_id: str, host: str, memory_bytes: int, num_devices: int) 
         torch_device="cpu",
         memory_bytes=memory_bytes,
         reserved_bytes=0,
-        mem_bytes_per_s=CPU_READ_BYTES_PER_S / num_devices,
+        mem_bytes_per_s=CPU_READ_BYTES_PER_S * min(1.0, num_threads / CPU_CORES_TO_READ),
         flops_per_s=cpu.rates_per_format(CPU_FLOPS_PER_S * num_threads / CPU_CORES),
         layer_overhead_s=cpu.LAYER_OVERHEAD_S,
         step_overhead_s=cpu.STEP_OVERHEAD_S,
@@ -144,6 +147,7 @@ def desktop_cpu(device_id: str, host: str, memory_bytes: int, num_devices: int) 
         speed=1.0,
         source="datasheet",
         stream_bytes_per_s=CPU_STREAM_BYTES_PER_S,
+        host_bytes_per_s=CPU_READ_BYTES_PER_S,
     )
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from apportion.catalog.cluster_rules import (
-    LOCAL_HOST,
     Local,
     check_count,
     emulate,
@@ -28,7 +27,7 @@ from apportion.catalog.datasheet import (
 )
 from apportion.catalog.gpus import Gpu, find_gpu
 from apportion.catalog.quantities import parse_bandwidth, parse_seconds
-from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.cluster import LOCAL_HOST, Cluster, Device, Link
 from apportion.types.errors import ClusterError
 
 EXAMPLES = "write it like laptop=cpu:600MiB, card=cuda:0:6GiB or rtx-4090 + 2x rtx-3060-12gb:10GiB"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apportion.types.cluster import LOCAL_HOST
 from apportion.types.errors import ClusterError, UsageError
 from apportion.types.units import format_bytes, format_seconds
 
@@ -44,6 +45,7 @@ def probe(
     addresses = _addresses(hosts)
     machines, network = _measured(addresses, key)
     _show(machines, network)
+    _save(machines[LOCAL_HOST])
     if out is not None:
         _write(machines, network, out)
 
@@ -60,7 +62,6 @@ def _listen(listen: str, key: str) -> None:
 
 def _addresses(hosts: str | None) -> "dict[str, Address]":
     from apportion.probe.channel import parse_address
-    from apportion.probe.local import LOCAL_HOST
 
     addresses: dict[str, Address] = {}
     for part in (hosts or "").split(",") if hosts is not None else ():
@@ -75,7 +76,6 @@ def _measured(addresses: "Mapping[str, Address]", key: str) -> "tuple[dict[str, 
     from rich.console import Console
     from rich.progress import Progress
 
-    from apportion.probe.local import LOCAL_HOST
     from apportion.probe.machine import NUM_STEPS, probe_machine
     from apportion.probe.network import num_steps, probe_network
 
@@ -88,6 +88,20 @@ def _measured(addresses: "Mapping[str, Address]", key: str) -> "tuple[dict[str, 
 
         network = probe_network(addresses, key, begin)
         return {LOCAL_HOST: probe_machine(begin), **network.machines}, network
+
+
+def _save(machine: "Machine") -> None:
+    """For the plans that follow; a file that cannot be written is a warning."""
+    from apportion.probe.saved import probe_file, save_rates
+
+    if not machine.products_measured:
+        return
+    try:
+        save_rates(machine.threads)
+    except OSError as error:
+        typer.echo(f"probe {probe_file()} cannot be written: {error.strerror}", err=True)
+    else:
+        typer.echo(f"Plans for this machine's processor start from these rates: {probe_file()}")
 
 
 def _write(machines: "Mapping[str, Machine]", network: "Network", out: Path) -> None:
@@ -149,6 +163,9 @@ def _link_table(host: str, machine: "Machine") -> "Table":
     from rich.markup import escape
 
     table = _rate_table(escape(f"Inside {host}"), "path")
+    for threads, rates in sorted(machine.threads.items()):
+        number = "one thread" if threads == 1 else f"{threads} threads together"
+        table.add_row(f"weights read, {number}", "", f"{rates.read_bytes_per_s / 1e9:.1f} GB/s")
     table.add_row("memory copy, one thread", "", f"{machine.copy_bytes_per_s / 1e9:.1f} GB/s")
     for name, rates in (("Unix socket (groups)", machine.unix_socket), ("TCP loopback", machine.loopback)):
         _add_rates(table, name, rates)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from apportion.cost.host_memory import at_work
 from apportion.cost.objective import Timing, goal, microbatch_sequences
 from apportion.cost.roofline import (
     AnyStep,
@@ -123,23 +124,34 @@ class Steps:
 
     prefill: tuple[Step, ...]
     decode: AnyStep
+    overlapping: bool = False
+    """Whether other stages are at work meanwhile, as where several microbatches are under way."""
 
     def timing(self, seconds: Callable[[AnyStep], float]) -> Timing:
         return Timing(prefill_s=sum(seconds(step) for step in self.prefill), decode_s=seconds(self.decode))
 
 
-def workload_steps(workload: Workload, chunk_tokens: int, sequences: int) -> Steps:
+def workload_steps(
+    workload: Workload, chunk_tokens: int, sequences: int, *, overlapping: bool = False
+) -> Steps:
     return Steps(
         prefill=prefill_steps(workload.prompt_tokens, chunk_tokens),
         decode=decode_step(sequences, workload.prompt_tokens, workload.output_tokens),
+        overlapping=overlapping,
     )
+
+
+def microbatch_steps(workload: Workload, chunk_tokens: int, microbatches: int) -> Steps:
+    """All sequences running, shared out among the microbatches."""
+    sequences = microbatch_sequences(workload.concurrency, microbatches)
+    return workload_steps(workload, chunk_tokens, sequences, overlapping=microbatches > 1)
 
 
 def objective_steps(workload: Workload, chunk_tokens: int, microbatches: int) -> Steps:
     """The steps the objective counts: one request alone under latency, a full microbatch under throughput."""
-    alone = workload.objective == "latency"
-    sequences = 1 if alone else microbatch_sequences(workload.concurrency, microbatches)
-    return workload_steps(workload, chunk_tokens, sequences)
+    if workload.objective == "latency":
+        return workload_steps(workload, chunk_tokens, 1)
+    return microbatch_steps(workload, chunk_tokens, microbatches)
 
 
 def hop_timing(model: ModelSpec, link: Link, group_size: int, steps: Steps, activation_format: str) -> Timing:
@@ -163,8 +175,13 @@ def stage_members(model: ModelSpec, cluster: Cluster, stage: Stage) -> Members:
     return list(zip(devices, stage_shards(model, stage), strict=True))
 
 
+def members_at_work(cluster: Cluster, members: Members, *, overlapping: bool) -> Members:
+    devices = at_work(cluster, [device for device, _ in members], overlapping=overlapping)
+    return list(zip(devices, (shard for _, shard in members), strict=True))
+
+
 def stage_timing(model: ModelSpec, cluster: Cluster, stage: Stage, steps: Steps) -> Timing:
-    members = stage_members(model, cluster, stage)
+    members = members_at_work(cluster, stage_members(model, cluster, stage), overlapping=steps.overlapping)
     link = group_link(cluster, stage.split.device_ids)
     return steps.timing(lambda step: group_step_s(model, members, link, step))
 
@@ -231,8 +248,7 @@ def estimate(
     microbatches: int,
 ) -> Estimate:
     """TTFT is the mean over `concurrency` requests that arrive together and are prefilled in order."""
-    sequences = microbatch_sequences(workload.concurrency, microbatches)
-    steps = workload_steps(workload, chunk_tokens, sequences)
+    steps = microbatch_steps(workload, chunk_tokens, microbatches)
     timings = plan_timings(model, cluster, stages, steps)
     num_chunks = len(steps.prefill)
     first_chunk_s = sum(timing.prefill_s for timing in timings.all) / num_chunks

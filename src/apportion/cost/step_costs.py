@@ -48,7 +48,8 @@ def _chunk(tokens: int) -> Step:
 
 def _stages_s(plan: Plan, step: Step) -> list[float]:
     """Of every stage and every link: a link is a stage too."""
-    timings = plan_timings(plan.model, plan.cluster, plan.stages, Steps(prefill=(), decode=step))
+    steps = Steps(prefill=(), decode=step, overlapping=plan.microbatches > 1)
+    timings = plan_timings(plan.model, plan.cluster, plan.stages, steps)
     return [timing.decode_s for timing in timings.all]
 
 

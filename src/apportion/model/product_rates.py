@@ -1,11 +1,10 @@
-"""Prints, as JSON, the FLOP/s of this CPU in each weight format: of the product that a stage would compute with.
+"""Prints, as JSON, what a stage's own products reach on this CPU: bytes of weights read per second by a single row of
+activations, and FLOP/s in each weight format.
 
 Started by `apportion probe` in a process of its own, whose environment says how many threads take part.
 """
 
 import json
-from collections.abc import Callable
-from time import perf_counter
 
 import torch
 
@@ -13,32 +12,33 @@ from apportion.model.linear import make_product
 from apportion.model.matrix_source import MatrixSource
 from apportion.model.random_weights import RandomWeights
 from apportion.model.shard import whole_placements
+from apportion.types.stopwatch import best_s
 
 FORMATS = ("fp32", "bf16", "fp16", "int8")
 ROWS, COLUMNS, TOKENS = 1024, 2048, 256
 """Of a matrix as large as a small model's, and a prefill chunk."""
+READ_ROWS = 2**14
+"""Beyond the caches of the machines meant here: 128 MiB."""
 MEASURE_S = 0.3
 
 
-def product_flops_per_s(weight_format: str) -> float:
-    reads = tuple(whole_placements("weight", (ROWS, COLUMNS), None))
-    source = MatrixSource(weights=RandomWeights(), reads=reads, rows=ROWS, columns=COLUMNS)
+def product_s(weight_format: str, rows: int, tokens: int) -> float:
+    reads = tuple(whole_placements("weight", (rows, COLUMNS), None))
+    source = MatrixSource(weights=RandomWeights(), reads=reads, rows=rows, columns=COLUMNS)
     product = make_product(source, weight_format, torch.float32, "cpu")
-    x_MK = torch.ones(TOKENS, COLUMNS)
-    return 2 * ROWS * COLUMNS * TOKENS / _best_s(lambda: product(x_MK))
+    x_MK = torch.ones(tokens, COLUMNS)
+    return best_s(lambda: product(x_MK), MEASURE_S)
 
 
-def _best_s(work: Callable[[], object]) -> float:
-    """The shortest of the runs that fit in `MEASURE_S`, after one to warm up."""
-    work()
-    times: list[float] = []
-    while sum(times) < MEASURE_S:
-        start = perf_counter()
-        work()
-        times.append(perf_counter() - start)
-    return min(times)
+def read_bytes_per_s() -> float:
+    return READ_ROWS * COLUMNS * 4 / product_s("fp32", READ_ROWS, 1)
+
+
+def product_flops_per_s(weight_format: str) -> float:
+    return 2 * ROWS * COLUMNS * TOKENS / product_s(weight_format, ROWS, TOKENS)
 
 
 if __name__ == "__main__":
     with torch.inference_mode():
-        print(json.dumps({name: product_flops_per_s(name) for name in FORMATS}))
+        flops_per_s = {name: product_flops_per_s(name) for name in FORMATS}
+        print(json.dumps({"read_bytes_per_s": read_bytes_per_s(), "flops_per_s": flops_per_s}))

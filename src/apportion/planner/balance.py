@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
-from apportion.cost.estimate import Members, group_step_s, stage_members, workload_steps
+from apportion.cost.estimate import Members, group_step_s, members_at_work, microbatch_steps, stage_members
 from apportion.cost.memory import shard_memory
-from apportion.cost.objective import microbatch_sequences
 from apportion.cost.shard import Shard
 from apportion.cost.statements import epsilon_s
 from apportion.cost.traffic import group_link
@@ -37,8 +36,8 @@ class StageTimes:
         self.problem = problem
         self.stages = stages
         self.num_layers = problem.model.num_layers
-        sequences = microbatch_sequences(problem.workload.concurrency, microbatches)
-        self.step = workload_steps(problem.workload, problem.capacity.chunk_tokens, sequences).decode
+        steps = microbatch_steps(problem.workload, problem.capacity.chunk_tokens, microbatches)
+        self.step, self.overlapping = steps.decode, steps.overlapping
         self.kinds = StageKinds(problem.model)
         self._seconds: dict[tuple[int, int], float] = {}
 
@@ -65,6 +64,7 @@ class StageTimes:
 
     def _step_s(self, members: Members) -> float:
         link = group_link(self.problem.cluster, [device.id for device, _ in members])
+        members = members_at_work(self.problem.cluster, members, overlapping=self.overlapping)
         return group_step_s(self.problem.model, members, link, self.step)
 
     def _fits(self, device: Device, shard: Shard) -> bool:

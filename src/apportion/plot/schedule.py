@@ -1,10 +1,9 @@
 """When each stage and link is busy during one prompt and during one decode step, by the cost model's times."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from apportion.cost.estimate import Steps, plan_timings, workload_steps
-from apportion.cost.objective import microbatch_sequences
+from apportion.cost.estimate import Steps, microbatch_steps, plan_timings
 from apportion.types.plan import Plan
 
 
@@ -30,11 +29,9 @@ class Schedule:
 
 def schedule(plan: Plan) -> Schedule:
     """A prompt's chunks follow one another; a decode step is one token of every microbatch."""
-    sequences = microbatch_sequences(plan.workload.concurrency, plan.microbatches)
-    steps = workload_steps(plan.workload, plan.chunk_tokens, sequences)
+    steps = microbatch_steps(plan.workload, plan.chunk_tokens, plan.microbatches)
     chunks = [
-        [timing[0] for timing in _times(plan, Steps(prefill=(step,), decode=steps.decode))]
-        for step in steps.prefill
+        [timing[0] for timing in _times(plan, replace(steps, prefill=(step,)))] for step in steps.prefill
     ]
     token = [timing[1] for timing in _times(plan, steps)]
     names, links = _rows(plan)

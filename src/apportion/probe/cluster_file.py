@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from apportion.probe.host_rates import LinkRates
-from apportion.probe.local import LOCAL_HOST
 from apportion.probe.machine import Machine
-from apportion.types.cluster import Device
+from apportion.types.cluster import LOCAL_HOST, Device
 
 _ALONE = "Links to other hosts are not measured: `apportion probe --hosts` does, or add [[link]] tables."
 
@@ -17,6 +16,7 @@ def cluster_toml(machines: Mapping[str, Machine], links: Mapping[tuple[str, str]
         f"# Written by `apportion probe`.{'' if links else ' ' + _ALONE}\n"
         f"# Host memory copies {local.copy_bytes_per_s:.3g} B/s; TCP on this host: "
         f"{local.loopback.latency_s:.3g} s, {local.loopback.bytes_per_s:.3g} B/s.",
+        *(_host_toml(host, machine) for host, machine in machines.items()),
         *(part for host, machine in machines.items() for part in _device_tables(host, machine)),
         *(_link_toml((host, host), machine.unix_socket) for host, machine in machines.items()),
         *(_link_toml(ends, rates) for ends, rates in links.items()),
@@ -58,6 +58,21 @@ def _device_lines(device: Device, machine: Machine) -> list[str]:
             f'stream = "{device.stream_bytes_per_s / 1e9:.3g} GB/s"  # of weights not held; {source}'
         )
     return [*lines, f"num_threads = {device.num_threads}"] if cpu else lines
+
+
+def _host_toml(host: str, machine: Machine) -> str:
+    together = machine.threads[max(machine.threads)].read_bytes_per_s
+    alone = machine.threads[1]
+    flops = ", ".join(f"{name} = {rate:.3g}" for name, rate in alone.flops_per_s.items())
+    return "\n".join(
+        [
+            "[[host]]",
+            f'name = "{host}"',
+            f"mem_bytes_per_s = {together:.3g}  # that its processor's threads read together",
+            "# One thread by itself, for a device of num_threads = 1:",
+            f"# mem_bytes_per_s = {alone.read_bytes_per_s:.3g}, flops_per_s = {{ {flops} }}",
+        ]
+    )
 
 
 def _link_toml(ends: tuple[str, str], rates: LinkRates) -> str:

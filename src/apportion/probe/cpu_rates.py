@@ -3,10 +3,10 @@ what one thread copies out of a file in the page cache (bytes/s)."""
 
 import os
 import tempfile
-from collections.abc import Callable
-from time import perf_counter
 
 import numpy as np
+
+from apportion.types.stopwatch import best_s
 
 READ_BYTES = 128 * 2**20
 """Beyond the caches of the machines meant here."""
@@ -17,13 +17,13 @@ def read_bytes_per_s() -> float:
     rows = 4096
     matrix = np.ones((rows, READ_BYTES // 4 // rows), dtype=np.float32)
     vector = np.ones(matrix.shape[1], dtype=np.float32)
-    return READ_BYTES / best_s(lambda: matrix @ vector)
+    return READ_BYTES / best_s(lambda: matrix @ vector, MEASURE_S)
 
 
 def multiply_flops_per_s() -> float:
     size = 512
     matrix = np.ones((size, size), dtype=np.float32)
-    return 2 * size**3 / best_s(lambda: matrix @ matrix)
+    return 2 * size**3 / best_s(lambda: matrix @ matrix, MEASURE_S)
 
 
 def copied_bytes_per_s() -> float:
@@ -39,18 +39,7 @@ def copied_bytes_per_s() -> float:
             for start in range(0, len(target), piece_bytes):
                 os.preadv(file.fileno(), [target[start : start + piece_bytes]], start)
 
-        return len(target) / best_s(copy)
-
-
-def best_s(work: Callable[[], object]) -> float:
-    """The shortest of the runs that fit in `MEASURE_S`, after one to warm up."""
-    work()
-    times: list[float] = []
-    while sum(times) < MEASURE_S:
-        start = perf_counter()
-        work()
-        times.append(perf_counter() - start)
-    return min(times)
+        return len(target) / best_s(copy, MEASURE_S)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,8 @@
 """What a device really is: the name under which its measurements are kept."""
 
-import platform
-from pathlib import Path
-
-from apportion.probe.local import LOCAL_HOST, cuda_names
-from apportion.types.cluster import Cluster, Device
-
-_CPU_INFO = Path("/proc/cpuinfo")
+from apportion.probe.local import cuda_names
+from apportion.probe.processor import cpu_model
+from apportion.types.cluster import LOCAL_HOST, Cluster, Device
 
 
 def hardware_names(cluster: Cluster) -> dict[str, str]:
@@ -26,13 +22,3 @@ def hardware_names(cluster: Cluster) -> dict[str, str]:
 
 def _cpu_name(device: Device) -> str:
     return f"{cpu_model()}, {device.num_threads} thread{'s' if device.num_threads > 1 else ''}"
-
-
-def cpu_model() -> str:
-    """As the kernel calls it; the architecture where it gives no name (as on many ARM boards)."""
-    try:
-        lines = _CPU_INFO.read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.machine()

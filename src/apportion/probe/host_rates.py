@@ -10,8 +10,9 @@ from time import perf_counter
 
 import numpy as np
 
-from apportion.probe.cpu_rates import READ_BYTES, best_s
+from apportion.probe.cpu_rates import MEASURE_S, READ_BYTES
 from apportion.probe.echo import MOST_BYTES, message, receive
+from apportion.types.stopwatch import best_s
 
 ROUND_TRIPS = 500
 SMALL_BYTES = 4096
@@ -32,7 +33,7 @@ def copy_bytes_per_s() -> float:
     """Bytes copied per second by one thread; each is read once and written once."""
     source = np.ones(READ_BYTES // 8)
     target = np.empty_like(source)
-    return READ_BYTES / best_s(lambda: np.copyto(target, source))
+    return READ_BYTES / best_s(lambda: np.copyto(target, source), MEASURE_S)
 
 
 def unix_socket_rates() -> LinkRates:

@@ -1,21 +1,26 @@
 """Everything that `apportion probe` measures of one machine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from apportion.probe.cpu import cpu_device, measured_rates, product_rates
 from apportion.probe.hardware import hardware_names
 from apportion.probe.host_rates import LinkRates, copy_bytes_per_s, loopback_rates, unix_socket_rates
-from apportion.probe.local import cuda_devices, measure_cpu, product_rates
+from apportion.probe.local import cuda_devices
+from apportion.probe.processor import num_cores
 from apportion.types.cluster import Cluster, Device
+from apportion.types.cpu import CpuRates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """`names` are by device id. `products_measured`: the processor's rates are those of the engine's own product in
-    each weight format; without torch they are of an fp32 product, and assumed for the others."""
+    """`names` are by device id, `threads` what one thread of the processor reaches alone, and all together, by their
+    number. `products_measured`: these are rates of the engine's own products; without torch they are BLAS's in fp32,
+    and assumed for the other weight formats."""
 
     devices: tuple[Device, ...]
     names: dict[str, str]
+    threads: dict[int, CpuRates]
     products_measured: bool
     copy_bytes_per_s: float
     unix_socket: LinkRates
@@ -28,34 +33,47 @@ CPU_ROUNDS = 3
 
 def probe_machine(begin: Callable[[str], object]) -> Machine:
     """`begin` is told what comes next, `NUM_STEPS` times."""
+    cores = num_cores()
     begin("the processor's memory and arithmetic")
-    processor = _best_processor([measure_cpu(1) for _ in range(CPU_ROUNDS)])
+    threads = {number: _best([measured_rates(number) for _ in range(CPU_ROUNDS)]) for number in {1, cores}}
     begin("the processor's products in the weight formats")
-    rates = product_rates(processor.num_threads)
-    if rates is not None:
-        processor = replace(processor, flops_per_s=rates)
+    products = _with_products(threads)
+    threads = products or threads
     begin("copies in host memory")
     copies = copy_bytes_per_s()
     begin("messages between two processes")
     unix_socket, loopback = unix_socket_rates(), loopback_rates()
     begin("the cards, through their driver")
-    devices = (*cuda_devices(), processor)
+    devices = (*cuda_devices(), cpu_device(threads[cores], cores, threads[cores].read_bytes_per_s))
     return Machine(
         devices=devices,
         names=hardware_names(Cluster(devices=devices, links=())),
-        products_measured=rates is not None,
+        threads=threads,
+        products_measured=products is not None,
         copy_bytes_per_s=copies,
         unix_socket=unix_socket,
         loopback=loopback,
     )
 
 
-def _best_processor(measured: Sequence[Device]) -> Device:
+def _with_products(threads: Mapping[int, CpuRates]) -> dict[int, CpuRates] | None:
+    """What the engine's own products reach in place of BLAS's; None where that cannot be measured."""
+    measured: dict[int, CpuRates] = {}
+    for number, rates in threads.items():
+        products = product_rates(number)
+        if products is None:
+            return None
+        measured[number] = replace(
+            rates, read_bytes_per_s=products.read_bytes_per_s, flops_per_s=products.flops_per_s
+        )
+    return measured
+
+
+def _best(measured: Sequence[CpuRates]) -> CpuRates:
     """Each rate where it was least disturbed."""
     names = measured[0].flops_per_s
-    return replace(
-        measured[0],
-        mem_bytes_per_s=max(device.mem_bytes_per_s for device in measured),
-        flops_per_s={name: max(device.flops_per_s[name] for device in measured) for name in names},
-        stream_bytes_per_s=max(device.stream_bytes_per_s or 0.0 for device in measured),
+    return CpuRates(
+        read_bytes_per_s=max(rates.read_bytes_per_s for rates in measured),
+        flops_per_s={name: max(rates.flops_per_s[name] for rates in measured) for name in names},
+        copied_bytes_per_s=max(rates.copied_bytes_per_s for rates in measured),
     )

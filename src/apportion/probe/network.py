@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from apportion.probe.channel import Address, Channel, check_key, connect, is_loopback
 from apportion.probe.echo import MOST_BYTES
 from apportion.probe.host_rates import SMALL_BYTES, LinkRates, round_trips_s
-from apportion.probe.local import LOCAL_HOST
 from apportion.probe.machine import Machine
+from apportion.types.cluster import LOCAL_HOST
 from apportion.types.errors import ClusterError
 
 ROUND_TRIPS = 200

@@ -42,7 +42,7 @@ class ModelledPipeline:
     def _passage_s(self, batch: ScheduledBatch) -> Sequence[float]:
         """Entry, first stage, hop, second stage, …, last stage, exit."""
         plan = self._plan
-        steps = Steps(prefill=(), decode=step_of(batch))
+        steps = Steps(prefill=(), decode=step_of(batch), overlapping=bool(self._queue))
         timings = plan_timings(plan.model, plan.cluster, plan.stages, steps)
         links = (timings.entry, *timings.hops, timings.exit)
         places = [

@@ -1,6 +1,6 @@
 """The devices a person has, and the links that join their hosts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
@@ -8,6 +8,8 @@ from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
 DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "xpu"]
 """All can be planned for; the engine runs those of catalog.runnable."""
 FigureSource = Literal["measured", "datasheet"]
+LOCAL_HOST = "local"
+"""This machine, where it has no other name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,9 @@ class Device:
     """How fast weights come from host memory while steps run: over a card's own connector; on a CPU a copy out of the
     page cache, which takes its own time. A disk is slower. None where layers cannot be streamed to it."""
     spread: Spread = ASSUMED_SPREAD
+    host_bytes_per_s: float | None = None
+    """Where its memory is its host's own: what all devices that share that read together. None for its own memory, and
+    where not known."""
 
     @property
     def usable_bytes(self) -> int:
@@ -100,6 +105,8 @@ class Link:
 class Cluster:
     devices: tuple[Device, ...]
     links: tuple[Link, ...]
+    others_bytes_per_s: dict[str, float] = field(default_factory=dict)
+    """By host, what devices of other clusters read there all the time, out of memory shared with this one's."""
 
     def device(self, device_id: str) -> Device:
         return next(device for device in self.devices if device.id == device_id)

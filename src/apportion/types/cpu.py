@@ -1,11 +1,23 @@
-"""What is assumed of a CPU until it is measured."""
+"""What is measured of a CPU, and what is assumed of it until then."""
+
+from dataclasses import dataclass
 
 LAYER_OVERHEAD_S, STEP_OVERHEAD_S = 1.1e-4, 8e-4
 """Python and kernel launches of a layer; message, batch and waking up for a step. benchmarks/prediction.py shows
 how they fit."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuRates:
+    """What so many of its threads reach together; `flops_per_s` by weight format."""
+
+    read_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    copied_bytes_per_s: float
+    """Out of the page cache, by one of them."""
+
+
 def rates_per_format(fp32_flops_per_s: float) -> dict[str, float]:
-    """FLOP/s by weight format: weights are widened in registers, so all are as fast as fp32
+    """FLOP/s by weight format: weights are widened in registers, so all are at least as fast as fp32
     (benchmarks/linear_formats.py)."""
     return dict.fromkeys(("fp32", "bf16", "fp16", "int8"), fp32_flops_per_s)

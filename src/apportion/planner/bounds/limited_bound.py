@@ -77,7 +77,8 @@ class LimitedBound:
         self.problem = with_sequences(problem, ways.chunks[-1], ways.sequences[0])
         workload = self.problem.workload
         sequences = microbatch_sequences(ways.sequences[0], ways.microbatches[1])
-        self.steps = workload_steps(workload, ways.chunks[0], sequences)
+        overlapping = ways.microbatches[0] > 1
+        self.steps = workload_steps(workload, ways.chunks[0], sequences, overlapping=overlapping)
         self.chunk_parts = [1 / -(-workload.prompt_tokens // chunk) for chunk in ways.chunks]
         """Of a prompt, that a chunk is."""
         alike = first_alike(problem, groups)

@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from apportion.cost.host_memory import read_bytes_per_s
 from apportion.cost.traffic import host_link
 from apportion.planner.stages.groups import Used, device_figures, device_kinds
 from apportion.types.cluster import Cluster, Device
@@ -22,10 +23,16 @@ MAX_PARTS = 16
 
 
 def sub_cluster(cluster: Cluster, devices: Sequence[Device]) -> Cluster:
-    """These devices, in this order, and the links between their hosts."""
+    """These devices, in this order, and the links between their hosts; the other devices are at work all the time."""
     hosts = {device.host for device in devices}
     links = tuple(link for link in cluster.links if {link.src, link.dst} <= hosts)
-    return Cluster(devices=tuple(devices), links=links)
+    others = [device for device in cluster.devices if device not in devices]
+    beside = {host: read_bytes_per_s(host, others) for host in hosts}
+    return Cluster(
+        devices=tuple(devices),
+        links=links,
+        others_bytes_per_s={host: reading for host, reading in sorted(beside.items()) if reading},
+    )
 
 
 def sequence_shares(sequences: int) -> tuple[int, ...]:
@@ -66,6 +73,7 @@ class DeviceSets:
 
     def signature(self, counts: Used) -> object:
         """Equal where two sets differ in names alone."""
+        everyone = self.cluster.devices
         used = [(kind[0], count) for kind, count in zip(self.kinds, counts, strict=True) if count]
         hosts = list(dict.fromkeys(device.host for device, _ in used))
         links = [
@@ -73,5 +81,8 @@ class DeviceSets:
             for number, src in enumerate(hosts)
             for dst in hosts[number:]
         ]
-        figures = [(hosts.index(device.host), device_figures(device), count) for device, count in used]
+        figures = [
+            (hosts.index(device.host), device_figures(device), read_bytes_per_s(device.host, everyone), count)
+            for device, count in used
+        ]
         return (tuple(figures), tuple(links))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import inf
 
+from apportion.cost.host_memory import at_work
 from apportion.cost.traffic import host_link
 from apportion.planner.problem import Problem
 from apportion.types.cluster import Device, Link
@@ -35,7 +36,16 @@ def device_figures(device: Device) -> tuple[object, ...]:
     rates = tuple(sorted(device.flops_per_s.items()))
     memory = (device.memory_bytes, device.reserved_bytes)
     overheads = (device.layer_overhead_s, device.step_overhead_s)
-    return (device.kind, *memory, device.mem_bytes_per_s, device.stream_bytes_per_s, rates, *overheads)
+    shared = (device.host_bytes_per_s, device.speed) if device.host_bytes_per_s is not None else None
+    return (
+        device.kind,
+        *memory,
+        device.mem_bytes_per_s,
+        device.stream_bytes_per_s,
+        rates,
+        *overheads,
+        shared,
+    )
 
 
 def device_kinds(devices: Sequence[Device]) -> tuple[tuple[Device, ...], ...]:
@@ -88,7 +98,8 @@ def first_alike(problem: Problem, groups: Sequence[Group]) -> list[int]:
     alike: list[int] = []
     for number, group in enumerate(groups):
         link = group_link(problem, group)
-        figures = tuple(device_figures(device) for device in group.devices)
+        devices = at_work(problem.cluster, group.devices, overlapping=True)
+        figures = tuple(device_figures(device) for device in (*group.devices, *devices))
         key = (figures, (link.latency_s, link.bytes_per_s) if link else None)
         alike.append(first.setdefault(key, number))
     return alike

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.estimate import Steps, group_reductions_s
+from apportion.cost.host_memory import at_work
 from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
 from apportion.planner.problem import Problem
@@ -39,7 +40,7 @@ class ShareCosts:
         self, problem: Problem, devices: Sequence[Device], link: Link | None, steps: Steps, kinds: StageKinds
     ) -> None:
         self.problem = problem
-        self.devices = devices
+        self.devices = at_work(problem.cluster, devices, overlapping=steps.overlapping)
         self.link = link
         self.steps = (*steps.prefill, steps.decode)
         self.kinds = kinds

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.estimate import Members, Steps, group_rest_s
+from apportion.cost.host_memory import at_work
 from apportion.cost.objective import Goal, Timing
 from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
@@ -77,7 +78,7 @@ class GroupShares:
     def __init__(self, memory: GroupMemory, link: Link | None, goal: Goal, steps: Steps) -> None:
         self.memory = memory
         self.problem = memory.problem
-        self.devices = memory.devices
+        self.devices = at_work(self.problem.cluster, memory.devices, overlapping=steps.overlapping)
         self.link = link
         self.goal = goal
         self.steps = steps

@@ -1,0 +1,89 @@
+"""This machine's processor: what so many of its threads reach, and the device that they make. Needs no torch."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import psutil
+
+from apportion.probe.processor import num_cores
+from apportion.probe.saved import read_rates
+from apportion.types import cpu
+from apportion.types.cluster import LOCAL_HOST, Device
+from apportion.types.cpu import CpuRates
+
+MEMORY_FRACTION = 0.8
+"""Share of the memory now available that a device may use unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductRates:
+    """What the engine's own products reach."""
+
+    read_bytes_per_s: float
+    flops_per_s: dict[str, float]
+
+
+def measure_cpu(num_devices: int) -> Device:
+    """One of `num_devices` that share the cores evenly, by what `apportion probe` once saved of this machine, else
+    measured now."""
+    num_threads, cores = max(1, num_cores() // num_devices), num_cores()
+    saved = read_rates()
+    own = saved.get(num_threads) or measured_rates(num_threads)
+    everyone = saved.get(cores) or (own if num_threads == cores else measured_rates(cores))
+    return cpu_device(own, num_threads, max(own.read_bytes_per_s, everyone.read_bytes_per_s))
+
+
+def cpu_device(rates: CpuRates, num_threads: int, host_bytes_per_s: float) -> Device:
+    return Device(
+        id="cpu",
+        host=LOCAL_HOST,
+        kind="cpu",
+        torch_device="cpu",
+        memory_bytes=int(psutil.virtual_memory().available * MEMORY_FRACTION),
+        reserved_bytes=0,
+        mem_bytes_per_s=rates.read_bytes_per_s,
+        flops_per_s=rates.flops_per_s,
+        layer_overhead_s=cpu.LAYER_OVERHEAD_S,
+        step_overhead_s=cpu.STEP_OVERHEAD_S,
+        num_threads=num_threads,
+        host_cores=num_cores(),
+        speed=1.0,
+        source="measured",
+        stream_bytes_per_s=rates.copied_bytes_per_s,
+        host_bytes_per_s=host_bytes_per_s,
+    )
+
+
+def measured_rates(num_threads: int) -> CpuRates:
+    """Of BLAS's products; the engine's in the weight formats are assumed from that of fp32."""
+    printed = _printed("apportion.probe.cpu_rates", num_threads)
+    read, multiply, copied = (float(figure) for figure in printed.split())
+    flops_per_s = cpu.rates_per_format(multiply)
+    return CpuRates(read_bytes_per_s=read, flops_per_s=flops_per_s, copied_bytes_per_s=copied)
+
+
+def product_rates(num_threads: int) -> ProductRates | None:
+    """Takes seconds. None where torch is not there or fails."""
+    if find_spec("torch") is None:
+        return None
+    try:
+        printed = json.loads(_printed("apportion.model.product_rates", num_threads))
+    except subprocess.CalledProcessError:
+        return None
+    return ProductRates(read_bytes_per_s=printed["read_bytes_per_s"], flops_per_s=printed["flops_per_s"])
+
+
+def _printed(module: str, num_threads: int) -> str:
+    """By a process of its own: BLAS reads its number of threads at import."""
+    variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return subprocess.run(
+        [sys.executable, "-m", module],
+        env={**os.environ, **dict.fromkeys(variables, str(num_threads))},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
