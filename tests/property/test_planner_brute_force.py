@@ -9,13 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apportion.cost.estimate import (
-    entry_timing,
-    exit_timing,
-    hop_timing,
-    objective_value,
-    stage_timing,
-)
+from apportion.cost.estimate import entry_timing, exit_timing, hop_timing, objective_value, stage_timing
 from apportion.cost.memory import stages_memory
 from apportion.cost.objective import Goal, Timing
 from apportion.cost.workspace import RUNTIME_BYTES

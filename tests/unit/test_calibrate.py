@@ -11,7 +11,8 @@ from plans import cpu_device, hand_plan
 from apportion.calibrate.apply import apply, statement
 from apportion.calibrate.observation import Observation, observe
 from apportion.calibrate.store import KEPT, add_observations, calibration_file, read_observations
-from apportion.cost.estimate import group_step_s, members_at_work, plan_estimate, stage_members
+from apportion.cost.estimate import plan_estimate
+from apportion.cost.group_step import group_step_s, members_at_work, stage_members
 from apportion.cost.roofline import Step
 from apportion.cost.traffic import group_link
 from apportion.types.cluster import ASSUMED_SPREAD, Device

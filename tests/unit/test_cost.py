@@ -7,15 +7,9 @@ import pytest
 from hand_model import CAPACITY, DECODE, LAYER, LINK, MODEL, device
 from plans import CERTAIN
 
-from apportion.cost.estimate import (
-    estimate,
-    group_step_s,
-    hop_timing,
-    stage_members,
-    unsynchronised_step_s,
-    workload_steps,
-)
+from apportion.cost.estimate import estimate, hop_timing, workload_steps
 from apportion.cost.formats import Formats
+from apportion.cost.group_step import group_step_s, stage_members, unsynchronised_step_s
 from apportion.cost.memory import (
     parameters,
     read_bytes,
@@ -23,7 +17,7 @@ from apportion.cost.memory import (
     stages_memory,
 )
 from apportion.cost.objective import Timing, goal
-from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s, prefill_steps
+from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s, overlapped_s, prefill_steps
 from apportion.cost.shard import stage_shards
 from apportion.cost.statements import epsilon_s, model_parameters, pipeline, token_communication
 from apportion.cost.traffic import reduction_s, run_link_bytes
@@ -100,6 +94,12 @@ def test_prefill_is_cut_into_chunks_and_the_last_draws():
         (4, 4, 0),
         (8, 2, 1),
     ]
+
+
+def test_the_ridge_of_the_roofline_is_round():
+    """3 s beside 4: 1 s beyond the half, squared, times 0.8 / 4."""
+    for longer, shorter, seconds in ((4, 2, 4), (4, 3, 4.2), (4, 4, 4.8), (4, 0, 4), (0, 0, 0)):
+        assert overlapped_s(longer, shorter) == overlapped_s(shorter, longer) == pytest.approx(seconds)
 
 
 def test_attention_is_bound_by_memory_in_decode_and_by_arithmetic_in_prefill():

@@ -69,7 +69,7 @@ def test_seconds_in_int8():
     assert ffn_column_s(device, layer, 1, INT8) == (192 + 8) / 400
     assert ffn_column_s(device, layer, 100, INT8) == 2 * 192 * 100 / 2000
     assert ffn_column_s(device, layer, 100, INT4) == 2 * 192 * 100 / 1000  # turned into 16 bits first
-    assert head_row_s(device, model, 1, INT4) == 2 * 64 / 1000
+    assert head_row_s(device, model, 2, INT4) == 2 * 64 * 2 / 1000
     assert device.rate("fp32") is None
 
 

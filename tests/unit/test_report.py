@@ -57,14 +57,15 @@ def report(meter: WorkMeter) -> WorkerReport:
 
 
 def test_steps_are_added_up_by_phase_and_mixed_ones_left_out(clock: Clock):
+    """Of decode the fullest."""
     meter = WorkMeter()
-    for one in (batch(1, 1), batch(1), batch(4, 3), batch(4, 1)):
+    for one in (batch(1), batch(1, 1), batch(1), batch(1, 1), batch(4, 3), batch(4, 1)):
         meter.begin_step(clock.now_s)
         clock.now_s += 0.5
         meter.spent("exchange", 0.01)
         meter.end_step(one)
     decode, prefill = report(meter).phase(DECODE), report(meter).phase(PREFILL)
-    assert (decode.num_steps, decode.num_sequences, decode.num_tokens, decode.busy_s) == (2, 3, 3, 1.0)
+    assert (decode.num_steps, decode.num_sequences, decode.num_tokens, decode.busy_s) == (2, 4, 4, 1.0)
     assert (prefill.num_steps, prefill.num_tokens, prefill.start_tokens) == (1, 7, 10)
     assert decode.exchange_s == pytest.approx(0.02)
     meter.clear()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apportion.catalog.cluster_rules import emulate
-from apportion.cost.estimate import group_step_s, stage_members
+from apportion.cost.group_step import group_step_s, stage_members
 from apportion.cost.memory import read_bytes, stages_memory
 from apportion.cost.streaming import evenly_streamed, streaming_step_s
 from apportion.types.cluster import Cluster, DeviceKind

@@ -2,8 +2,8 @@
 
 In logarithms: residuals log(predicted / measured) in units of their noise, and each constant's distance from the
 assumed one in units of its trust. What the data do not tell apart (bytes and layers grow together in one model) stays
-in the assumed proportion. Decode gives bytes/s and the overheads, prefill gives flop/s; `soft_l1` bounds the pull of a
-run that was disturbed.
+in the assumed proportion. Decode gives bytes/s and the overheads, prefill and large batches flop/s; `soft_l1` bounds
+the pull of a run that was disturbed.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from apportion.calibrate.observation import Observation
+from apportion.calibrate.observation import Observation, Phase
+from apportion.cost.roofline import overlapped_s
 from apportion.types.cluster import ASSUMED_SPREAD
 
-RATE_TRUST, OVERHEAD_TRUST, FLOPS_TRUST = 0.25, 0.7, 0.4
+TRUST = {
+    "mem_bytes_per_s": 0.25,
+    "host_bytes_per_s": 0.25,
+    "flops_per_s": 0.4,
+    "layer_overhead_s": 0.7,
+    "step_overhead_s": 0.7,
+}
 """Standard deviations of the assumed constants, as logarithms: rates are measured or stated, overheads are guessed."""
-DECODE_NOISE, PREFILL_NOISE = 0.04, 0.12
+NOISE: dict[Phase, float] = {"decode": 0.04, "prefill": 0.12}
 """Of one run's mean step. A prefill is a single step, the first with its shape, so it scatters more."""
 BOUND = 2.0
 """Residuals beyond so many standard deviations count linearly."""
@@ -43,7 +50,7 @@ class Constants:
         if self.host_bytes_per_s is not None:
             reading = min(reading, self.host_bytes_per_s / (1 + seen.beside))
         return (
-            sum(max(flops / self.flops_per_s, size / reading) for flops, size in seen.work)
+            sum(overlapped_s(flops / self.flops_per_s, size / reading) for flops, size in seen.work)
             + seen.num_layers * self.layer_overhead_s
             + self.step_overhead_s
         )
@@ -69,8 +76,7 @@ def fit_device(assumed: Constants, seen: Sequence[Observation]) -> Fit:
         for one in decode
     ]
     prefill = [replace(one, measured_s=one.measured_s + waiting_s) for one in prefill]
-    constants = _fit_decode(assumed, decode)
-    constants = _fit_prefill(constants, prefill)
+    constants = _likeliest(assumed, [*decode, *prefill])
     return Fit(
         constants=constants,
         num_runs=len({one.run for one in seen}),
@@ -85,24 +91,8 @@ def fit_latency_s(assumed_s: float, bytes_per_s: float, seen: Sequence[Observati
     return max(0.0, _median_or(beyond_s, assumed_s))
 
 
-def _fit_decode(assumed: Constants, seen: Sequence[Observation]) -> Constants:
-    names = ("mem_bytes_per_s", "host_bytes_per_s", "layer_overhead_s", "step_overhead_s")
-    trust = (RATE_TRUST, RATE_TRUST, OVERHEAD_TRUST, OVERHEAD_TRUST)
-    return _likeliest(assumed, names, trust, seen, DECODE_NOISE)
-
-
-def _fit_prefill(assumed: Constants, seen: Sequence[Observation]) -> Constants:
-    return _likeliest(assumed, ("flops_per_s",), (FLOPS_TRUST,), seen, PREFILL_NOISE)
-
-
-def _likeliest(
-    assumed: Constants,
-    names: Sequence[str],
-    trust: Sequence[float],
-    seen: Sequence[Observation],
-    noise: float,
-) -> Constants:
-    fitted = [(name, sigma) for name, sigma in zip(names, trust, strict=True) if getattr(assumed, name)]
+def _likeliest(assumed: Constants, seen: Sequence[Observation]) -> Constants:
+    fitted = [(name, sigma) for name, sigma in TRUST.items() if getattr(assumed, name)]
     if not seen or not fitted:
         return assumed
 
@@ -110,7 +100,7 @@ def _likeliest(
         factors = {name: getattr(assumed, name) * exp(x) for (name, _), x in zip(fitted, logs, strict=True)}
         return replace(assumed, **factors)
 
-    return scaled(_minimum(lambda logs: _residuals(scaled(logs), seen, noise), [s for _, s in fitted]))
+    return scaled(_minimum(lambda logs: _residuals(scaled(logs), seen), [s for _, s in fitted]))
 
 
 def _minimum(residuals: Callable[[Any], list[float]], trust: Sequence[float]) -> Any:
@@ -130,8 +120,8 @@ def _bounded(residual: float) -> float:
     return copysign(BOUND * sqrt(2 * (hypot(1, residual / BOUND) - 1)), residual)
 
 
-def _residuals(constants: Constants, seen: Sequence[Observation], noise: float) -> list[float]:
-    return [log(constants.seconds(one) / one.measured_s) / noise for one in seen]
+def _residuals(constants: Constants, seen: Sequence[Observation]) -> list[float]:
+    return [log(constants.seconds(one) / one.measured_s) / NOISE[one.phase] for one in seen]
 
 
 def _spread(constants: Constants, seen: Sequence[Observation]) -> float:

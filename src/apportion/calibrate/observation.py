@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal, Protocol
 
-from apportion.cost.estimate import Members, group_exchange_s, members_at_work, stage_members
+from apportion.cost.group_step import Members, group_exchange_s, members_at_work, stage_members
 from apportion.cost.host_memory import beside
 from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s, phase_s
 from apportion.cost.shard import Shard

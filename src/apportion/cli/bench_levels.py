@@ -8,7 +8,7 @@ from statistics import median
 from apportion.calibrate.observation import mean_step, step_work
 from apportion.cli.bench_choices import Lengths
 from apportion.cli.prediction import Speed, predicted_speed
-from apportion.cost.estimate import stage_members
+from apportion.cost.group_step import stage_members
 from apportion.cost.roofline import Step
 from apportion.cost.shard import Shard
 from apportion.runtime.engine import Engine

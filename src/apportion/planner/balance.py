@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
-from apportion.cost.estimate import Members, group_step_s, members_at_work, microbatch_steps, stage_members
+from apportion.cost.estimate import microbatch_steps
+from apportion.cost.group_step import Members, group_step_s, members_at_work, stage_members
 from apportion.cost.memory import shard_memory
 from apportion.cost.shard import Shard
 from apportion.cost.statements import epsilon_s

@@ -26,7 +26,8 @@ USES: tuple[Use, ...] = ("compute", "exchange", "swap", "link", "bubble")
 
 @dataclass(slots=True)
 class PhaseWork:
-    """The steps of one phase, added up. Of `busy_s`, from message to message, `exchange_s` are spent with the other
+    """The steps of one phase, added up; of decode those of the most sequences alone, as batches grow while prompts come
+    and shrink at the end. Of `busy_s`, from message to message, `exchange_s` are spent with the other
     members of the group, waiting for them included."""
 
     num_steps: int = 0
@@ -166,7 +167,10 @@ class WorkMeter:
         single = {len(chunk.token_ids) == 1 for chunk in batch.chunks}
         if len(single) != 1:
             return
-        work = self.work[DECODE if single.pop() else PREFILL]
+        phase = DECODE if single.pop() else PREFILL
+        if phase == DECODE and not self._as_full(batch):
+            return
+        work = self.work[phase]
         work.num_steps += 1
         work.num_sequences += len(batch.chunks)
         work.num_tokens += batch.num_tokens
@@ -174,6 +178,14 @@ class WorkMeter:
         work.sampled_rows += sum(chunk.sampling is not None for chunk in batch.chunks)
         work.busy_s += busy_s
         work.exchange_s += self._within_s["exchange"]
+
+    def _as_full(self, batch: ScheduledBatch) -> bool:
+        """Whether no decode step had more sequences; fuller than all is the first of its kind."""
+        seen = self.work[DECODE]
+        fullest = seen.num_sequences // seen.num_steps if seen.num_steps else 0
+        if len(batch.chunks) > fullest:
+            self.work[DECODE] = PhaseWork()
+        return len(batch.chunks) >= fullest
 
 
 class CoordinatorMeter:

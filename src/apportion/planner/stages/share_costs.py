@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from apportion.cost.estimate import Steps, group_reductions_s
+from apportion.cost.estimate import Steps
+from apportion.cost.group_step import group_reductions_s
 from apportion.cost.host_memory import at_work
 from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES

@@ -14,7 +14,8 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from apportion.cost.estimate import Members, Steps, group_rest_s
+from apportion.cost.estimate import Steps
+from apportion.cost.group_step import Members, group_rest_s
 from apportion.cost.host_memory import at_work
 from apportion.cost.objective import Goal, Timing
 from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s

@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from apportion.cost.estimate import Steps, group_step_s
+from apportion.cost.estimate import Steps
+from apportion.cost.group_step import group_step_s
 from apportion.cost.memory import shard_memory
 from apportion.cost.shard import LayerCounts, Shard
 from apportion.cost.streaming import evenly_streamed
