@@ -43,9 +43,10 @@ STEPS = [
     [(0, 7, 12), (1, 0, 6)],
     [(1, 6, 7), (2, 0, 20), (0, 12, 13)],
     [(0, 13, 14), (1, 7, 8), (2, 20, 31)],
-    [(1, 8, 9), (0, 14, 23)],
+    [(1, 8, 9), (0, 14, 15)],
+    [(0, 15, 23)],
 ]
-"""The chunks (sequence, start, stop) of each batch: prefill in pieces, decode beside it."""
+"""The chunks (sequence, start, stop) of each batch: prefill in pieces, decode beside it and by itself."""
 
 
 class ThreadGroup:
@@ -189,8 +190,11 @@ def check_share(model: ModelSpec, running: RunningStage) -> None:
 
 
 def check_reductions(model: ModelSpec, running: RunningStage, num_tokens: int) -> None:
-    """One for the embedding, two per layer, and two narrow ones per layer of a norm over all heads."""
+    """One for the embedding, two per layer, and two narrow ones per layer of a norm over all heads. One device need not
+    call them."""
     for shapes in running.group.shapes:
+        if len(running.members) == 1:
+            continue
         wide = [shape for shape in shapes if shape == (num_tokens, model.hidden_size)]
         assert len(wide) == running.stage.has_embedding + 2 * running.stage.num_layers
         narrow = [shape for shape in shapes if shape == (num_tokens, 1)]

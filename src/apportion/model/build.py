@@ -5,10 +5,14 @@ transformers is imported in the second case alone: that takes longer than everyt
 
 from pathlib import Path
 
-from apportion.model.decoder_stage import DecoderStage
+import torch
+
+from apportion.model.decoder_stage import DecoderStage, StageModules
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean_build import lean_modules
+from apportion.model.lean_compile import lean_program
 from apportion.model.lean_config import LeanConfig, lean_config
+from apportion.model.lean_program import LeanProgram
 from apportion.model.load_memory import LoadMemory
 from apportion.model.parameters import ParameterReader
 from apportion.model.shard import RankShares
@@ -56,10 +60,12 @@ def build_stage(
 
         modules = hf_modules(reader, folder, model, stage, rank, all_reduce, config)
     pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)
+    program = _program(modules, pool, reader, model, stage)
     memory.observe()
     return DecoderStage(
         modules,
         pool,
+        program,
         parameters=reader.parameters,
         weights_bytes=reader.weights_bytes,
         read_bytes=weights.read_bytes,
@@ -70,6 +76,14 @@ def _lean_config(folder: Path, model: ModelSpec, stage: Stage, weights: Weights)
     """All experts in one tensor, which no published checkpoint has, are left to transformers' layers."""
     whole_experts = f"model.layers.{stage.layer_start}.mlp.experts.gate_up_proj"
     return None if whole_experts in weights else lean_config(folder, model)
+
+
+def _program(
+    modules: StageModules, pool: KVPool, reader: ParameterReader, model: ModelSpec, stage: Stage
+) -> LeanProgram | None:
+    if reader.torch_device != "cpu" or reader.dtype != torch.float32:
+        return None
+    return lean_program(modules.layers, pool, model.hidden_size, grouped=stage.split.size > 1)
 
 
 def _kv_pool(

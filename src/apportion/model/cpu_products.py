@@ -3,14 +3,13 @@
 Shapes: M = rows of activations, N = output rows, R = some of them, K = input columns.
 """
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from apportion.model.matrix_source import MatrixSource
-from apportion.model.product_kernel import LANES, PANEL_ROWS, multiply
+from apportion.model.op_code import BUFFER_WORDS, ROW_WORDS, ROWS_WORD
+from apportion.model.product_kernel import LANES, PANEL_ROWS, product_op
 from apportion.model.quantise import quantised_rows
 from apportion.model.team import team_of
 from apportion.model.weights import FORMAT_DTYPES
@@ -32,24 +31,34 @@ class PackedProduct:
 
     def __init__(self, source: MatrixSource, weight_format: str) -> None:
         """Raises ModelError for weights beyond the range of fp16, where they are held in it."""
-        self._rows, columns = source.rows, source.columns
+        self.rows, self.columns = source.rows, source.columns
         filled_rows = -(-source.rows // LANES) * LANES
         # numpy asks for huge pages, which torch does not.
-        self._weights = np.empty(filled_rows * columns, _ARRAY_TYPES[weight_format])
+        self._weights = np.empty(filled_rows * self.columns, _ARRAY_TYPES[weight_format])
         self._scales_N = np.ones(filled_rows, np.float32) if weight_format == "int8" else _NO_SCALES
+        self.op = product_op(self._weights.dtype)
         self._team = team_of(torch.get_num_threads())
-        step = max(1, _READ_ELEMENTS // columns // PANEL_ROWS) * PANEL_ROWS
+        self._row_1W = np.zeros((1, ROW_WORDS), np.int64)
+        self.op.fill(self._row_1W[0], **self.operands)
+        step = max(1, _READ_ELEMENTS // self.columns // PANEL_ROWS) * PANEL_ROWS
         for start in range(0, source.rows, step):
             self._pack(self._read(source, start, min(start + step, source.rows), weight_format), start)
 
+    @property
+    def operands(self) -> dict[str, int]:
+        return {
+            "weights": self._weights.ctypes.data,
+            "scales": self._scales_N.ctypes.data,
+            "columns": self.columns,
+            "width": self.rows,
+        }
+
     def __call__(self, x_MK: Tensor) -> Tensor:
-        out_MN = torch.empty(len(x_MK), self._rows)
-        part = partial(multiply, x_MK.numpy(), self._weights, self._scales_N, out_MN.numpy())
-        panels = -(-self._rows // PANEL_ROWS)
-        if len(x_MK) * self._weights.size < _SHARED_MULTIPLICATIONS:
-            part(0, panels)
-        else:
-            self._team.run(part, panels)
+        out_MN = torch.empty(len(x_MK), self.rows)
+        row_W = self._row_1W[0]
+        row_W[ROWS_WORD], row_W[BUFFER_WORDS] = len(x_MK), (x_MK.data_ptr(), 0, 0, out_MN.data_ptr())
+        few = len(x_MK) * self._weights.size < _SHARED_MULTIPLICATIONS
+        (team_of(1) if few else self._team).run_ops(self._row_1W, 0, 1)
         return out_MN
 
     def _read(self, source: MatrixSource, start: int, stop: int, weight_format: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
+from apportion.model.lean_program import LeanProgram, Rotation
 from apportion.model.streaming import LayerStream
 
 Rotary = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
@@ -40,13 +41,21 @@ class DecoderStage:
     """See `StageModel`."""
 
     def __init__(
-        self, modules: StageModules, kv_pool: KVPool, *, parameters: int, weights_bytes: int, read_bytes: int
+        self,
+        modules: StageModules,
+        kv_pool: KVPool,
+        program: LeanProgram | None,
+        *,
+        parameters: int,
+        weights_bytes: int,
+        read_bytes: int,
     ) -> None:
+        """With `program` in place of calls of the layers."""
         self.parameters = parameters
         self.weights_bytes = weights_bytes
         self.read_bytes = read_bytes
         self.kv_pool = kv_pool
-        self._modules = modules
+        self._modules, self._program = modules, program
 
     @property
     def streamed_bytes(self) -> int:
@@ -54,21 +63,28 @@ class DecoderStage:
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
-        hidden_1TH = (inputs if self._modules.embedding is None else self._embed(inputs))[None]
-        rotations = {
-            rotary: rotary(batch.positions_T, hidden_1TH.dtype) for rotary in set(self._modules.rotaries)
+        hidden_TH = inputs if self._modules.embedding is None else self._embed(inputs)
+        by_rotary = {
+            rotary: rotary(batch.positions_T, hidden_TH.dtype) for rotary in set(self._modules.rotaries)
         }
-        for layer, rotary in zip(self._modules.layers, self._modules.rotaries, strict=True):
+        rotations = [by_rotary[rotary] for rotary in self._modules.rotaries]
+        if self._program is not None:
+            hidden_TH = self._program(hidden_TH, rotations, batch)
+        else:
+            hidden_TH = self._through_layers(hidden_TH, rotations, batch)
+        return hidden_TH if self._modules.norm is None else self._logits(hidden_TH, batch.sample_rows_N)
+
+    def _through_layers(self, hidden_TH: Tensor, rotations: list[Rotation], batch: FlatBatch) -> Tensor:
+        hidden_1TH = hidden_TH[None]
+        for layer, rotation in zip(self._modules.layers, rotations, strict=True):
             hidden_1TH = layer(
                 hidden_1TH,
                 attention_mask=None,
-                position_embeddings=rotations[rotary],
+                position_embeddings=rotation,
                 batch=batch,
                 kv_pool=self.kv_pool,
             )
-        return (
-            hidden_1TH[0] if self._modules.norm is None else self._logits(hidden_1TH[0], batch.sample_rows_N)
-        )
+        return hidden_1TH[0]
 
     def _embed(self, ids_T: Tensor) -> Tensor:
         assert self._modules.embedding is not None

@@ -26,13 +26,13 @@ class ReducedLinear:
     """A product of which each member has a part: summed over the members, and then the bias is added once."""
 
     def __init__(self, linear: PackedLinear, all_reduce: AllReduce) -> None:
-        self._bias_H, linear.bias = linear.bias, None
-        self._linear = linear
-        self._all_reduce = all_reduce
+        self.bias_H, linear.bias = linear.bias, None
+        self.linear = linear
+        self.all_reduce = all_reduce
 
     def __call__(self, x: Tensor) -> Tensor:
-        out_TH = self._all_reduce(self._linear(x))
-        return out_TH if self._bias_H is None else out_TH + self._bias_H
+        out_TH = self.all_reduce(self.linear(x))
+        return out_TH if self.bias_H is None else out_TH + self.bias_H
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +48,26 @@ class Attention:
     norms: tuple[Norm, Norm] | None
     """The query's and the key's."""
 
+    @property
+    def heads(self) -> int:
+        return self.project_in.out_features // self.head_dim - 2 * self.kv_heads
+
     def __call__(
         self, x_TH: Tensor, rotation: tuple[Tensor, Tensor], batch: FlatBatch, kv_pool: KVPool
     ) -> Tensor:
-        out_TND = paged_attention(
-            # No name holds the projections: attention needs only the copies.
-            *split_heads(
-                self.project_in(x_TH).view(len(x_TH), -1, self.head_dim), self.kv_heads, rotation, self.norms
-            ),
+        projected_TWD = self.project_in(x_TH).view(len(x_TH), -1, self.head_dim)
+        query_TND, key_TKD, value_TKD = split_heads(projected_TWD, self.kv_heads, rotation, self.norms)
+        del projected_TWD  # attention needs only the copies
+        return self.project_out(self.attend(query_TND, key_TKD, value_TKD, batch, kv_pool).flatten(1))
+
+    def attend(
+        self, query_TND: Tensor, key_TKD: Tensor, value_TKD: Tensor, batch: FlatBatch, kv_pool: KVPool
+    ) -> Tensor:
+        """out_TND"""
+        return paged_attention(
+            query_TND,
+            key_TKD,
+            value_TKD,
             layer=self.layer,
             batch=batch,
             kv_pool=kv_pool,
@@ -64,7 +76,6 @@ class Attention:
             softcap=self.softcap,
             sinks_N=None,
         )
-        return self.project_out(out_TND.flatten(1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +89,7 @@ class FeedForward:
 
 
 class LeanLayer(nn.Module):
-    """Called like a layer of transformers."""
+    """Called like a layer of transformers, where it is not compiled (`lean_program`)."""
 
     def __init__(
         self,
@@ -90,8 +101,8 @@ class LeanLayer(nn.Module):
     ) -> None:
         """Norms stand before and, in gemma, after each half."""
         super().__init__()
-        self._attention, self._feed_forward = attention, feed_forward
-        self._attention_norms, self._feed_forward_norms = attention_norms, feed_forward_norms
+        self.attention, self.feed_forward = attention, feed_forward
+        self.attention_norms, self.feed_forward_norms = attention_norms, feed_forward_norms
 
     def forward(
         self,
@@ -104,13 +115,9 @@ class LeanLayer(nn.Module):
     ) -> Tensor:
         assert attention_mask is None
         hidden_TH = hidden_1TH[0]
-        before, after = self._attention_norms
-        attended_TH = self._attention(before(hidden_TH), position_embeddings, batch, kv_pool)
-        if after is not None:
-            attended_TH = after.in_place(attended_TH)
-        before, after = self._feed_forward_norms
-        normed_TH = before.of_sum(hidden_TH, attended_TH)  # attended_TH now holds the sum
-        forwarded_TH = self._feed_forward(normed_TH)
-        if after is not None:
-            forwarded_TH = after.in_place(forwarded_TH)
-        return forwarded_TH.add_(attended_TH)[None]
+        before, after = self.attention_norms
+        attended_TH = self.attention(before(hidden_TH), position_embeddings, batch, kv_pool)
+        hidden_TH = hidden_TH + (attended_TH if after is None else after(attended_TH))
+        before, after = self.feed_forward_norms
+        forwarded_TH = self.feed_forward(before(hidden_TH))
+        return hidden_TH.add_(forwarded_TH if after is None else after(forwarded_TH))[None]

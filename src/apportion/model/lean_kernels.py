@@ -1,4 +1,4 @@
-"""What a lean layer does between its products, in fp32 on a CPU: each function one compiled pass over the rows.
+"""What a lean layer does between its products, in fp32 on a CPU: each op one pass over the rows.
 
 What a row gets depends on it alone. numba compiles them when this module is first imported on a machine, and keeps
 the result on disk.
@@ -14,16 +14,20 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
+from torch import Tensor
 
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
-"""Sums may be reordered; infinities keep their meaning."""
+from apportion.model.op_code import FAST, floats, op, pointer, row_type, share
+
 _F = np.float32
 _LOG2_E, _LN_2 = _F(1.4426950408889634), _F(0.6931471805599453)
 _EXPONENT_BIAS, _MANTISSA_BITS = 127, 23
 _HIGHEST_EXPONENT = _F(126)
+_COLUMNS = 64
+"""Shared out together, so that threads do not write to one cache line."""
 
 
-@njit(fastmath=_FAST, inline="always")
+@njit(fastmath=FAST, inline="always")
 def _scale(x_H, eps):
     """1 / root mean square"""
     squares = _F(0)
@@ -32,28 +36,67 @@ def _scale(x_H, eps):
     return _F(1) / np.sqrt(squares / _F(len(x_H)) + eps)
 
 
-@njit(fastmath=_FAST, inline="always")
+@njit(fastmath=FAST, inline="always")
 def _norm_row(x_H, weight_H, eps, out_H):
     scale = _scale(x_H, eps)
     for h in range(len(x_H)):
         out_H[h] = x_H[h] * scale * weight_H[h]
 
 
-def _norm(x_TH, weight_H, eps, out_TH):
-    """RMS norm; `out_TH` may be `x_TH`."""
-    for t in range(len(x_TH)):
-        _norm_row(x_TH[t], weight_H, eps, out_TH[t])
+_NORM = row_type("weight", "width", floats=("eps",))
 
 
-def _add_norm(x_TH, sum_TH, weight_H, eps, out_TH):
-    """Adds x to `sum_TH`; `out_TH` is the sum's RMS norm."""
-    for t in range(len(x_TH)):
-        for h in range(x_TH.shape[1]):
+@op(_NORM)
+def norm(row, number, size):
+    """out = RMS norm of x, which it may be."""
+    a = carray(pointer(row), 1, _NORM)[0]
+    x_TH, out_TH = floats(a.x, (a.rows, a.width)), floats(a.out, (a.rows, a.width))
+    start, stop = share(a.rows, number, size)
+    for t in range(start, stop):
+        _norm_row(x_TH[t], floats(a.weight, a.width), _F(a.eps), out_TH[t])
+
+
+@op(_NORM)
+def add_norm(row, number, size):
+    """y += x; out = RMS norm of y."""
+    a = carray(pointer(row), 1, _NORM)[0]
+    x_TH, sum_TH = floats(a.x, (a.rows, a.width)), floats(a.y, (a.rows, a.width))
+    out_TH = floats(a.out, (a.rows, a.width))
+    start, stop = share(a.rows, number, size)
+    for t in range(start, stop):
+        for h in range(a.width):
             sum_TH[t, h] += x_TH[t, h]
-        _norm_row(sum_TH[t], weight_H, eps, out_TH[t])
+        _norm_row(sum_TH[t], floats(a.weight, a.width), _F(a.eps), out_TH[t])
 
 
-@njit(fastmath=_FAST, inline="always")
+_ADD = row_type("width")
+
+
+@op(_ADD)
+def add(row, number, size):
+    """y += x"""
+    a = carray(pointer(row), 1, _ADD)[0]
+    start, stop = share(a.rows * a.width, number, size)
+    x, total = floats(a.x, a.rows * a.width), floats(a.y, a.rows * a.width)
+    for at in range(start, stop):
+        total[at] += x[at]
+
+
+_ADD_BIAS = row_type("width", "bias")
+
+
+@op(_ADD_BIAS)
+def add_bias(row, number, size):
+    """y += bias"""
+    a = carray(pointer(row), 1, _ADD_BIAS)[0]
+    total_TH, bias_H = floats(a.y, (a.rows, a.width)), floats(a.bias, a.width)
+    start, stop = share(a.rows, number, size)
+    for t in range(start, stop):
+        for h in range(a.width):
+            total_TH[t, h] += bias_H[h]
+
+
+@njit(fastmath=FAST, inline="always")
 def _turn(x_D, cos_D, sin_D, out_D):
     half = len(x_D) // 2
     low, high, out_low, out_high = x_D[:half], x_D[half:], out_D[:half], out_D[half:]
@@ -62,23 +105,40 @@ def _turn(x_D, cos_D, sin_D, out_D):
         out_high[d] = high[d] * cos_D[d] + low[d] * sin_D[d]
 
 
-def _split(projected_TWD, cos_TD, sin_TD, query_weight_X, key_weight_X, eps, query_TND, key_TKD, value_TKD):
-    """Query, key and value apart, the first two normed and rotated. `projected_TWD` is scratch afterwards.
+_SPLIT = row_type(
+    *("heads", "kv_heads", "head_dim", "cos", "sin", "query_weight", "key_weight"), floats=("eps",)
+)
 
-    The second halves of cos and sin repeat the first."""
-    heads, kv_heads = query_TND.shape[1], key_TKD.shape[1]
-    for t in range(len(projected_TWD)):
-        cos_D, sin_D = cos_TD[t], sin_TD[t]
-        if len(query_weight_X):
+_COS_WORD = list(_SPLIT.names or ()).index("cos")
+
+
+@op(_SPLIT)
+def split(row, number, size):
+    """Query (y), key (z) and value (out) of the projections (x) apart, the first two normed, where there are weights
+    for it, and rotated. x is scratch afterwards. The second halves of cos and sin repeat the first."""
+    a = carray(pointer(row), 1, _SPLIT)[0]
+    heads, kv_heads, head_dim = a.heads, a.kv_heads, a.head_dim
+    projected_TWD = floats(a.x, (a.rows, heads + 2 * kv_heads, head_dim))
+    query_TND = floats(a.y, (a.rows, heads, head_dim))
+    key_TKD, value_TKD = (
+        floats(a.z, (a.rows, kv_heads, head_dim)),
+        floats(a.out, (a.rows, kv_heads, head_dim)),
+    )
+    cos_TD, sin_TD = floats(a.cos, (a.rows, head_dim)), floats(a.sin, (a.rows, head_dim))
+    start, stop = share(a.rows, number, size)
+    for t in range(start, stop):
+        if a.query_weight != 0:
             for n in range(heads):
-                _norm_row(projected_TWD[t, n], query_weight_X, eps, projected_TWD[t, n])
+                _norm_row(
+                    projected_TWD[t, n], floats(a.query_weight, head_dim), _F(a.eps), projected_TWD[t, n]
+                )
             for n in range(heads, heads + kv_heads):
-                _norm_row(projected_TWD[t, n], key_weight_X, eps, projected_TWD[t, n])
+                _norm_row(projected_TWD[t, n], floats(a.key_weight, head_dim), _F(a.eps), projected_TWD[t, n])
         for n in range(heads):
-            _turn(projected_TWD[t, n], cos_D, sin_D, query_TND[t, n])
+            _turn(projected_TWD[t, n], cos_TD[t], sin_TD[t], query_TND[t, n])
         for k in range(kv_heads):
-            _turn(projected_TWD[t, heads + k], cos_D, sin_D, key_TKD[t, k])
-            for d in range(value_TKD.shape[2]):
+            _turn(projected_TWD[t, heads + k], cos_TD[t], sin_TD[t], key_TKD[t, k])
+            for d in range(head_dim):
                 value_TKD[t, k, d] = projected_TWD[t, heads + kv_heads + k, d]
 
 
@@ -96,7 +156,7 @@ def _emit_power_of_2(_context: Any, exponent: Any) -> Any:
 _power_of_2: Callable[..., np.float32] = intrinsic(_emit_power_of_2)
 
 
-@njit(fastmath=_FAST, inline="always")
+@njit(fastmath=FAST, inline="always")
 def _exp2(x):
     """A polynomial, because it vectorises: 2^k · e^r with |r| ≤ ln 2 / 2, relative error below 2e-7; x is cut off at
     ± `_HIGHEST_EXPONENT`."""
@@ -108,26 +168,26 @@ def _exp2(x):
     return power * _power_of_2(k)
 
 
-def _gate(gate_up_TG, linear, cubic, out_TF):
-    """gate · up / (1 + exp(−(linear · gate + cubic · gate³))), of which the gates are the first half of each row."""
-    columns = out_TF.shape[1]
-    for t in range(len(out_TF)):
-        gate_F, up_F, out_F = gate_up_TG[t, :columns], gate_up_TG[t, columns:], out_TF[t]
-        for f in range(columns):
+_GATE = row_type("columns", floats=("linear", "cubic"))
+
+
+@op(_GATE)
+def gate(row, number, size):
+    """out = gate · up / (1 + exp(−(linear · gate + cubic · gate³))), of which the gates are the first half of each row
+    of x."""
+    a = carray(pointer(row), 1, _GATE)[0]
+    columns, linear, cubic = a.columns, _F(a.linear), _F(a.cubic)
+    gate_up_TG, out_TF = floats(a.x, (a.rows, 2 * columns)), floats(a.out, (a.rows, columns))
+    start, stop = share(-(-columns // _COLUMNS), number, size)
+    start, stop = start * _COLUMNS, min(stop * _COLUMNS, columns)
+    for t in range(a.rows):
+        gate_F, up_F = gate_up_TG[t, start:stop], gate_up_TG[t, columns + start : columns + stop]
+        out_F = out_TF[t, start:stop]
+        for f in range(stop - start):
             x = gate_F[f]
             out_F[f] = x * up_F[f] / (_F(1) + _exp2(-_LOG2_E * x * (linear + cubic * x * x)))
 
 
-_FLOAT = types.float32
-_ROW, _ROWS, _HEADS = _FLOAT[::1], _FLOAT[:, ::1], _FLOAT[:, :, ::1]
-
-
-def _compiled(signature: Any, function: Callable[..., None]) -> Callable[..., None]:
-    # With Python's division, which raises, no loop that divides is vectorised.
-    return njit(signature, fastmath=_FAST, error_model="numpy", nogil=True, cache=True)(function)
-
-
-norm = _compiled(types.void(_ROWS, _ROW, _FLOAT, _ROWS), _norm)
-add_norm = _compiled(types.void(_ROWS, _ROWS, _ROW, _FLOAT, _ROWS), _add_norm)
-split = _compiled(types.void(_HEADS, _ROWS, _ROWS, _ROW, _ROW, _FLOAT, _HEADS, _HEADS, _HEADS), _split)
-gate = _compiled(types.void(_ROWS, _FLOAT, _FLOAT, _ROWS), _gate)
+def point_rotation(row_W: np.ndarray, cos_1TD: Tensor, sin_1TD: Tensor) -> None:
+    """Of an operation that is `split`."""
+    row_W[_COS_WORD : _COS_WORD + 2] = cos_1TD.data_ptr(), sin_1TD.data_ptr()

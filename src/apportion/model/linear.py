@@ -22,8 +22,8 @@ from apportion.model.shard import whole_placements
 from apportion.model.weights import FORMAT_DTYPES
 from apportion.types.layout import INT8_ROW_BYTES, WIDENED_ELEMENTS
 
-PACKED_FEATURES = 512
-"""fp32 matrices with fewer inputs or outputs gain nothing by it: they stay in the caches."""
+_SIZE = 512
+"""Of the matrix to warm up with."""
 
 Product = Callable[[Tensor], Tensor]
 """x_MK -> out_MN"""
@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = source.columns, source.rows
         self.weights_bytes = matrix_bytes(source.rows, source.columns, weight_format)
         self.bias = bias_N
-        self._product = make_product(source, weight_format, torch_dtype, torch_device)
+        self.product = make_product(source, weight_format, torch_dtype, torch_device)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., K]` -> `[..., N]`"""
@@ -53,7 +53,7 @@ class PackedLinear(nn.Module):
         if x.dim() > 2:
             out_MN = self.forward(x.reshape(-1, self.in_features))
             return out_MN.view(*x.shape[:-1], self.out_features)
-        out_MN = self._product(x.contiguous())
+        out_MN = self.product(x.contiguous())
         if self.bias is not None:
             out_MN += self.bias
         return out_MN
@@ -70,8 +70,7 @@ def make_product(
     source: MatrixSource, weight_format: str, torch_dtype: torch.dtype, torch_device: str
 ) -> Product:
     """Raises ModelError for weights beyond the range of fp16, where a CPU holds them in it."""
-    packed = weight_format != "fp32" or min(source.rows, source.columns) >= PACKED_FEATURES
-    if torch_device == "cpu" and torch_dtype == torch.float32 and packed:
+    if torch_device == "cpu" and torch_dtype == torch.float32:
         return PackedProduct(source, weight_format)
     if weight_format == "int8":
         return WidenedProduct(*quantised_rows(source, 0, source.rows, torch_device))
@@ -83,13 +82,12 @@ def make_product(
 
 def warm_up(weight_format: str, torch_dtype: torch.dtype, torch_device: str) -> None:
     """Loads what a format's products need, so that its memory is not counted as a stage's."""
-    size = PACKED_FEATURES
-    reads = tuple(whole_placements("", (size, size), None))
-    source = MatrixSource(weights=RandomWeights(), reads=reads, rows=size, columns=size)
+    reads = tuple(whole_placements("", (_SIZE, _SIZE), None))
+    source = MatrixSource(weights=RandomWeights(), reads=reads, rows=_SIZE, columns=_SIZE)
     linear = PackedLinear(source, weight_format, torch_dtype, torch_device)
-    linear(torch.ones(2, size, dtype=torch_dtype, device=torch_device))
-    small = torch.ones(size // 2, size, dtype=torch_dtype, device=torch_device)
-    F.linear(small, small)  # of matrices that are not packed: the library keeps its buffers
+    linear(torch.ones(2, _SIZE, dtype=torch_dtype, device=torch_device))
+    small = torch.ones(_SIZE // 2, _SIZE, dtype=torch_dtype, device=torch_device)
+    F.linear(small, small)  # of routers and streamed layers: the library keeps its buffers
 
 
 class WidenedProduct:

@@ -10,12 +10,14 @@ changes: it does not notice a change of `tile_code` alone.
 Shapes: M = rows of activations, N = output rows, K = columns.
 """
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.np.numpy_support import carray
 
+from apportion.model.op_code import Op, floats, op, pointer, row_type, share
 from apportion.model.tile_code import LANES, PANEL_VECTORS, TILE_ROWS, tile
 
 PANEL_ROWS = PANEL_VECTORS * LANES
@@ -52,6 +54,7 @@ def _panel_of(vectors: int) -> Any:
 _panel_1, _panel_2, _panel_3 = (_panel_of(vectors) for vectors in (1, 2, PANEL_VECTORS))
 
 
+@njit
 def _multiply(x_MK, weights, scales_N, out_MN, first_panel, stop_panel):
     """Writes the columns of `out_MN` that belong to the panels `[first_panel, stop_panel)`.
 
@@ -76,4 +79,27 @@ def _multiply(x_MK, weights, scales_N, out_MN, first_panel, stop_panel):
                 out_MN[row:stop, first:] = results_MN[:, :count]
 
 
-multiply: Callable[..., None] = njit(nogil=True, cache=True)(_multiply)
+_PRODUCT = row_type("weights", "scales", "columns", "width", "bias")
+
+
+@cache
+def product_op(weights: "np.dtype[Any]") -> Op:
+    """out = x · weights (· scales) + bias, of `columns` columns and `width` output rows; the bias may be missing (0).
+
+    `weights` is the type of the packed array: int16 stands for fp16, uint16 for bfloat16."""
+
+    @op(_PRODUCT)
+    def product(row, number, size):
+        a = carray(pointer(row), 1, _PRODUCT)[0]
+        filled = -(-a.width // LANES) * LANES
+        x_MK, out_MN = floats(a.x, (a.rows, a.columns)), floats(a.out, (a.rows, a.width))
+        weights_array = carray(pointer(a.weights), filled * a.columns, weights)
+        start, stop = share(-(-a.width // PANEL_ROWS), number, size)
+        _multiply(x_MK, weights_array, floats(a.scales, filled), out_MN, start, stop)
+        if a.bias != 0:
+            bias_N = floats(a.bias, a.width)
+            for m in range(a.rows):
+                for n in range(start * PANEL_ROWS, min(stop * PANEL_ROWS, a.width)):
+                    out_MN[m, n] += bias_N[n]
+
+    return product

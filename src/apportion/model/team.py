@@ -14,6 +14,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
+from apportion.model.op_code import meeting_words, run
+
 Part = Callable[[int, int], None]
 """Computes `[start, stop)`; lets go of Python's lock."""
 
@@ -58,6 +60,7 @@ class Team:
         self._count = 0
         self._error: BaseException | None = None
         self._busy = threading.Lock()
+        self._meeting = meeting_words()
         self._asleep = [False] * size
         self._wakes = [threading.Semaphore(0) for _ in range(size)]
         before = threading.stack_size(_STACK_BYTES)
@@ -75,6 +78,17 @@ class Team:
             self._call()
         finally:
             self._busy.release()
+
+    def run_ops(self, table_OW: np.ndarray, first: int, stop: int) -> None:
+        """The operations `[first, stop)` of a table, each shared out among all threads."""
+        if self._size == 1:
+            run(table_OW, first, stop, self._meeting, 0, 1)
+            return
+
+        def part(number: int, end: int) -> None:
+            run(table_OW, first, stop, self._meeting, number, self._size // (end - number))
+
+        self.run(part, self._size)
 
     def _call(self) -> None:
         self._words[0] += 1

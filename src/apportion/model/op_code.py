@@ -1,0 +1,149 @@
+"""Compiled functions of one calling convention, *ops*, and the loop that runs a table of them without Python.
+
+`op(row, number, size)` does part `number` of `size` of one operation, whose operands stand in a row of a table: 64-bit
+words, of which the first mean the same in every row (`row_type`). Threads that share a table's operations out among
+them meet between two. No op raises.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.extending import intrinsic
+from numba.np.numpy_support import carray
+
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+"""Sums may be reordered; infinities keep their meaning."""
+ROW_WORDS = 20
+_HEAD = ("op", "rows", "x", "y", "z", "out")
+ROWS_WORD, BUFFER_WORDS = 1, slice(2, 6)
+"""Of a row: how many rows (tokens) its operands have, and the addresses of those that lie in scratch memory."""
+_LOOKS = 20_000
+"""At the others before a thread offers its core to another: some 10 µs."""
+_WORD, _BYTE_POINTER = ir.IntType(64), ir.IntType(8).as_pointer()
+
+
+def row_type(*words: str, floats: tuple[str, ...] = ()) -> np.dtype[Any]:
+    """Of a row that has these words after those of all."""
+    fields = [(name, "i8") for name in (*_HEAD, *words)] + [(name, "f8") for name in floats]
+    assert len(fields) <= ROW_WORDS
+    return np.dtype(fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    address: int
+    row_type: "np.dtype[Any]"
+    compiled: Any
+    """Owns the code."""
+
+    def fill(self, row_W: np.ndarray, **operands: float) -> None:
+        """Words that are not named stay as they are."""
+        record = row_W[: self.row_type.itemsize // row_W.itemsize].view(self.row_type)
+        record["op"] = self.address
+        for name, value in operands.items():
+            record[name] = value
+
+
+def op(operands: "np.dtype[Any]") -> Callable[[Callable[..., None]], Op]:
+    """Compiles a function of the address of a row of that type, the number of the part and how many there are."""
+    signature = types.void(types.intp, types.intp, types.intp)
+
+    def compiled(function: Callable[..., None]) -> Op:
+        # With Python's division, which raises, no loop that divides is vectorised.
+        code = cfunc(signature, fastmath=FAST, error_model="numpy", cache=True)(function)
+        assert code.address is not None
+        return Op(address=code.address, row_type=operands, compiled=code)
+
+    return compiled
+
+
+def _emit_pointer(_context: Any, address: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], _BYTE_POINTER)
+
+    return types.voidptr(address), emit
+
+
+def _emit_call(_context: Any, address: Any, row: Any, number: Any, size: Any) -> Any:
+    def emit(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        function = ir.FunctionType(ir.VoidType(), [_WORD] * 3).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], function), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(address, row, number, size), emit
+
+
+def _emit_arrive(_context: Any, words: Any) -> Any:
+    """Adds 1 to the first word; returns what it was."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(_WORD, 1), "acq_rel")
+
+    return types.int64(words), emit
+
+
+def _emit_arrived(_context: Any, words: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.load_atomic(data, "acquire", 8)
+
+    return types.int64(words), emit
+
+
+pointer: Callable[..., Any] = intrinsic(_emit_pointer)
+"""What lies at an address, for numba's `carray`."""
+_call: Callable[..., None] = intrinsic(_emit_call)
+_arrive: Callable[..., int] = intrinsic(_emit_arrive)
+_arrived: Callable[..., int] = intrinsic(_emit_arrived)
+
+
+@njit(inline="always")
+def floats(address, shape):
+    """The fp32 array at an address."""
+    return carray(pointer(address), shape, np.float32)
+
+
+@njit(inline="always")
+def share(count, number, size):
+    """`[start, stop)` of the part."""
+    return count * number // size, count * (number + 1) // size
+
+
+@njit(inline="always")
+def _meet(words, size):
+    everyone = (_arrive(words) // size + 1) * size
+    while True:
+        for _ in range(_LOOKS):
+            if _arrived(words) >= everyone:
+                return
+        _call(words[1], 0, 0, 0)
+
+
+def _run(table_OW, first, stop, words, number, size):
+    """Part `number` of `size` of the operations `[first, stop)`; `words` are those of the team (`meeting_words`)."""
+    for at in range(first, stop):
+        if size > 1 and at > first:
+            _meet(words, size)
+        _call(
+            table_OW[at, 0], table_OW.ctypes.data + at * table_OW.itemsize * table_OW.shape[1], number, size
+        )
+
+
+run: Callable[..., None] = njit(
+    types.void(types.int64[:, ::1], types.intp, types.intp, types.int64[::1], types.intp, types.intp),
+    nogil=True,
+    cache=True,
+)(_run)
+
+
+def meeting_words() -> np.ndarray:
+    """How many threads have come so far to where they wait for each other, and what offers a core to another."""
+    give_way = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
+    assert give_way is not None
+    return np.array([0, give_way], np.int64)
