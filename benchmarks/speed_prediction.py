@@ -16,7 +16,7 @@ LENGTHS = Lengths(prompt_tokens=32, output_tokens=12)
 CONTEXT = LENGTHS.prompt_tokens + LENGTHS.output_tokens
 SEEN = ("whole",)
 LEVELS = {"whole": (1, 16), "two stages": (1, 16, 32), "group of two": (1,)}
-ROUNDS = 1
+ROUNDS = 3
 
 
 def plans() -> dict[str, Plan]:

@@ -11,6 +11,7 @@ from plans import cpu_device, hand_plan
 from apportion.calibrate.apply import apply, statement
 from apportion.calibrate.observation import Observation, observe
 from apportion.calibrate.store import KEPT, add_observations, calibration_file, read_observations
+from apportion.catalog.cluster_rules import emulate
 from apportion.cost.estimate import plan_estimate
 from apportion.cost.group_step import group_step_s, members_at_work, stage_members
 from apportion.cost.roofline import Step
@@ -170,6 +171,16 @@ def test_devices_that_share_memory_are_told_from_those_alone():
     assert errors([*one, *two]) == pytest.approx([1, 1, 1], abs=0.05)
     fitted = apply(plan_on(guess, [[1]], [12]).cluster, one, ("fp32",), {"d0": "cpu"}).cluster.device("d0")
     assert fitted.host_bytes_per_s == pytest.approx(2.8e10)
+
+
+@pytest.mark.parametrize(("speed", "other"), [(1.0, 0.25), (0.25, 1.0), (0.5, 0.25)])
+def test_an_emulated_device_is_the_same_hardware_slowed(speed: float, other: float):
+    seen = simulated([[1]], [12], truth=emulate(TRUE, speed), guess=emulate(ASSUMED, speed))
+    plan = plan_on(emulate(ASSUMED, other), [[1]], [12])
+    fitted = apply(plan.cluster, seen, ("fp32",), {"d0": "cpu"}).cluster
+    assert fitted.device("d0").speed == other
+    truth = plan_estimate(plan_on(emulate(TRUE, other), [[1]], [12]))
+    assert plan_estimate(replace(plan, cluster=fitted)).tpot_s == pytest.approx(truth.tpot_s, rel=0.04)
 
 
 def test_one_run_of_the_whole_model_predicts_its_stages():

@@ -9,12 +9,15 @@ from math import isclose
 
 import pytest
 from hand_model import DECODE, LINK, MODEL, device
+from planned import cluster, cpu, llama, workload
 from plans import hand_plan
 
 from apportion.catalog.cluster_text import parse_devices
 from apportion.cost.estimate import Steps, objective_steps, plan_estimate, stage_timing
 from apportion.cost.host_memory import at_work
+from apportion.planner.build import make_plan
 from apportion.planner.replicas.device_sets import sub_cluster
+from apportion.planner.verify.plan import verify
 from apportion.simulate.run import simulate
 from apportion.types.cluster import Cluster
 from apportion.types.request import Request, SamplingParams
@@ -94,3 +97,13 @@ def test_a_host_s_figure_goes_to_all_that_share_its_memory():
     assert metal == beside == pytest.approx(0.85 * 400e9, rel=0.03)
     assert card is None
     assert own == devices[3].mem_bytes_per_s
+
+
+@pytest.mark.parametrize(("host_bytes_per_s", "num_devices"), [(None, 2), (3.2e10, 2), (1.6e10, 1)])
+def test_a_group_is_planned_only_where_memory_feeds_it(host_bytes_per_s, num_devices):
+    """Two devices of 16 GB/s for a model that either holds: together they read what the host gives."""
+    cores = [replace(cpu(name, 8), host_bytes_per_s=host_bytes_per_s) for name in "ab"]
+    asked = replace(workload(), prompt_tokens=8, output_tokens=248)
+    plan = make_plan(llama(), cluster(cores), asked, ("fp32",))
+    assert len(plan.device_ids) == num_devices
+    assert all(check.ok for check in verify(plan))

@@ -72,7 +72,7 @@ def test_only_this_machines_own_devices_have_a_name():
     names = hardware_names(Cluster(devices=(ours, slow, elsewhere, written, card), links=()))
     assert names == {
         "ours": f"{cpu_model()}, 1 thread",
-        "slow": f"{cpu_model()}, 2 threads, at 0.5 of its speed",
+        "slow": f"{cpu_model()}, 2 threads",
     }
 
 

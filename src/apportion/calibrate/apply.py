@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from apportion.calibrate.fit import Constants, Fit, fit_device, fit_latency_s
 from apportion.calibrate.observation import Observation, link_hardware
+from apportion.catalog.cluster_rules import emulate
 from apportion.types.cluster import Cluster, Device, Link, Spread
 from apportion.types.plan import Plan
 from apportion.types.replicated import ReplicatedPlan
@@ -32,8 +33,8 @@ def apply(
         own = _most_seen(device, seen, weight_formats, hardware)
         if own:
             weight_format = own[0].weight_format
-            fits[device.id] = fit_device(_constants(device, weight_format), own)
-            device = _fitted(device, fits[device.id], weight_format)
+            fits[device.id] = fit_device(_constants(_at_full_speed(device), weight_format), own)
+            device = emulate(_fitted(_at_full_speed(device), fits[device.id], weight_format), device.speed)
         devices.append(device)
     links = tuple(_fitted_link(link, cluster, seen, hardware) for link in cluster.links)
     calibrated = replace(cluster, devices=tuple(devices), links=links)
@@ -55,12 +56,16 @@ def _most_seen(
     return max(by_format, key=len, default=[])
 
 
+def _at_full_speed(device: Device) -> Device:
+    return replace(emulate(device, 1 / device.speed), speed=1.0)
+
+
 def _constants(device: Device, weight_format: str) -> Constants:
     flops_per_s = device.rate(weight_format)
     assert flops_per_s is not None
     return Constants(
         mem_bytes_per_s=device.mem_bytes_per_s,
-        host_bytes_per_s=device.host_bytes_per_s and device.host_bytes_per_s * device.speed,
+        host_bytes_per_s=device.host_bytes_per_s,
         flops_per_s=flops_per_s,
         layer_overhead_s=device.layer_overhead_s,
         step_overhead_s=device.step_overhead_s,
@@ -71,7 +76,7 @@ def _fitted(device: Device, fit: Fit, weight_format: str) -> Device:
     return replace(
         device,
         mem_bytes_per_s=fit.constants.mem_bytes_per_s,
-        host_bytes_per_s=fit.constants.host_bytes_per_s and fit.constants.host_bytes_per_s / device.speed,
+        host_bytes_per_s=fit.constants.host_bytes_per_s,
         flops_per_s=device.flops_per_s | {weight_format: fit.constants.flops_per_s},
         layer_overhead_s=fit.constants.layer_overhead_s,
         step_overhead_s=fit.constants.step_overhead_s,

@@ -36,7 +36,7 @@ ASSUMED_WAITING_S = 3e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
-    """`host_bytes_per_s` is what the host's memory gives to all, times the device's speed; None for its own memory."""
+    """Of a device at full speed. `host_bytes_per_s` is what its host's memory gives to all; None for its own memory."""
 
     mem_bytes_per_s: float
     host_bytes_per_s: float | None

@@ -36,7 +36,7 @@ class PhaseWork(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A mean step of one device in one run; under "link", one reduction of a group.
+    """A mean step of one device in one run, as it would be at full speed; under "link", one reduction of a group.
 
     `work` are (flops, bytes) of attention, FFN and head, each of which takes the longer of the two; of a link, bytes
     alone. `predicted_s` is what the run's plan said.
@@ -122,10 +122,10 @@ def _device_observation(
         phase=phase,
         num_layers=shard.num_layers,
         work=work,
-        measured_s=(done.busy_s - done.exchange_s) / done.num_steps,
+        measured_s=(done.busy_s - done.exchange_s) / done.num_steps * device.speed,
         beside=0.0,
         waiting_s=None,
-        predicted_s=predicted_s,
+        predicted_s=predicted_s * device.speed,
     )
 
 

@@ -16,7 +16,7 @@ def hardware_names(cluster: Cluster) -> dict[str, str]:
     for device in cluster.devices:
         name = _cpu_name(device) if device.kind == "cpu" else cards.get(device.torch_device)
         if device.host == LOCAL_HOST and device.source == "measured" and name is not None:
-            names[device.id] = name if device.speed == 1 else f"{name}, at {device.speed:g} of its speed"
+            names[device.id] = name
     return names
 
 
