@@ -1,6 +1,6 @@
 """Causal attention of a flat ragged batch over the paged KV pool.
 
-On a CPU in fp32 all sequences with one new token go to one compiled call (`decode_kernel`); elsewhere as many of them
+On a CPU all sequences with one new token go to one compiled call (`decode_kernel`); elsewhere as many of them
 as a full context has room for attend together, their keys and values gathered side by side. For several new tokens
 each sequence's queries are taken in tiles, so that no temporary grows with the number of new tokens. The query heads
 of a KV head are a dimension of their own: neither keys nor values are ever repeated.
@@ -9,15 +9,20 @@ Shapes: T = tokens of the batch, Q = tokens of one tile, C = keys a tile can see
 heads per KV head, N = K·G, E = G·Q, D = head dim.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apportion.model.attend_op import attend_op
 from apportion.model.batch import DecodeGroup, DecodeRows, FlatBatch, SequenceSpan
 from apportion.model.decode_kernel import attend_decode
 from apportion.model.kv_pool import KVPool
+from apportion.model.team import team_of
 from apportion.types.layout import QUERY_TILE
+from apportion.types.request import Chunk, ScheduledBatch
 
 _NO_WINDOW = 2**62
 
@@ -45,7 +50,7 @@ def paged_attention(
     out_TKGD = torch.empty(query_TKGD.shape, dtype=query_TKGD.dtype, device=query_TKGD.device)
     options = (scale, window_tokens, softcap, sinks_N)
     groups, spans = batch.decode_groups, batch.alone_spans
-    if kv_pool.compiled:
+    if kv_pool.compiled and query_TND.dtype == torch.float32:
         groups, spans = (), batch.longer_spans
         if len(batch.decode.rows_B):
             new = (query_TKGD, key_TKD, value_TKD)
@@ -57,6 +62,24 @@ def paged_attention(
     for span in spans:
         _attend_span(query_TKGD, out_TKGD, layer, span, kv_pool, *options)
     return out_TKGD.view(query_TND.shape)
+
+
+def load_kernels(kv_dtype: torch.dtype) -> None:
+    """Loads the compiled kernels for a pool of the dtype on a CPU, so that their memory is not counted as a stage's."""
+    shape = {
+        "layer_start": 0,
+        "num_layers": 1,
+        "num_blocks": 1,
+        "block_tokens": 1,
+        "kv_heads": 1,
+        "head_dim": 1,
+    }
+    kv_pool = KVPool(**shape, dtype=kv_dtype, torch_device="cpu")
+    chunk = Chunk(sequence_id=0, start=0, token_ids=(0,), block_ids=(0,), sampling=None)
+    batch = FlatBatch.build(ScheduledBatch(step_id=0, chunks=(chunk,)), block_tokens=1, torch_device="cpu")
+    options = {"scale": 1.0, "window_tokens": None, "softcap": None, "sinks_N": None}
+    attend_op(kv_pool.elements)
+    paged_attention(*torch.zeros(3, 1, 1, 1), layer=0, batch=batch, kv_pool=kv_pool, **options)
 
 
 def _attend_decode(
@@ -72,19 +95,22 @@ def _attend_decode(
 ) -> None:
     kv_heads, group = out_TKGD.shape[1:3]
     no_sinks = np.empty((kv_heads, group, 0), np.float32)
-    attend_decode(
+    part = partial(
+        attend_decode,
         *(part.contiguous().numpy() for part in new),
         decode.rows_B,
         decode.slots_B,
         decode.runs_R2,
         decode.first_run_B,
         *kv_pool.arrays(layer),
+        kv_pool.beyond_1,
         _NO_WINDOW if window_tokens is None else window_tokens,
-        scale,
-        softcap or 0.0,
+        np.float32(scale),
+        np.float32(softcap or 0),
         no_sinks if sinks_N is None else sinks_N.view(kv_heads, group, 1).contiguous().numpy(),
         out_TKGD.numpy(),
     )
+    team_of(torch.get_num_threads()).run(part, len(decode.rows_B) * kv_heads)
 
 
 def _attend_together(
@@ -99,7 +125,7 @@ def _attend_together(
 ) -> Tensor:
     """The sequences' KV heads become KV heads of one query; returns out_BKGD."""
     num, kv_heads, heads_each, head_dim = query_BKGD.shape
-    key_KSD, value_KSD = kv_pool.read(layer, group.slots_BC.flatten())
+    key_KSD, value_KSD = kv_pool.read(layer, group.slots_BC.flatten(), query_BKGD.dtype)
     if sinks_N is not None:
         sinks_N = sinks_N.view(kv_heads, 1, heads_each).expand(-1, num, -1).flatten()
     out_1HGD = _attend(
@@ -129,10 +155,9 @@ def _attend_span(
         stop_key = span.start + stop - span.row_start
         mask_QC = _causal_mask(stop - row, stop_key - first_key, window_tokens, query_TKGD.device)
         slots = span.slots_between(first_key, stop_key)
-        # No name holds the keys and values: the next tile's are gathered after these are freed.
-        out_TKGD[row:stop] = _attend(
-            query_TKGD[row:stop], *kv_pool.read(layer, slots), scale, mask_QC, softcap, sinks_N
-        )
+        keys_values = kv_pool.read(layer, slots, query_TKGD.dtype)
+        out_TKGD[row:stop] = _attend(query_TKGD[row:stop], *keys_values, scale, mask_QC, softcap, sinks_N)
+        del keys_values  # before the next tile's are gathered
 
 
 def _tiles(span: SequenceSpan, window_tokens: int | None) -> list[tuple[int, int, int]]:

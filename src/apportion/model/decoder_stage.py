@@ -72,6 +72,7 @@ class DecoderStage:
             hidden_TH = self._program(hidden_TH, rotations, batch)
         else:
             hidden_TH = self._through_layers(hidden_TH, rotations, batch)
+        self.kv_pool.check_range()
         return hidden_TH if self._modules.norm is None else self._logits(hidden_TH, batch.sample_rows_N)
 
     def _through_layers(self, hidden_TH: Tensor, rotations: list[Rotation], batch: FlatBatch) -> Tensor:

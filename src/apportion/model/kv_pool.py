@@ -1,15 +1,21 @@
 """The KV cache of one member of a stage: one preallocated pair of tensors per layer, cut into blocks.
 
 A head's keys lie side by side: a sequence whose blocks follow each other is one run of memory per head, which a core
-reads 2-3 times as fast as rows a token apart.
+reads 2-3 times as fast as rows a token apart. They may be narrower than what attention computes in: they are rounded to
+nearest as they are written, and a number too large for their format is never kept silently.
 
 Shapes: B = blocks, S = slots of the pool, T = new tokens, C = positions of one sequence, K = local KV heads,
 D = head dim.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from apportion.model.kv_elements import ELEMENT_TYPES
+from apportion.types.errors import ModelError
 
 
 class KVPool:
@@ -33,6 +39,8 @@ class KVPool:
         self.block_tokens = block_tokens
         self.keys_KSD = [torch.zeros(shape, dtype=dtype, device=torch_device) for _ in range(num_layers)]
         self.values_KSD = [torch.zeros(shape, dtype=dtype, device=torch_device) for _ in range(num_layers)]
+        self.beyond_1 = np.zeros(1, np.int64)
+        """1 once a number was too large for the format."""
 
     @property
     def tensors_B(self) -> list[Tensor]:
@@ -47,23 +55,47 @@ class KVPool:
         return sum(tensor.nbytes for tensor in (*self.keys_KSD, *self.values_KSD))
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.keys_KSD[0].dtype
+
+    @property
     def compiled(self) -> bool:
-        """Whether the compiled kernel can read it."""
-        return self.keys_KSD[0].device.type == "cpu" and self.keys_KSD[0].dtype == torch.float32
+        """Whether the compiled kernels can read it."""
+        return self.keys_KSD[0].device.type == "cpu" and self.dtype in ELEMENT_TYPES
+
+    @property
+    def elements(self) -> "np.dtype[Any]":
+        """Of `arrays`."""
+        return self.arrays(self.layer_start)[0].dtype
 
     def arrays(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """The keys and values of all slots, on a CPU: keys_KSD and values_KSD."""
-        index = layer - self.layer_start
-        return self.keys_KSD[index].numpy(), self.values_KSD[index].numpy()
+        """The keys and values of all slots as compiled code sees them: keys_KSD and values_KSD."""
+        index, element = layer - self.layer_start, ELEMENT_TYPES[self.dtype]
+        return self.keys_KSD[index].view(element).numpy(), self.values_KSD[index].view(element).numpy()
+
+    def check_range(self) -> None:
+        """Raises ModelError where a number that was written since the last call is none of the format."""
+        if self.beyond_1[0]:
+            self.beyond_1[0] = 0
+            highest = torch.finfo(torch.float16).max
+            raise ModelError(
+                f"keys or values are beyond the range of fp16 ({highest:g}); use --kv-format bf16 or fp32"
+            )
 
     def write(self, layer: int, slots_T: Tensor, key_TKD: Tensor, value_TKD: Tensor) -> None:
         index = layer - self.layer_start
-        self.keys_KSD[index].index_copy_(1, slots_T, key_TKD.transpose(0, 1))
-        self.values_KSD[index].index_copy_(1, slots_T, value_TKD.transpose(0, 1))
+        for stored_KSD, new_TKD in ((self.keys_KSD[index], key_TKD), (self.values_KSD[index], value_TKD)):
+            new_KTD = new_TKD.transpose(0, 1).to(self.dtype)
+            stored_KSD.index_copy_(1, slots_T, new_KTD)
+            if self.dtype == torch.float16 != new_TKD.dtype and not new_KTD.isfinite().all():
+                self.beyond_1[0] = 1
 
-    def read(self, layer: int, slots: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """key_KCD and value_KCD at `slots`: views where the slots are a slice, else copies."""
+    def read(self, layer: int, slots: Tensor | slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """key_KCD and value_KCD at `slots`: views where these are a slice and the pool has the dtype, else copies."""
         index = layer - self.layer_start
         if isinstance(slots, slice):
-            return self.keys_KSD[index][:, slots], self.values_KSD[index][:, slots]
-        return self.keys_KSD[index].index_select(1, slots), self.values_KSD[index].index_select(1, slots)
+            return self.keys_KSD[index][:, slots].to(dtype), self.values_KSD[index][:, slots].to(dtype)
+        key_KCD, value_KCD = (
+            stored_KSD.index_select(1, slots) for stored_KSD in (self.keys_KSD[index], self.values_KSD[index])
+        )
+        return key_KCD.to(dtype), value_KCD.to(dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apportion.model import lean_kernels
-from apportion.model.attend_op import NO_WINDOW, DecodeOperand, attend
+from apportion.model.attend_op import NO_WINDOW, DecodeOperand, attend_op
 from apportion.model.cpu_products import PackedProduct
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean import Attention, FeedForward, LeanLayer, ReducedLinear, Transform
@@ -121,6 +121,7 @@ class _Compiler:
             lean_kernels.split, _split_operands(attention), x=projected, y=query, z=key, out=value
         )
         self._splits.append((split, index))
+        attend = attend_op(self._pool.elements)
         number = self._table.add(
             attend, self._attend_operands(attention), x=query, y=key, z=value, out=attended
         )
@@ -134,6 +135,7 @@ class _Compiler:
             "decode": self._decode.address,
             "keys": keys_KSD.ctypes.data,
             "values": values_KSD.ctypes.data,
+            "beyond": self._pool.beyond_1.ctypes.data,
             "slots": keys_KSD.shape[1],
             "kv_heads": attention.kv_heads,
             "group": attention.heads // attention.kv_heads,

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from apportion.model.attention import load_kernels
 from apportion.model.batch import FlatBatch
 from apportion.model.block_moves import BlockMover
 from apportion.model.build import build_stage, import_layers
@@ -119,6 +120,8 @@ class _Worker:
         weights = RandomWeights() if place.random_weights else Checkpoint(place.folder)
         import_layers(place.folder, plan.model, self._stage, weights)
         warm_up(self._stage.weight_format, self._dtype, self._device.torch_device)
+        if self._device.torch_device == "cpu" and self._dtype == torch.float32:
+            load_kernels(self._dtype)
         self._meter.start()
         return build_stage(
             place.folder,
