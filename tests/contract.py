@@ -4,13 +4,14 @@ to the end of its context, their prompts of random lengths."""
 import json
 import random
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plans import cpu_device, hand_plan
 
 from apportion.catalog.model_config import read_model_spec
 from apportion.runtime.engine import Engine
+from apportion.types.cluster import StreamSource
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams
 
@@ -32,6 +33,8 @@ class Case:
     concurrency: int = 16
     context_tokens: int = 256
     chunk_tokens: int = 64
+    streamed: tuple[int, ...] = ()
+    stream_from: StreamSource = "host memory"
 
     def config(self) -> dict[str, object]:
         return {
@@ -79,7 +82,11 @@ def tight_plan(case: Case, config: Path) -> Plan:
             chunk_tokens=case.chunk_tokens,
             weight_format=case.weight_format,
             activation_format="fp32",
-            devices=[cpu_device(name, memory_bytes.get(name, 2**40)) for name in names],
+            devices=[
+                replace(cpu_device(name, memory_bytes.get(name, 2**40)), stream_from=case.stream_from)
+                for name in names
+            ],
+            streamed=case.streamed,
         )
 
     return plan({name: memory.engine_bytes for name, memory in plan({}).memory.items()})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from apportion.cost.memory import Capacity, messages_in_flight, stages_memory
+from apportion.cost.streaming import evenly_streamed
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import ModelSpec
 from apportion.types.plan import (
@@ -66,8 +67,10 @@ def hand_plan(
     weight_format: str = "fp32",
     activation_format: str | None = None,
     devices: Sequence[Device] | None = None,
+    streamed: Sequence[int] = (),
 ) -> Plan:
-    """`groups[i]` are the share weights of stage i's members, `layers[i]` its number of layers; one device a member."""
+    """`groups[i]` are the share weights of stage i's members, `layers[i]` its number of layers and `streamed[i]` how
+    many of them are streamed; one device a member."""
     assert sum(layers) == model.num_layers
     num_members = sum(len(weights) for weights in groups)
     devices = devices or [cpu_device(f"d{i}") for i in range(num_members)]
@@ -92,6 +95,9 @@ def hand_plan(
                 activation_format=activation_format or weight_format,
                 has_embedding=i == 0,
                 has_head=i == len(groups) - 1,
+                streamed_layers=evenly_streamed(model, starts[i], starts[i + 1], streamed[i])
+                if streamed
+                else (),
             )
         )
     blocks = num_kv_blocks or concurrency * -(-max_context_tokens // BLOCK_TOKENS)

@@ -1,6 +1,7 @@
 """`apportion run` of a model that all devices together do not hold."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def test_streaming_gives_the_text_of_one_device(tmp_path: Path):
     for device in streamed["devices"]:
         memory = plan["memory"][device["id"]]
         assert device["streamed_bytes"] == steps * memory["streamed_bytes"]
-        resident = device["parameters"] - memory["streamed_bytes"] // 4
-        assert device["read_bytes"] == 2 * resident  # the files are bf16
+        assert device["read_bytes"] == 2 * device["parameters"]  # the files are bf16
         assert 0 < device["peak_bytes"] <= device["planned_bytes"] <= 9 * MIB
 
 
@@ -76,5 +76,5 @@ def test_the_plan_says_what_is_streamed(tmp_path: Path, capsys: pytest.CaptureFi
     picture = tmp_path / "plan.svg"
     assert exit_code(["plan", "demo", "--devices", TWO, *SMALL, "--plot", str(picture), "--why"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "of host memory (the page cache), at" in shown
+    assert re.search(r"of host memory \(the page cache\), at .* ms of every step, added to computing", shown)
     assert 'data-kind="streamed"' in picture.read_text()

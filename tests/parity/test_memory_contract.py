@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 from contract import Case, drive
 
+from apportion.types.cluster import StreamSource
+
 
 def check(case: Case, seed: int = 1, rounds: int = 1) -> None:
     held = drive(case, seed, rounds)
@@ -14,6 +16,22 @@ def check(case: Case, seed: int = 1, rounds: int = 1) -> None:
 @pytest.mark.parametrize("weight_format", ["fp32", "fp16", "int8"])
 def test_a_pipeline_with_an_uneven_group_holds_what_is_planned(weight_format: str):
     check(Case(hidden_size=512, weight_format=weight_format, context_tokens=96, layers=(1, 2), concurrency=6))
+
+
+@pytest.mark.parametrize("stream_from", ["host memory", "disk"])
+@pytest.mark.parametrize("weight_format", ["fp32", "int8"])
+def test_layers_that_are_all_streamed_take_buffers_alone(weight_format: str, stream_from: StreamSource):
+    check(
+        Case(
+            hidden_size=512,
+            weight_format=weight_format,
+            context_tokens=96,
+            layers=(3, 4),
+            concurrency=6,
+            streamed=(3, 4),
+            stream_from=stream_from,
+        )
+    )
 
 
 @pytest.mark.nightly

@@ -63,8 +63,8 @@ def random_problem(seed: int) -> Problem:
     kinds = random.choice([("cpu",), ("cuda",), ("cpu", "cuda")])
     devices = tuple(_device(random, f"d{i}", random.choice(kinds)) for i in range(random.randint(1, 3)))
     cluster = Cluster(devices=devices, links=(LINK,))
-    weights = "fp32" if all(device.kind == "cpu" for device in devices) else "bf16"
-    problem = make_problem(model, cluster, workload, (weights,), 16)
+    weights = random.choice([("fp32",), ("bf16",), ("int8",), ("bf16", "int8")])
+    problem = make_problem(model, cluster, workload, weights, 16)
     return replace(problem, streaming=True)
 
 
@@ -74,10 +74,10 @@ def _device(random: Random, name: str, kind: str) -> Device:
         host="h",
         kind="cpu" if kind == "cpu" else "cuda",
         torch_device=kind,
-        memory_bytes=3 * 2**20 + round(10 ** random.uniform(6.2, 6.9)),
+        memory_bytes=3 * 2**20 + round(10 ** random.uniform(6.4, 6.8)),
         reserved_bytes=0,
         mem_bytes_per_s=10 ** random.uniform(9, 11),
-        flops_per_s=dict.fromkeys(("fp32", "bf16"), 10 ** random.uniform(10, 12)),
+        flops_per_s=dict.fromkeys(("fp32", "bf16", "int8"), 10 ** random.uniform(10, 12)),
         layer_overhead_s=random.choice([0.0, 1e-4]),
         step_overhead_s=1e-4,
         num_threads=1,
@@ -86,6 +86,7 @@ def _device(random: Random, name: str, kind: str) -> Device:
         source="datasheet",
         host_bytes_per_s=random.choice([None, 10 ** random.uniform(9, 11)]),
         stream_bytes_per_s=random.choice([None, *[10 ** random.uniform(8, 10.5)] * 4]),
+        stream_from=random.choice(["host memory", "disk"]) if kind == "cpu" else "host memory",
     )
 
 
@@ -116,10 +117,11 @@ def _least(problem: Problem, microbatches: int) -> float:
 
 
 def _timings(problem: Problem, device: Device, start: int, stop: int, steps) -> list[Timing]:
+    """Of every number of streamed layers in every format."""
     model = problem.model
     most = stop - start if device.stream_bytes_per_s else 0
     found: list[Timing] = []
-    for count in range(most + 1):
+    for count, weight_format in product(range(most + 1), problem.weight_formats):
         stage = Stage(
             layer_start=start,
             layer_stop=stop,
@@ -130,7 +132,7 @@ def _timings(problem: Problem, device: Device, start: int, stop: int, steps) -> 
                 ffn_columns=(model.ffn_columns,),
                 vocab_rows=(model.vocab_rows,),
             ),
-            weight_format=problem.formats.weights,
+            weight_format=weight_format,
             activation_format=problem.activation_format,
             has_embedding=start == 0,
             has_head=stop == model.num_layers,

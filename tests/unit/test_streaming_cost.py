@@ -12,7 +12,7 @@ from apportion.catalog.cluster_rules import emulate
 from apportion.cost.group_step import group_step_s, stage_members
 from apportion.cost.memory import read_bytes, stages_memory
 from apportion.cost.streaming import evenly_streamed, streaming_step_s
-from apportion.types.cluster import Cluster, DeviceKind
+from apportion.types.cluster import Cluster, DeviceKind, StreamSource
 from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.plan import Stage, TensorSplit
 
@@ -29,18 +29,21 @@ STAGE = Stage(
 )
 
 
-def _cluster(kind: DeviceKind) -> Cluster:
+def _cluster(kind: DeviceKind, source: StreamSource = "host memory") -> Cluster:
     """Reads 400 B/s, computes 1000 flop/s, streams 560 B/s."""
-    return Cluster(devices=(replace(device("a"), kind=kind, stream_bytes_per_s=560.0),), links=())
+    streaming = replace(device("a"), kind=kind, stream_bytes_per_s=560.0, stream_from=source)
+    return Cluster(devices=(streaming,), links=())
 
 
 def _of(*layers: LayerSpec) -> ModelSpec:
     return replace(MODEL, layers=layers)
 
 
-@pytest.mark.parametrize(("kind", "buffers"), [("cpu", 1), ("cuda", 2)])
-def test_streamed_layers_are_held_in_buffers_alone(kind: DeviceKind, buffers: int):
-    cluster = _cluster(kind)
+@pytest.mark.parametrize(
+    ("kind", "source", "buffers"), [("cpu", "host memory", 1), ("cpu", "disk", 2), ("cuda", "host memory", 2)]
+)
+def test_streamed_layers_are_held_in_buffers_alone(kind: DeviceKind, source: StreamSource, buffers: int):
+    cluster = _cluster(kind, source)
     held = stages_memory(MODEL, cluster, (replace(STAGE, streamed_layers=()),), CAPACITY)["a"]
     memory = stages_memory(MODEL, cluster, (STAGE,), CAPACITY)["a"]
     assert memory.streamed_bytes == 3 * LAYER_BYTES
@@ -50,15 +53,18 @@ def test_streamed_layers_are_held_in_buffers_alone(kind: DeviceKind, buffers: in
     assert (memory.kv_bytes, memory.workspace_bytes) == (held.kv_bytes, held.workspace_bytes)
 
 
-def test_streamed_layers_are_not_loaded():
-    """280 parameters of a layer, a table of 10 × 4 and the final norm of 4, in bf16."""
-    assert read_bytes(MODEL, STAGE, 0) == 2 * (280 + 40 + 4)
+def test_streamed_layers_are_read_once_when_a_stage_is_built():
+    """280 parameters of each of four layers, a table of 10 × 4 and the final norm of 4, in bf16."""
+    assert read_bytes(MODEL, STAGE, 0) == 2 * (4 * 280 + 40 + 4)
 
 
-@pytest.mark.parametrize(("kind", "seconds"), [("cpu", 26.6), ("cuda", 20.6)])
-def test_a_cpu_copies_itself_and_a_gpu_beside(kind: DeviceKind, seconds: float):
+@pytest.mark.parametrize(
+    ("kind", "source", "seconds"),
+    [("cpu", "host memory", 26.6), ("cpu", "disk", 20.6), ("cuda", "host memory", 20.6)],
+)
+def test_a_cpu_copies_itself_and_others_beside(kind: DeviceKind, source: StreamSource, seconds: float):
     """Computing: four layers of 4.08 + 0.72 + 0.25 s, and 0.4 s of drawing. Copying: 3 · 1120 bytes at 560 B/s."""
-    cluster = _cluster(kind)
+    cluster = _cluster(kind, source)
     members = stage_members(MODEL, cluster, STAGE)
     assert group_step_s(MODEL, members, None, DECODE) == pytest.approx(seconds)
 
@@ -124,4 +130,5 @@ def test_gaps_in_one_place_do_not():
 def test_an_emulated_device_copies_as_much_slower():
     fast = replace(device("a"), stream_bytes_per_s=8e9)
     assert emulate(fast, 0.25).stream_bytes_per_s == 2e9
+    assert emulate(replace(fast, stream_from="disk"), 0.25).stream_bytes_per_s == 8e9
     assert emulate(replace(fast, stream_bytes_per_s=None), 0.25).stream_bytes_per_s is None

@@ -66,6 +66,13 @@ def _on_host(device: Device, devices: Sequence[Device], given: float | None) -> 
     return replace(device, host_bytes_per_s=given or max(known) or None)
 
 
+def _slower_stream(device: Device, speed: float) -> float | None:
+    """A disk is as fast as it is."""
+    if device.stream_bytes_per_s is None or device.stream_from == "disk":
+        return device.stream_bytes_per_s
+    return device.stream_bytes_per_s * speed
+
+
 def check_count(num_devices: int) -> None:
     """Raises ClusterError beyond `MAX_DEVICES`."""
     if num_devices > MAX_DEVICES:
@@ -99,7 +106,7 @@ def emulate(device: Device, speed: float) -> Device:
         flops_per_s={name: rate * speed for name, rate in device.flops_per_s.items()},
         layer_overhead_s=device.layer_overhead_s / speed,
         step_overhead_s=device.step_overhead_s / speed,
-        stream_bytes_per_s=device.stream_bytes_per_s and device.stream_bytes_per_s * speed,
+        stream_bytes_per_s=_slower_stream(device, speed),
     )
 
 

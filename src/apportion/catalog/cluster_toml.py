@@ -35,6 +35,7 @@ from apportion.types.cluster import (
     DeviceKind,
     FigureSource,
     Link,
+    StreamSource,
 )
 from apportion.types.errors import ClusterError
 from apportion.types.units import WEIGHT_BITS
@@ -139,8 +140,8 @@ def _read_entry(table: TomlTable, local: Callable[[], Sequence[Device]]) -> _Ent
     if count > 1 and placed:
         raise ClusterError(f"{table.place}: torch_device: {count} devices cannot all be {torch_name}")
     like = _like(table, gpu, device_id, host, torch_name, local)
-    device = _read_device(table, like, gpu)
-    device = replace(device, id=device_id, host=host, kind=kind, torch_device=torch_name)
+    device = _read_device(table, like, gpu, kind)
+    device = replace(device, id=device_id, host=host, torch_device=torch_name)
     return _Entry(device=device, count=count, gpu=gpu, named=named, placed=placed)
 
 
@@ -175,20 +176,18 @@ def _like(
     )
 
 
-def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None) -> Device:
+def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None, kind: DeviceKind) -> Device:
     """Memory that is given for a GPU is what the engine may use of it: nothing of that is reserved for the driver."""
     speed = check_speed(table.number("speed", 1.0), table.place)
     reserved_bytes = like.reserved_bytes if like and not table.has("memory") else 0
     memory_bytes = table.size_bytes("memory", like and like.memory_bytes)
     if gpu is not None:
         check_override(gpu, memory_bytes, f"{table.place}: memory")
-    stream_bytes_per_s = table.stream(like and like.stream_bytes_per_s)
-    if gpu is not None:
-        check_stream(gpu, stream_bytes_per_s, f"{table.place}: stream")
+    stream_bytes_per_s, stream_from = _stream(table, like, gpu, kind)
     device = Device(
         id="",
         host="",
-        kind="cpu",
+        kind=kind,
         torch_device="",
         memory_bytes=memory_bytes,
         reserved_bytes=table.size_bytes("reserved", reserved_bytes, zero_allowed=True),
@@ -203,11 +202,31 @@ def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None) -> Devi
         spread=ASSUMED_SPREAD if like is None else like.spread,
         stream_bytes_per_s=stream_bytes_per_s,
         host_bytes_per_s=like and like.host_bytes_per_s,
+        stream_from=stream_from,
     )
     if device.usable_bytes <= 0:
         raise ClusterError(f"{table.place}: reserved: nothing is left of {memory_bytes} bytes of memory")
     table.finish()
     return emulate(device, speed)
+
+
+def _stream(
+    table: TomlTable, like: Device | None, gpu: Gpu | None, kind: DeviceKind
+) -> tuple[float | None, StreamSource]:
+    """How fast weights that are not held come, and where from. Raises ClusterError for what cannot be."""
+    sources = get_args(StreamSource)
+    source = cast(
+        StreamSource, table.choice("stream_from", sources, like.stream_from if like else sources[0])
+    )
+    if source == "disk" and (kind != "cpu" or not table.has("stream")):
+        raise ClusterError(
+            f"{table.place}: stream_from: a disk streams layers to a cpu device alone, and its rate is needed:"
+            ' stream = "2 GB/s"'
+        )
+    bytes_per_s = table.stream(like and like.stream_bytes_per_s)
+    if gpu is not None:
+        check_stream(gpu, bytes_per_s, f"{table.place}: stream")
+    return bytes_per_s, source
 
 
 def _flops(table: TomlTable, like: Device | None) -> dict[str, float]:

@@ -36,12 +36,6 @@ def check_runnable(plan: Plan) -> None:
                 f"{name} weights can be planned and exported to other engines, but not run;"
                 f" run with --weights {', '.join(RUNNABLE_FORMATS)}"
             )
-    for stage in plan.stages:
-        if stage.streamed_layers and stage.weight_format != stage.activation_format:
-            raise UsageError(
-                f"layers of {stage.weight_format} weights can be streamed to {stage.activation_format} activations in"
-                f" a plan, but not in a run; run with --weights {stage.activation_format}"
-            )
     for device_id in plan.device_ids:
         kind = plan.cluster.device(device_id).kind
         if kind not in RUNNABLE_KINDS:

@@ -1,6 +1,7 @@
 """Plans and checks as tables that read without colour, in 80 to 100 columns."""
 
 from collections.abc import Iterator, Sequence
+from math import inf
 
 from rich.console import Console
 from rich.markup import escape
@@ -142,17 +143,20 @@ def _share_table(plan: Plan) -> Table:
 
 
 def _print_streams(console: Console, plan: Plan) -> None:
-    """Host memory is asked for beside the devices'."""
+    """What is asked for beside the devices' memory, and what it costs."""
     for number, stage in enumerate(plan.stages):
-        if stage.streamed_layers:
-            (device_id,) = stage.split.device_ids
+        for device_id in stage.split.device_ids if stage.streamed_layers else ():
             device, streamed_bytes = plan.cluster.device(device_id), plan.memory[device_id].streamed_bytes
-            where = "the page cache" if device.kind == "cpu" else "pinned memory"
-            rate = (device.stream_bytes_per_s or 0.0) / 1e9
+            member = f" to {device_id}" if stage.split.size > 1 else ""
+            where = "a disk" if device.stream_from == "disk" else "host memory"
+            if where == "host memory":
+                where += f" ({'the page cache' if device.kind == 'cpu' else 'pinned memory'})"
+            beside = "beside computing" if device.stream_buffers > 1 else "added to computing"
+            rate = device.stream_bytes_per_s or inf
             console.print(
                 f"stage {number} streams {len(stage.streamed_layers)} of its {stage.num_layers} layers "
-                f"({_ranges(stage.streamed_layers)}): {format_bytes(streamed_bytes)} of host memory "
-                f"({where}), at {rate:.3g} GB/s in every step"
+                f"({_ranges(stage.streamed_layers)}){member}: {format_bytes(streamed_bytes)} of {where}, "
+                f"at {rate / 1e9:.3g} GB/s: {format_seconds(streamed_bytes / rate)} of every step, {beside}"
             )
 
 

@@ -8,11 +8,7 @@ from dataclasses import dataclass, replace
 
 from apportion.cost.formats import outside_bytes, vocab_row_bytes
 from apportion.cost.shard import Shard, stage_shards
-from apportion.cost.streaming import (
-    largest_streamed_bytes,
-    streamed_bytes,
-    streamed_parameters,
-)
+from apportion.cost.streaming import largest_streamed_bytes, streamed_bytes
 from apportion.cost.workspace import workspace_bytes
 from apportion.types.cluster import Cluster
 from apportion.types.errors import UsageError
@@ -101,10 +97,10 @@ def parameters(model: ModelSpec, stage: Stage, rank: int) -> int:
 
 
 def read_bytes(model: ModelSpec, stage: Stage, rank: int) -> int:
-    """Checkpoint bytes that the rank loads: of all but its streamed layers; of a tied table twice where its two uses
-    are stored apart."""
+    """Checkpoint bytes that the rank reads while it is built; of a tied table twice where its two uses are stored
+    apart."""
     shard = stage_shards(model, stage)[rank]
-    held = shard_parameters(model, shard) - streamed_parameters(shard)
+    held = shard_parameters(model, shard)
     if model.tied_embeddings and shard.has_embedding and shard.has_head and shard.formats.packed:
         held += shard.vocab_rows * model.hidden_size
     return held * FORMAT_BYTES[model.checkpoint_format]

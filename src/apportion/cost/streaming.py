@@ -1,24 +1,20 @@
-"""Layers whose weights are not held: in every step they are brought from host memory into buffers of one layer.
+"""Layers whose weights are not held: in every step they come from host memory or a disk into buffers of one layer.
 
-A GPU copies beside computing. It has two buffers: while one layer is computed from the first, the next streamed one
-arrives in the second. Steps that follow one another form an event graph of two lanes, copies w and computing c, with
-an edge from computing the i-th streamed layer to copying the (i+2)-th. Its period is its largest cycle mean (Baccelli
-et al., "Synchronization and Linearity", 1992, theorem 2.28). The lanes themselves give Σw and Σc. A cycle that
-changes lanes takes in a copies and m layers, b of them streamed, and advances by a + b streamed layers; of n layers
-alike, k are streamed evenly, and then m ≤ b·n/k where n ≥ 2k or n = k, so that no cycle is longer than the longer
-lane: a step takes max(Σc, Σw). For k between n/2 and n that is a lower bound, at most a tenth below
-(tests/unit/test_streaming_cost.py).
+A GPU copies beside computing, and so does a disk, which writes to memory past the core. There are two buffers: while
+one layer is computed from the first, the next streamed one arrives in the second. Steps that follow one another form an
+event graph of two lanes, copies w and computing c, with an edge from computing the i-th streamed layer to copying the
+(i+2)-th. Its period is its largest cycle mean (Baccelli et al., "Synchronization and Linearity", 1992, theorem 2.28).
+The lanes themselves give Σw and Σc. A cycle that changes lanes takes in a copies and m layers, b of them streamed, and
+advances by a + b streamed layers; of n layers alike, k are streamed evenly, and then m ≤ b·n/k where n ≥ 2k or n = k,
+so that no cycle is longer than the longer lane: a step takes max(Σc, Σw). For k between n/2 and n that is a lower
+bound, at most a tenth below (tests/unit/test_streaming_cost.py).
 
-A CPU copies with the core that computes: one buffer is enough, and the times add up, Σc + Σw.
+Out of the page cache a CPU copies with the core that computes: one buffer is enough, and the times add up, Σc + Σw.
 """
 
 from apportion.cost.shard import Shard
 from apportion.types.cluster import Device
 from apportion.types.model import ModelSpec
-
-
-def streamed_parameters(shard: Shard) -> int:
-    return sum(count * shard.layer_parameters(layer) for layer, count in shard.streamed)
 
 
 def streamed_bytes(shard: Shard) -> int:

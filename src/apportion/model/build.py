@@ -3,12 +3,14 @@
 transformers is imported in the second case alone: that takes longer than everything else about starting a worker.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from apportion.model.decoder_stage import DecoderStage, StageModules
 from apportion.model.kv_pool import KVPool
+from apportion.model.layer_store import OpenStore, PageCacheStore
 from apportion.model.lean_build import lean_modules
 from apportion.model.lean_compile import lean_program
 from apportion.model.lean_config import LeanConfig, lean_config
@@ -25,7 +27,7 @@ from apportion.types.plan import Stage
 
 def import_layers(folder: Path, model: ModelSpec, stage: Stage, weights: Weights) -> None:
     """Imports what the stage's layers need, so that its memory is not counted as theirs. Raises ModelError."""
-    if stage.streamed_layers or _lean_config(folder, model, stage, weights) is None:
+    if _lean_config(folder, model, stage, weights) is None:
         from apportion.model.hf import import_family
 
         import_family(folder)
@@ -43,29 +45,30 @@ def build_stage(
     all_reduce: AllReduce,
     torch_device: str,
     memory: LoadMemory,
+    open_store: OpenStore = PageCacheStore,
     lean: bool = True,
 ) -> StageModel:
     """Member `rank` of `stage`, of the config in `folder`: first it reads its `weights`, then it takes the KV pool.
 
-    `all_reduce` sums over the members (identity for one); `memory` is told of each allocation; without `lean` all
-    layers are transformers'. Raises ModelError for a checkpoint that cannot be used.
+    `all_reduce` sums over the members (identity for one); `memory` is told of each allocation; a store keeps streamed
+    layers' weights; without `lean` all layers are transformers'. Raises ModelError for an unusable checkpoint.
     """
     shares = RankShares.of(model, stage, rank)
     reader = ParameterReader(weights, model, stage, shares, torch_device, memory)
     config = _lean_config(folder, model, stage, weights) if lean else None
-    if config is not None and not stage.streamed_layers:
-        modules = lean_modules(reader, config, model, stage, all_reduce)
+    if config is not None:
+        modules = lean_modules(reader, config, model, stage, all_reduce, open_store)
     else:
         from apportion.model.hf import hf_modules
 
-        modules = hf_modules(reader, folder, model, stage, rank, all_reduce, config)
+        modules = hf_modules(reader, folder, model, stage, rank, all_reduce, open_store)
     pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)
-    program = _program(modules, pool, reader, model, stage)
+    programs = _programs(modules, pool, reader, model, stage)
     memory.observe()
     return DecoderStage(
         modules,
         pool,
-        program,
+        programs,
         parameters=reader.parameters,
         weights_bytes=reader.weights_bytes,
         read_bytes=weights.read_bytes,
@@ -78,12 +81,15 @@ def _lean_config(folder: Path, model: ModelSpec, stage: Stage, weights: Weights)
     return None if whole_experts in weights else lean_config(folder, model)
 
 
-def _program(
+def _programs(
     modules: StageModules, pool: KVPool, reader: ParameterReader, model: ModelSpec, stage: Stage
-) -> LeanProgram | None:
+) -> list[LeanProgram | None]:
+    """By the buffer in which a step's first streamed layer arrives."""
+    num_buffers = modules.stream.num_buffers if modules.stream else 1
     if reader.torch_device != "cpu" or reader.dtype != torch.float32:
-        return None
-    return lean_program(modules.layers, pool, model.hidden_size, grouped=stage.split.size > 1)
+        return [None] * num_buffers
+    make = partial(lean_program, modules.layers, pool, model.hidden_size, grouped=stage.split.size > 1)
+    return [make(first_buffer=buffer) for buffer in range(num_buffers)]
 
 
 def _kv_pool(

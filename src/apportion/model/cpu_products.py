@@ -12,6 +12,7 @@ from apportion.model.op_code import BUFFER_WORDS, ROW_WORDS, ROWS_WORD
 from apportion.model.product_kernel import LANES, PANEL_ROWS, product_op
 from apportion.model.quantise import quantised_rows
 from apportion.model.team import team_of
+from apportion.model.weight_memory import Allocate, own_memory
 from apportion.model.weights import FORMAT_DTYPES
 from apportion.types.errors import ModelError
 
@@ -29,13 +30,18 @@ _NO_SCALES = np.empty(0, np.float32)
 class PackedProduct:
     """x_MK -> out_MN, rounded as with fp32 weights."""
 
-    def __init__(self, source: MatrixSource, weight_format: str) -> None:
+    def __init__(self, source: MatrixSource, weight_format: str, allocate: Allocate = own_memory) -> None:
         """Raises ModelError for weights beyond the range of fp16, where they are held in it."""
         self.rows, self.columns = source.rows, source.columns
         filled_rows = -(-source.rows // LANES) * LANES
-        # numpy asks for huge pages, which torch does not.
-        self._weights = np.empty(filled_rows * self.columns, _ARRAY_TYPES[weight_format])
-        self._scales_N = np.ones(filled_rows, np.float32) if weight_format == "int8" else _NO_SCALES
+        array_type = np.dtype(_ARRAY_TYPES[weight_format])
+        self._weights = (
+            allocate(filled_rows * self.columns * array_type.itemsize, "cpu").numpy().view(array_type)
+        )
+        self._scales_N = _NO_SCALES
+        if weight_format == "int8":
+            self._scales_N = allocate(4 * filled_rows, "cpu").numpy().view(np.float32)
+            self._scales_N.fill(1)
         self.op = product_op(self._weights.dtype)
         self._team = team_of(torch.get_num_threads())
         self._row_1W = np.zeros((1, ROW_WORDS), np.int64)

@@ -44,18 +44,19 @@ class DecoderStage:
         self,
         modules: StageModules,
         kv_pool: KVPool,
-        program: LeanProgram | None,
+        programs: Sequence[LeanProgram | None],
         *,
         parameters: int,
         weights_bytes: int,
         read_bytes: int,
     ) -> None:
-        """With `program` in place of calls of the layers."""
+        """With one of `programs` in place of calls of the layers: by the buffer in which the first that is streamed
+        arrives."""
         self.parameters = parameters
         self.weights_bytes = weights_bytes
         self.read_bytes = read_bytes
         self.kv_pool = kv_pool
-        self._modules, self._program = modules, program
+        self._modules, self._programs = modules, programs
 
     @property
     def streamed_bytes(self) -> int:
@@ -68,8 +69,9 @@ class DecoderStage:
             rotary: rotary(batch.positions_T, hidden_TH.dtype) for rotary in set(self._modules.rotaries)
         }
         rotations = [by_rotary[rotary] for rotary in self._modules.rotaries]
-        if self._program is not None:
-            hidden_TH = self._program(hidden_TH, rotations, batch)
+        program = self._programs[self._modules.stream.next_buffer if self._modules.stream else 0]
+        if program is not None:
+            hidden_TH = program(hidden_TH, rotations, batch)
         else:
             hidden_TH = self._through_layers(hidden_TH, rotations, batch)
         self.kv_pool.check_range()

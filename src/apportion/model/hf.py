@@ -6,8 +6,6 @@ at a time. Attention goes to the paged pool through `AttentionInterface`.
 Shapes: T = tokens of the batch, H = hidden size, D = head dim; the member's share of: N = query heads, K = KV heads.
 """
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,11 @@ from apportion.model.batch import FlatBatch
 from apportion.model.decoder_stage import Rotary, StageModules
 from apportion.model.hf_config import ATTENTION, AXES, FamilyConfigs, read_config, skeleton_of
 from apportion.model.kv_pool import KVPool
-from apportion.model.lean import LeanLayer
-from apportion.model.lean_build import lean_layer
-from apportion.model.lean_config import LeanConfig
+from apportion.model.layer_store import OpenStore
 from apportion.model.parameters import ParameterReader, parameter_shapes
 from apportion.model.shard import Axis, Shape
 from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
-from apportion.model.streaming import LayerStream, StreamedLayer
+from apportion.model.streaming import MakeLayer, build_layers
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
 
@@ -77,18 +73,15 @@ def hf_modules(
     stage: Stage,
     rank: int,
     all_reduce: AllReduce,
-    lean: LeanConfig | None,
+    open_store: OpenStore,
 ) -> StageModules:
-    """With `lean`, layers that are not streamed are lean ones. Raises ModelError for a config that cannot be used."""
+    """Raises ModelError for a config that cannot be used."""
     config = read_config(folder)
     assert config.model_type == model.family
     configs = FamilyConfigs.of(config, model, reader.shares)
     skeleton = skeleton_of(configs.local)
-    make_lean = partial(lean_layer, reader, lean, model, all_reduce=all_reduce) if lean else None
-    layers, stream = _build_layers(type(skeleton.model.layers[0]), configs, reader, stage, make_lean)
-    for layer in layers:
-        if not isinstance(layer, LeanLayer):
-            _install_reductions(layer, model, rank, all_reduce)
+    make = _layer_maker(type(skeleton.model.layers[0]), configs, model, stage, rank, all_reduce)
+    layers, stream = build_layers(make, reader, model, stage, open_store)
     embedding = _embedding(skeleton.model.embed_tokens, reader, all_reduce) if stage.has_embedding else None
     return StageModules(
         layers=layers,
@@ -129,32 +122,26 @@ def _rotary(rotary: nn.Module, *kind: str) -> Rotary:
     return turns
 
 
-def _build_layers(
+def _layer_maker(
     layer_class: type[nn.Module],
     configs: FamilyConfigs,
-    reader: ParameterReader,
+    model: ModelSpec,
     stage: Stage,
-    make_lean: Callable[[int], LeanLayer] | None,
-) -> tuple[list[nn.Module], LayerStream | None]:
-    assert stage.split.size == 1 or not stage.streamed_layers, "the members of a group hold their layers"
-    layers: list[nn.Module] = []
-    streamed: list[StreamedLayer] = []
-    for index in range(stage.layer_start, stage.layer_stop):
-        if make_lean is not None and index not in stage.streamed_layers:
-            layers.append(make_lean(index))
-            continue
+    rank: int,
+    all_reduce: AllReduce,
+) -> MakeLayer:
+    def make(reader: ParameterReader, index: int) -> nn.Module:
         with torch.device("meta"):
             layer = layer_class(configs.local, index)
             full = layer if stage.split.size == 1 else layer_class(configs.full, index)
             shrunk: dict[Axis, dict[str, Shape]] = {}
             if stage.split.size > 1:
                 shrunk = {axis: parameter_shapes(layer_class(configs.shrunk[axis], index)) for axis in AXES}
-        layers.append(layer.eval())
-        if index in stage.streamed_layers:
-            streamed.append(reader.streamed_layer(layer, index))
-        else:
-            reader.layer(layer, index, parameter_shapes(full), shrunk)
-    return layers, reader.stream(streamed) if streamed else None
+        reader.layer(layer, index, parameter_shapes(full), shrunk)
+        _install_reductions(layer, model, rank, all_reduce)
+        return layer.eval()
+
+    return make
 
 
 def _install_reductions(layer: Any, model: ModelSpec, rank: int, all_reduce: AllReduce) -> None:

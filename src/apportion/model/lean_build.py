@@ -6,6 +6,7 @@ Shapes follow from the ModelSpec: D = head dim, H = hidden size; the whole layer
 from torch import Tensor
 
 from apportion.model.decoder_stage import StageModules
+from apportion.model.layer_store import OpenStore
 from apportion.model.lean import Attention, FeedForward, LeanLayer, ReducedLinear
 from apportion.model.lean_config import LeanConfig
 from apportion.model.lean_experts import Experts, Router
@@ -15,14 +16,23 @@ from apportion.model.parameters import ParameterReader
 from apportion.model.rope import Rope
 from apportion.model.shard import ShardedDim
 from apportion.model.sharded_modules import AllReduce, VocabParallelEmbedding
+from apportion.model.streaming import build_layers
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
 
 
 def lean_modules(
-    reader: ParameterReader, config: LeanConfig, model: ModelSpec, stage: Stage, all_reduce: AllReduce
+    reader: ParameterReader,
+    config: LeanConfig,
+    model: ModelSpec,
+    stage: Stage,
+    all_reduce: AllReduce,
+    open_store: OpenStore,
 ) -> StageModules:
-    layers = range(stage.layer_start, stage.layer_stop)
+    def make(reader: ParameterReader, layer: int) -> LeanLayer:
+        return lean_layer(reader, config, model, layer, all_reduce=all_reduce)
+
+    layers, stream = build_layers(make, reader, model, stage, open_store)
     embedding = None
     if stage.has_embedding:
         table = reader.lookup_table(config.embedding_multiplier)
@@ -31,8 +41,12 @@ def lean_modules(
     if config.sliding_rope is not None:
         sliding_rope = Rope(config.sliding_rope, model.head_dim, reader.torch_device)
     return StageModules(
-        layers=[lean_layer(reader, config, model, layer, all_reduce=all_reduce) for layer in layers],
-        rotaries=[sliding_rope if model.layers[layer].window_tokens else full_rope for layer in layers],
+        layers=layers,
+        stream=stream,
+        rotaries=[
+            sliding_rope if layer.window_tokens else full_rope
+            for layer in model.layers[stage.layer_start : stage.layer_stop]
+        ],
         embedding=embedding,
         norm=_norm(reader.final_norm(), config) if stage.has_head else None,
         head=reader.head(embedding and embedding.table) if stage.has_head else None,

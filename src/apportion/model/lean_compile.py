@@ -20,22 +20,26 @@ from apportion.model.lean_program import Between, Half, LeanProgram, Step
 from apportion.model.linear import PackedLinear
 from apportion.model.op_table import OpTable, Place
 from apportion.model.sharded_modules import AllReduce
+from apportion.model.streaming import Layer, StreamedLayer
 from apportion.model.team import team_of
 
 
 def lean_program(
-    layers: Sequence[Callable[..., Tensor]], kv_pool: KVPool, hidden_size: int, *, grouped: bool
+    layers: Sequence[Layer], kv_pool: KVPool, hidden_size: int, *, grouped: bool, first_buffer: int
 ) -> LeanProgram | None:
-    """None without lean layers. `grouped`: the device is one of several members. Layers of transformers' own are
-    called where they stand."""
-    if not any(isinstance(layer, LeanLayer) for layer in layers):
+    """Of a step whose first streamed layer arrives in buffer `first_buffer`; None without lean layers. `grouped`: the
+    device is one of several members. Layers of transformers' own are called where they stand."""
+    arrived = [layer.in_step(first_buffer) if isinstance(layer, StreamedLayer) else layer for layer in layers]
+    if not any(isinstance(layer, LeanLayer) for layer in arrived):
         return None
     compiler = _Compiler(kv_pool, hidden_size, grouped=grouped)
-    for index, layer in enumerate(layers):
-        if isinstance(layer, LeanLayer):
-            compiler.lean_layer(index, layer)
-        else:
+    for index, (layer, lean) in enumerate(zip(layers, arrived, strict=True)):
+        if not isinstance(lean, LeanLayer):
             compiler.other_layer(index, layer)
+            continue
+        if isinstance(layer, StreamedLayer):
+            compiler.arrival(layer)
+        compiler.lean_layer(index, lean)
     return compiler.program()
 
 
@@ -62,6 +66,12 @@ class _Compiler:
             decode=self._decode,
             kv_pool=self._pool,
         )
+
+    def arrival(self, layer: StreamedLayer) -> None:
+        def arrive(_: Step) -> None:
+            layer.arrive()
+
+        self._end_half(0, arrive)
 
     def lean_layer(self, index: int, layer: LeanLayer) -> None:
         before, after = layer.attention_norms

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from apportion.model.cpu_products import PackedProduct
 from apportion.model.matrix_source import MatrixSource
-from apportion.model.quantise import quantised_rows
+from apportion.model.quantise import quantise_rows
 from apportion.model.random_weights import RandomWeights
 from apportion.model.shard import whole_placements
+from apportion.model.weight_memory import Allocate, own_memory
 from apportion.model.weights import FORMAT_DTYPES
 from apportion.types.layout import INT8_ROW_BYTES, WIDENED_ELEMENTS
 
@@ -39,12 +40,13 @@ class PackedLinear(nn.Module):
         torch_dtype: torch.dtype,
         torch_device: str,
         bias_N: Tensor | None = None,
+        allocate: Allocate = own_memory,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = source.columns, source.rows
         self.weights_bytes = matrix_bytes(source.rows, source.columns, weight_format)
         self.bias = bias_N
-        self.product = make_product(source, weight_format, torch_dtype, torch_device)
+        self.product = make_product(source, weight_format, torch_dtype, torch_device, allocate)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., K]` -> `[..., N]`"""
@@ -67,14 +69,25 @@ def matrix_bytes(rows: int, columns: int, weight_format: str) -> int:
 
 
 def make_product(
-    source: MatrixSource, weight_format: str, torch_dtype: torch.dtype, torch_device: str
+    source: MatrixSource,
+    weight_format: str,
+    torch_dtype: torch.dtype,
+    torch_device: str,
+    allocate: Allocate = own_memory,
 ) -> Product:
     """Raises ModelError for weights beyond the range of fp16, where a CPU holds them in it."""
     if torch_device == "cpu" and torch_dtype == torch.float32:
-        return PackedProduct(source, weight_format)
+        return PackedProduct(source, weight_format, allocate)
+    elements = source.rows * source.columns
     if weight_format == "int8":
-        return WidenedProduct(*quantised_rows(source, 0, source.rows, torch_device))
-    weight_NK = source.read(0, source.rows, FORMAT_DTYPES[weight_format], torch_device)
+        weight_NK = allocate(elements, torch_device).view(torch.int8).view(source.rows, source.columns)
+        scales_N = allocate(4 * source.rows, torch_device).view(torch.float32)
+        quantise_rows(source, 0, weight_NK, scales_N)
+        return WidenedProduct(weight_NK, scales_N)
+    weight_dtype = FORMAT_DTYPES[weight_format]
+    weight_N = allocate(elements * weight_dtype.itemsize, torch_device).view(weight_dtype)
+    weight_NK = weight_N.view(source.rows, source.columns)
+    source.read_into(weight_NK, 0)
     if weight_NK.dtype == torch_dtype:
         return lambda x_MK: F.linear(x_MK, weight_NK)
     return WidenedProduct(weight_NK, None)

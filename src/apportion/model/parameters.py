@@ -1,8 +1,9 @@
 """Gives modules on the meta device their parameters, one at a time, counting them."""
 
-from collections.abc import Callable, Sequence
+import copy
+import math
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,8 +21,8 @@ from apportion.model.shard import (
     sharded_dim,
     whole_placements,
 )
-from apportion.model.streaming import LayerStream, StreamedLayer, StreamedParameter, stream_layers
 from apportion.model.vocabulary import LookupTable
+from apportion.model.weight_memory import Allocate, own_memory
 from apportion.model.weights import FORMAT_DTYPES, Weights
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
@@ -54,7 +55,7 @@ class ParameterReader:
         torch_device: str,
         memory: LoadMemory,
     ) -> None:
-        self._weights = weights
+        self.weights = weights
         self._format = stage.weight_format
         self._packed = stage.weight_format != stage.activation_format
         self.dtype = FORMAT_DTYPES[stage.activation_format]
@@ -62,9 +63,16 @@ class ParameterReader:
         self.shares = shares
         self.parameters = 0
         self.weights_bytes = 0
-        """Of what is held: not of streamed layers."""
         self._model = model
         self._memory = memory
+        self._allocate: Allocate = own_memory
+
+    def elsewhere(self, allocate: Allocate, weights: Weights | None = None) -> "ParameterReader":
+        """A reader for the same stage that puts matrices and all else where `allocate` says, and counts for itself."""
+        other = copy.copy(self)
+        other._allocate, other.weights = allocate, weights or self.weights
+        other.parameters = other.weights_bytes = 0
+        return other
 
     def layer(
         self, layer: nn.Module, index: int, full: dict[str, Shape], shrunk: dict[Axis, dict[str, Shape]]
@@ -87,30 +95,6 @@ class ParameterReader:
                 setattr(module, leaf, self._experts(shape, reads[name]))
             else:
                 setattr(module, leaf, self._parameter(shape, reads[name]))
-
-    def streamed_layer(self, layer: nn.Module, index: int) -> StreamedLayer:
-        """The same for a whole layer, of one member, whose weights are to be streamed."""
-        assert not self._packed
-        parameters: list[StreamedParameter] = []
-        for name, shape in parameter_shapes(layer).items():
-            parameter = nn.Parameter(
-                torch.empty(0, dtype=self.dtype, device=self.torch_device), requires_grad=False
-            )
-            module_name, _, leaf = name.rpartition(".")
-            setattr(layer.get_submodule(module_name), leaf, parameter)
-            reads = self._reads(f"model.layers.{index}.", name, shape, {})
-            parameters.append(StreamedParameter(parameter=parameter, shape=shape, reads=reads))
-        streamed = StreamedLayer(module=layer, parameters=tuple(parameters))
-        self.parameters += streamed.num_parameters
-        return streamed
-
-    def stream(self, layers: Sequence[StreamedLayer]) -> LayerStream:
-        """Begins to stream `layers`; what that reads by now is not counted as read."""
-        read_bytes = self._weights.read_bytes
-        stream = stream_layers(layers, self._weights, self.dtype, self.torch_device)
-        self._weights.read_bytes = read_bytes
-        self._memory.observe()
-        return stream
 
     def lookup_table(self, multiplier: float) -> LookupTable:
         source = self._vocab_source(_EMBEDDING_NAME)
@@ -141,12 +125,12 @@ class ParameterReader:
         )
 
     def placed(self, prefix: str, name: str, full: Shape, sharded: ShardedDim | None) -> Reads:
-        return tuple(placements(prefix, name, self._model.family, self._weights, full, sharded))
+        return tuple(placements(prefix, name, self._model.family, self.weights, full, sharded))
 
     def source(self, shape: Shape, reads: Reads) -> MatrixSource:
         """Of a matrix of `shape`, the member's part of it."""
         rows, columns = shape
-        return MatrixSource(weights=self._weights, reads=reads, rows=rows, columns=columns)
+        return MatrixSource(weights=self.weights, reads=reads, rows=rows, columns=columns)
 
     def _vocab_source(self, name: str) -> MatrixSource:
         full: Shape = (self._model.vocab_rows, self._model.hidden_size)
@@ -155,7 +139,7 @@ class ParameterReader:
         return self.source((self.shares.vocab.count, full[1]), reads)
 
     def linear(self, source: MatrixSource, bias_N: Tensor | None) -> PackedLinear:
-        linear = PackedLinear(source, self._format, self.dtype, self.torch_device, bias_N)
+        linear = PackedLinear(source, self._format, self.dtype, self.torch_device, bias_N, self._allocate)
         self._count(source.rows * source.columns, linear.weights_bytes)
         return linear
 
@@ -173,10 +157,11 @@ class ParameterReader:
         return nn.Parameter(self.read(shape, reads), requires_grad=False)
 
     def read(self, shape: Shape, reads: Reads) -> Tensor:
-        tensor = torch.empty(shape, dtype=self.dtype, device=self.torch_device)
+        num_bytes = math.prod(shape) * self.dtype.itemsize
+        tensor = self._allocate(num_bytes, self.torch_device).view(self.dtype).view(shape)
         for read in reads:
-            self._weights.check_shape(read.source, read.source_shape)
-            self._weights.read_into(tensor[read.target], read.source, read.ranges)
+            self.weights.check_shape(read.source, read.source_shape)
+            self.weights.read_into(tensor[read.target], read.source, read.ranges)
         self._count(tensor.numel(), tensor.nbytes)
         return tensor
 

@@ -18,14 +18,19 @@ def quantised_rows(source: MatrixSource, start: int, stop: int, torch_device: st
     """Rows `[start, stop)` as integers_RK and scales_R (fp32)."""
     integers_RK = torch.empty(stop - start, source.columns, dtype=torch.int8, device=torch_device)
     scales_R = torch.empty(stop - start, device=torch_device)
-    step = max(1, READ_ELEMENTS // source.columns)
-    for first in range(start, stop, step):
-        last = min(first + step, stop)
-        weight_RK = source.read(first, last, torch.float32, torch_device)
-        scales = _scales(source.row_peaks(first, last, weight_RK))
-        integers_RK[first - start : last - start] = weight_RK.div_(scales[:, None]).round_()
-        scales_R[first - start : last - start] = scales
+    quantise_rows(source, start, integers_RK, scales_R)
     return integers_RK, scales_R
+
+
+def quantise_rows(source: MatrixSource, start: int, integers_RK: Tensor, scales_R: Tensor) -> None:
+    """Fills both with the rows from `start` on."""
+    step = max(1, READ_ELEMENTS // source.columns)
+    for at in range(0, len(scales_R), step):
+        rows = slice(at, min(at + step, len(scales_R)))
+        first, last = start + rows.start, start + rows.stop
+        weight_RK = source.read(first, last, torch.float32, str(scales_R.device))
+        scales_R[rows] = _scales(source.row_peaks(first, last, weight_RK))
+        integers_RK[rows] = weight_RK.div_(scales_R[rows, None]).round_()
 
 
 def _scales(peaks_R: Tensor) -> Tensor:

@@ -48,9 +48,6 @@ class RandomWeights:
     def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         self._shapes[name] = shape
 
-    def will_read(self, name: str) -> None:
-        pass
-
     def read_into(self, target: Tensor, name: str, ranges: tuple[Range, ...]) -> None:
         """Fills `target` with the hyper-rectangle `ranges` of tensor `name`, in the shape last checked."""
         shape = self._shapes[name]

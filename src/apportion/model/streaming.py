@@ -1,166 +1,141 @@
-"""Streamed layers: their weights stay in host memory and pass through buffers on the device, in every step.
+"""Streamed layers: their weights stay in host memory or on disk and pass through buffers on the device, in every step.
 
-A layer's parameters are views of a buffer that holds the largest streamed layer. On a CPU there is one buffer, filled
-before each layer by the thread that computes: a second thread would take the same core's time. On a GPU there are two;
-a side stream fills one from pinned host memory while the layer in the other is computed.
+A layer is built like one that is held, but in a buffer, and then its bytes are kept in a `LayerStore`. Where there are
+two buffers it is built in both, and what runs is the one in the buffer that its weights arrived in: nothing in a layer
+knows that it is streamed.
 """
 
-import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from apportion.model.shard import Placement, Shape
-from apportion.model.weights import Checkpoint, Weights
-from apportion.types.errors import ModelError
+from apportion.model.layer_store import LayerStore, OpenStore
+from apportion.model.parameters import ParameterReader
+from apportion.model.weight_memory import LayerBuffer, Sizing
+from apportion.model.weights import Range, Weights
+from apportion.types.model import ModelSpec
+from apportion.types.plan import Stage
 
-_ALIGNED_BYTES = 64
-"""Every parameter begins at a multiple of it in a buffer."""
-_DISK_FACTOR = 2.0
-"""What was waited for this many times longer than it was copied came from a disk, not from the page cache."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamedParameter:
-    """`parameter` has no storage of its own."""
-
-    parameter: nn.Parameter
-    shape: Shape
-    reads: tuple[Placement, ...]
+Layer = Callable[..., Tensor]
+MakeLayer = Callable[[ParameterReader, int], Layer]
+"""Builds the layer of an index from what the reader gives."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamedLayer:
-    module: nn.Module
-    parameters: tuple[StreamedParameter, ...]
+class LayerStream:
+    """Brings the weights of the layers that it made, which run in that order."""
+
+    def __init__(self, store: LayerStore, reader: ParameterReader, buffer_bytes: int) -> None:
+        self.streamed_bytes = 0
+        """That arrived so far."""
+        self._store = store
+        self._reader = reader
+        self._buffers = [LayerBuffer(buffer_bytes, reader.torch_device) for _ in range(store.num_buffers)]
+        self._sizes: list[int] = []
+        self._num_uses = 0
+
+    def layer(self, make: MakeLayer, index: int) -> Layer:
+        """The layer `index`, one more to stream."""
+        first, *others = self._buffers
+        reader = self._reader.elsewhere(first.allocate)
+        versions = [make(reader, index)]
+        self._store.keep(first.bytes_B)
+        self._reader.parameters += reader.parameters
+        self._sizes.append(reader.weights_bytes)
+        read_bytes = reader.weights.read_bytes
+        versions += [make(self._reader.elsewhere(buffer.allocate), index) for buffer in others]
+        reader.weights.read_bytes = read_bytes  # the same bytes again do not count
+        for buffer in self._buffers:
+            buffer.restart()
+        return StreamedLayer(self, len(self._sizes) - 1, versions)
 
     @property
-    def num_parameters(self) -> int:
-        return sum(math.prod(one.shape) for one in self.parameters)
+    def num_buffers(self) -> int:
+        return len(self._buffers)
 
-    def starts(self, dtype: torch.dtype) -> list[int]:
-        """Of each parameter in a buffer, in elements, and the end."""
-        aligned = _ALIGNED_BYTES // dtype.itemsize
-        sizes = (-(-math.prod(one.shape) // aligned) * aligned for one in self.parameters)
-        return [0, *accumulate(sizes)]
+    @property
+    def next_buffer(self) -> int:
+        """In which the next layer arrives."""
+        return self._num_uses % len(self._buffers)
 
-    def views(self, buffer: Tensor) -> list[Tensor]:
-        """Its parameters in a buffer."""
-        return [
-            buffer[start : start + math.prod(one.shape)].view(one.shape)
-            for start, one in zip(self.starts(buffer.dtype), self.parameters, strict=False)
-        ]
+    def arrive(self, layer: int) -> int:
+        """Brings the weights of the `layer`-th of those streamed; the number of the buffer that has them."""
+        buffer, others = self.next_buffer, self.num_buffers - 1
+        if not others or not self._num_uses:
+            self._fetch(layer, buffer)
+        self._store.arrived()
+        if others:
+            self._fetch((layer + 1) % len(self._sizes), 1 - buffer)
+        self._num_uses += 1
+        self.streamed_bytes += self._sizes[layer]
+        return buffer
 
-    def read(self, weights: Weights, views: Sequence[Tensor]) -> None:
-        for one, view in zip(self.parameters, views, strict=True):
-            for read in one.reads:
-                weights.check_shape(read.source, read.source_shape)
-                weights.read_into(view[read.target], read.source, read.ranges)
-
-    def bind(self, views: Sequence[Tensor]) -> None:
-        for one, view in zip(self.parameters, views, strict=True):
-            one.parameter.data = view
+    def _fetch(self, layer: int, buffer: int) -> None:
+        self._store.fetch(layer, self._buffers[buffer].bytes_B)
 
 
-class LayerStream(Protocol):
-    streamed_bytes: int
-    """That arrived so far."""
+class StreamedLayer:
+    """Called like the layer it stands for."""
+
+    def __init__(self, stream: LayerStream, number: int, versions: Sequence[Layer]) -> None:
+        self._stream, self._number, self._versions = stream, number, versions
+
+    def __call__(self, *inputs: Any, **named: Any) -> Tensor:
+        return self._versions[self.arrive()](*inputs, **named)
+
+    def arrive(self) -> int:
+        """Brings its weights; the number of the buffer that has them."""
+        return self._stream.arrive(self._number)
+
+    def in_step(self, first_buffer: int) -> Layer:
+        """The layer as it is in a step whose first streamed layer arrives in this buffer."""
+        return self._versions[(first_buffer + self._number) % len(self._versions)]
 
 
-def stream_layers(
-    layers: Sequence[StreamedLayer], weights: Weights, dtype: torch.dtype, torch_device: str
-) -> LayerStream:
-    """From now on each of `layers`, which run in this order, finds its weights in place when it is called.
-
-    Raises ModelError where a CPU has no files to copy from.
-    """
-    if torch_device == "cpu" and not isinstance(weights, Checkpoint):
-        raise ModelError(
-            "random weights are made, not read, so a CPU cannot stream them; give it more memory"
-        )
-    elements = max(layer.starts(dtype)[-1] for layer in layers)
-    if torch_device == "cpu":
-        return _Copies(layers, weights, torch.empty(elements, dtype=dtype))
-    buffers = [torch.empty(elements, dtype=dtype, device=torch_device) for _ in range(2)]
-    return _SideStream(layers, weights, buffers)
+def build_layers(
+    make: MakeLayer, reader: ParameterReader, model: ModelSpec, stage: Stage, open_store: OpenStore
+) -> tuple[list[Layer], LayerStream | None]:
+    """The stage's layers, and what brings the weights of those that it streams."""
+    stream: LayerStream | None = None
+    if stage.streamed_layers:
+        kinds = {model.layers[index]: index for index in stage.streamed_layers}
+        stream = LayerStream(open_store(), reader, _largest_bytes(make, reader, kinds.values()))
+    layers = [
+        stream.layer(make, index) if stream and index in stage.streamed_layers else make(reader, index)
+        for index in range(stage.layer_start, stage.layer_stop)
+    ]
+    return layers, stream
 
 
-class _Copies:
-    """On a CPU: one buffer, filled out of the checkpoint's files when a layer is called."""
+def _largest_bytes(make: MakeLayer, reader: ParameterReader, indices: Iterable[int]) -> int:
+    """Of a buffer for any of the layers `indices`."""
+    largest_bytes = 0
+    for index in indices:
+        sizing = Sizing()
+        make(reader.elsewhere(sizing.allocate, _Zeros(reader.weights)), index)
+        largest_bytes = max(largest_bytes, sizing.buffer_bytes)
+    return largest_bytes
 
-    def __init__(self, layers: Sequence[StreamedLayer], weights: Weights, buffer: Tensor) -> None:
-        self.streamed_bytes = 0
-        self._layers = layers
+
+class _Zeros:
+    """The names of a checkpoint without its values."""
+
+    read_bytes = 0
+
+    def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._views = [layer.views(buffer) for layer in layers]
-        self._from_disk = False
-        for index, (layer, views) in enumerate(zip(layers, self._views, strict=True)):
-            layer.bind(views)
-            layer.module.register_forward_pre_hook(partial(self._arrive, index))
 
-    def _arrive(self, index: int, *_: Any) -> None:
-        layer, views = self._layers[index], self._views[index]
-        begun_s, begun_cpu_s = time.perf_counter(), time.thread_time()
-        layer.read(self._weights, views)
-        copied_s = time.thread_time() - begun_cpu_s
-        waited_s = time.perf_counter() - begun_s - copied_s
-        self._from_disk |= waited_s > _DISK_FACTOR * copied_s
-        if self._from_disk:
-            # The kernel reads the next layer from disk while this one is computed.
-            following = self._layers[(index + 1) % len(self._layers)]
-            for read in (read for one in following.parameters for read in one.reads):
-                self._weights.will_read(read.source)
-        self.streamed_bytes += sum(view.nbytes for view in views)
+    def __contains__(self, name: str) -> bool:
+        return name in self._weights
 
+    def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        pass
 
-class _SideStream:
-    """On a GPU: the n-th use of a streamed layer finds it in buffer n mod 2, filled while the one before it is
-    computed from the other."""
+    def read_into(self, target: Tensor, name: str, ranges: tuple[Range, ...]) -> None:
+        del name, ranges
+        target.zero_()
 
-    def __init__(self, layers: Sequence[StreamedLayer], weights: Weights, buffers: Sequence[Tensor]) -> None:
-        self.streamed_bytes = 0
-        self._layers = layers
-        self._hosts = [_pinned(layer, weights, buffers[0].dtype) for layer in layers]
-        self._buffers = buffers
-        self._views = [[layer.views(buffer) for buffer in buffers] for layer in layers]
-        self._copying = torch.cuda.Stream(buffers[0].device)
-        self._copied = [torch.cuda.Event() for _ in buffers]
-        self._num_used = self._num_copied = 0
-        for layer in layers:
-            layer.module.register_forward_pre_hook(self._arrive)
-            layer.module.register_forward_hook(self._leave)
-        for _ in buffers:
-            self._copy_next()
-
-    def _copy_next(self) -> None:
-        """Begins to fill the next buffer, once what was enqueued so far has run: it may read what is overwritten."""
-        index, number = self._num_copied % len(self._layers), self._num_copied % 2
-        self._copying.wait_stream(torch.cuda.current_stream(self._buffers[0].device))
-        with torch.cuda.stream(self._copying):
-            host = self._hosts[index]
-            self._buffers[number][: len(host)].copy_(host, non_blocking=True)
-            self._copied[number].record(self._copying)
-        self._num_copied += 1
-
-    def _arrive(self, *_: Any) -> None:
-        index, number = self._num_used % len(self._layers), self._num_used % 2
-        torch.cuda.current_stream(self._buffers[0].device).wait_event(self._copied[number])
-        self._layers[index].bind(self._views[index][number])
-        self.streamed_bytes += sum(view.nbytes for view in self._views[index][number])
-
-    def _leave(self, *_: Any) -> None:
-        self._num_used += 1
-        self._copy_next()
-
-
-def _pinned(layer: StreamedLayer, weights: Weights, dtype: torch.dtype) -> Tensor:
-    """Pinned host memory laid out as a buffer, with the layer's weights."""
-    host = torch.empty(layer.starts(dtype)[-1], dtype=dtype, pin_memory=True)
-    layer.read(weights, layer.views(host))
-    return host
+    def row_peaks(self, name: str, start: int, stop: int) -> Tensor:
+        del name
+        return torch.zeros(stop - start)

@@ -55,9 +55,6 @@ class Weights(Protocol):
         """Largest magnitude of each row `[start, stop)` of matrix `name`, in fp32; not counted in `read_bytes`."""
         ...
 
-    def will_read(self, name: str) -> None:
-        """Says that tensor `name` will be read next, for a disk to begin with it."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
@@ -150,12 +147,6 @@ class Checkpoint:
             if count == 0:
                 raise ModelError(f"{tensor.file} has become shorter; download it again")
             missing, at = missing[count:], at + count
-
-    def will_read(self, name: str) -> None:
-        tensor = self._tensor(name)
-        os.posix_fadvise(
-            self._descriptors[tensor.file], tensor.file_start, tensor.array.nbytes, os.POSIX_FADV_WILLNEED
-        )
 
     def _tensor(self, name: str) -> StoredTensor:
         if name not in self._tensors:

@@ -12,7 +12,7 @@ from apportion.planner.bounds.bound import certify
 from apportion.planner.bounds.fewest import prove_fewest
 from apportion.planner.demand import find_demanded
 from apportion.planner.divide import search
-from apportion.planner.finder import Finder, streaming_problem
+from apportion.planner.finder import Finder
 from apportion.planner.found import Found
 from apportion.planner.infeasible.error import infeasible_error
 from apportion.planner.infeasible.limits import limits_error, without_limits
@@ -33,7 +33,7 @@ def find_division(
     streaming: bool = True,
 ) -> Found | None:
     """The best division that holds all its weights; where there is none and `streaming` is allowed, the best of those
-    that stream some, in one weight format. None where nothing fits or keeps the limits. Raises InfeasibleError for an
+    that stream some. None where nothing fits or keeps the limits. Raises InfeasibleError for an
     arrival rate that cannot be served."""
 
     held = find_demanded(workload, Finder(model, cluster, weight_formats, streaming=False))
@@ -64,9 +64,7 @@ def fits(
     problem = make_problem(model, cluster, alone, weight_formats, chunk_tokens)
     if search(problem) is not None:
         return True
-    if not streaming or problem.activation_format not in problem.weight_formats:
-        return False
-    return search(streaming_problem(problem)) is not None
+    return streaming and search(replace(problem, streaming=True)) is not None
 
 
 def _found(

@@ -114,12 +114,4 @@ class Finder:
         if not holds_requests(workload):
             return None
         problem = make_problem(self.model, self.cluster, workload, self.weight_formats, chunk_tokens)
-        problem = replace(problem, max_devices=max_devices)
-        if not self.streaming:
-            return problem
-        return streaming_problem(problem) if problem.activation_format in problem.weight_formats else None
-
-
-def streaming_problem(problem: Problem) -> Problem:
-    """Layers are streamed as they are used, so in the activations' format."""
-    return replace(problem.in_format(problem.activation_format), streaming=True)
+        return replace(problem, max_devices=max_devices, streaming=self.streaming)

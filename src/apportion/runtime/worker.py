@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -22,6 +23,7 @@ from apportion.model.attention import load_kernels
 from apportion.model.batch import FlatBatch
 from apportion.model.block_moves import BlockMover
 from apportion.model.build import build_stage, import_layers
+from apportion.model.layer_store import layer_store
 from apportion.model.linear import warm_up
 from apportion.model.random_weights import RandomWeights
 from apportion.model.sampling import sample
@@ -134,6 +136,7 @@ class _Worker:
             all_reduce=_timed_all_reduce(self._group, self._pacer, self._work),
             torch_device=self._device.torch_device,
             memory=self._meter,
+            open_store=partial(layer_store, self._device),
         )
 
     def serve(self) -> None:

@@ -8,6 +8,7 @@ from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
 DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "xpu"]
 """All can be planned for; the engine runs those of catalog.runnable."""
 FigureSource = Literal["measured", "datasheet"]
+StreamSource = Literal["host memory", "disk"]
 LOCAL_HOST = "local"
 """This machine, where it has no other name."""
 
@@ -52,8 +53,10 @@ class Device:
     speed: float
     source: FigureSource
     stream_bytes_per_s: float | None = None
-    """How fast weights come from host memory while steps run: over a card's own connector; on a CPU a copy out of the
-    page cache, which takes its own time. A disk is slower. None where layers cannot be streamed to it."""
+    """How fast weights come while steps run: over a card's own connector; on a CPU a copy out of the page cache, which
+    takes its own time, or from its disk. None where layers cannot be streamed to it."""
+    stream_from: StreamSource = "host memory"
+    """Where streamed layers' weights stay; only a CPU reads them from a disk."""
     spread: Spread = ASSUMED_SPREAD
     host_bytes_per_s: float | None = None
     """Where its memory is its host's own: what all devices that share that read together. None for its own memory, and
@@ -78,8 +81,9 @@ class Device:
 
     @property
     def stream_buffers(self) -> int:
-        """Of one streamed layer each: a GPU copies into one while it computes from the other; a CPU copies itself."""
-        return 1 if self.kind == "cpu" else 2
+        """Of one streamed layer each: a GPU or a disk fills one while the other is computed from; out of the page cache
+        a CPU copies itself."""
+        return 1 if self.kind == "cpu" and self.stream_from == "host memory" else 2
 
     @property
     def emulated(self) -> bool:

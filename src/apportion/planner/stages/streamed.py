@@ -2,8 +2,7 @@
 
 Fewer is never slower: computing stays the same and copying takes as long as its bytes (cost/streaming.py), of which the
 rule (largest layers first) gives fewer for fewer layers. So of all numbers of streamed layers the least that fits is
-the best for every stage, whatever the others do. Weights are copied as they are used: only stages whose weights are in
-the activations' format stream, and groups hold all of theirs.
+the best for every stage, whatever the others do. Groups hold all of theirs.
 """
 
 from collections.abc import Sequence
@@ -29,9 +28,8 @@ IntArray = NDArray[np.int64]
 
 
 def may_stream(problem: Problem, devices: Sequence[Device]) -> bool:
-    """Whether a stage on these devices may, in the problem's single weight format."""
-    known = len(devices) == 1 and devices[0].stream_bytes_per_s is not None
-    return problem.streaming and known and not problem.formats.packed
+    """Whether a stage on these devices may."""
+    return problem.streaming and len(devices) == 1 and devices[0].stream_bytes_per_s is not None
 
 
 def group_costs(
@@ -80,13 +78,11 @@ def with_streamed_layers(problem: Problem, stage: Stage) -> Stage:
 
 
 def streams_as_it_can(cluster: Cluster, stage: Stage) -> bool:
-    """Layers of the stage, each once and in order, to a single device; one that is not in the cluster is not judged."""
+    """Layers of the stage, each once and in order; a device that is not in the cluster is not judged."""
     layers = stage.streamed_layers
     devices = [device for device in cluster.devices if device.id in stage.split.device_ids]
     return not layers or (
-        stage.split.size == 1
-        and stage.weight_format == stage.activation_format
-        and layers == tuple(sorted(set(layers)))
+        layers == tuple(sorted(set(layers)))
         and stage.layer_start <= layers[0]
         and layers[-1] < stage.layer_stop
         and all(device.stream_bytes_per_s for device in devices)

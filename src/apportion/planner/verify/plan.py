@@ -138,7 +138,7 @@ def _streams(plan: Plan) -> Check:
     number = sum(len(stage.streamed_layers) for stage in plan.stages)
     return Check(
         name="streams",
-        statement=f"{number} of {plan.model.num_layers} layers are streamed, to single devices with a rate for it",
+        statement=f"{number} of {plan.model.num_layers} layers are streamed, to devices with a rate for it",
         ok=all(streams_as_it_can(plan.cluster, stage) for stage in plan.stages),
     )
 
