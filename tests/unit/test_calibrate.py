@@ -9,7 +9,7 @@ import pytest
 from plans import cpu_device, hand_plan
 
 from apportion.calibrate.apply import apply, statement
-from apportion.calibrate.observation import Observation, observe
+from apportion.calibrate.observation import Observation, mean_step, observe
 from apportion.calibrate.store import KEPT, add_observations, calibration_file, read_observations
 from apportion.catalog.cluster_rules import emulate
 from apportion.cost.estimate import plan_estimate
@@ -242,6 +242,12 @@ def test_the_output_says_so():
     assert lines[0].startswith("calibrated from 3 runs on cpu: decode ±")
     assert lines[1].startswith("not calibrated: d1; expect decode ±30%, prefill ±30%")
     assert len(lines) == 2
+
+
+def test_a_mean_step_has_as_many_tokens_as_steps_have():
+    """Five steps of 64 tokens of 12 sequences in all, 2.4 a step."""
+    step = mean_step(Work(5, 12, 5 * 64, 24, 10, 1.0, 0.0))
+    assert (step.sequences, step.tokens, step.start_tokens, step.sampled_rows) == (2, 64, 2, 2)
 
 
 def test_waiting_of_a_lone_sequence_goes_to_the_step():

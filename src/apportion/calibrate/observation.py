@@ -130,9 +130,11 @@ def _device_observation(
 
 
 def mean_step(done: PhaseWork) -> Step:
+    """As many tokens as a step has on average; sequences, and so what each of them has, are rounded."""
+    sequences = max(1, round(done.num_sequences / done.num_steps))
     return Step(
-        sequences=max(1, round(done.num_sequences / done.num_steps)),
-        new_tokens=max(1, round(done.num_tokens / done.num_sequences)),
+        sequences=sequences,
+        new_tokens=max(1, round(done.num_tokens / done.num_steps / sequences)),
         start_tokens=round(done.start_tokens / done.num_sequences),
         sampled_rows=round(done.sampled_rows / done.num_steps),
     )
