@@ -250,23 +250,27 @@ def test_a_mean_step_has_as_many_tokens_as_steps_have():
     assert (step.sequences, step.tokens, step.start_tokens, step.sampled_rows) == (2, 64, 2, 2)
 
 
-def test_waiting_of_a_lone_sequence_goes_to_the_step():
-    def tpot_s(alone_tpot_s: float | None) -> float:
+def test_what_a_lone_sequence_waits_goes_to_its_messages():
+    """20 ms of 25 are the stage's; one message goes in, one out, each with a latency of 60 µs."""
+
+    def calibrated(alone_tpot_s: float | None) -> Plan:
         plan = plan_on(ASSUMED, [[1]], [12])
         work = {
             "d0": {
                 "prefill": Work(0, 0, 0, 0, 0, 0.0, 0.0),
-                "decode": Work(10, 10, 10, 2000, 10, 0.2, 0.0),
+                "decode": Work(10, 10, 10, 1230, 10, 0.2, 0.0),
             }
         }
         seen = observe(plan, work, {"d0": "cpu"}, run="1", alone_tpot_s=alone_tpot_s)
         assert [one.phase for one in seen] == ["decode"]
-        calibrated = apply(plan.cluster, seen * 8, ("fp32",), {"d0": "cpu"}).cluster
-        step = Step(sequences=1, new_tokens=1, start_tokens=200, sampled_rows=1)
-        return group_step_s(MODEL, stage_members(MODEL, calibrated, plan.stages[0]), None, step)
+        cluster = apply(plan.cluster, seen * 8, ("fp32",), {"d0": "cpu"}).cluster
+        return replace(plan, cluster=cluster, workload=replace(plan.workload, concurrency=1))
 
-    assert tpot_s(0.025) == pytest.approx(0.025, rel=0.03)
-    assert tpot_s(None) == pytest.approx(0.0203, rel=0.03)
+    seen, unseen = calibrated(0.025), calibrated(None)
+    assert seen.cluster.links[0].hop_s == pytest.approx(2.5e-3 - 6e-5)
+    assert plan_estimate(seen).tpot_s == pytest.approx(0.025, rel=0.03)
+    assert unseen.cluster.links[0].hop_s == 0
+    assert plan_estimate(unseen).tpot_s == pytest.approx(0.0201, rel=0.03)
 
 
 def test_the_file_keeps_the_newest(tmp_path: Path):

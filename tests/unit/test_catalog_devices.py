@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned import cpu
 
+from apportion.catalog.cluster_rules import INTRA_HOST_BYTES_PER_S
 from apportion.catalog.cluster_text import parse_devices, read_cluster_toml
 from apportion.catalog.datasheet import COMPUTE_SHARE, CPU_CORES, REACHED, reserve_bytes
 from apportion.catalog.gpus import find_gpu, gpus
@@ -98,7 +99,7 @@ def test_cards_of_a_host_exchange_over_half_of_the_slowest_pcie():
     assert slowest == pytest.approx(15.754e9, rel=1e-4)
     assert inside_bytes_per_s("rtx-3090 + rtx-4060") == pytest.approx(slowest / 2)
     assert inside_bytes_per_s("a: rtx-3090 + cpu:64GiB") == pytest.approx(31.508e9 / 2, rel=1e-4)
-    assert inside_bytes_per_s("m2-max") == 1.5e9
+    assert inside_bytes_per_s("m2-max") == INTRA_HOST_BYTES_PER_S
     assert inside_bytes_per_s("a: 2x rtx-3090; link a-a 50GB/s 5us") == 50e9
 
 

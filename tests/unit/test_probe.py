@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from plans import cpu_device
 
+from apportion.catalog.cluster_rules import HOP_S
 from apportion.catalog.cluster_text import read_cluster_toml
 from apportion.cli.main import exit_code
 from apportion.probe import cpu as probed_cpu
@@ -43,7 +44,9 @@ def test_the_file_is_a_cluster_file(tmp_path: Path):
     for device, probed in zip(cluster.devices, MACHINE.devices, strict=True):
         assert device == replace(probed, layer_overhead_s=0.5)
     (link,) = cluster.links
-    assert link == Link(src="local", dst="local", latency_s=2.5e-5, bytes_per_s=1.25e9, source="measured")
+    assert link == Link(
+        src="local", dst="local", latency_s=2.5e-5, bytes_per_s=1.25e9, source="measured", hop_s=HOP_S
+    )
 
 
 def test_the_file_says_what_is_measured_of_a_processor():

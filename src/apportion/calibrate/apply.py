@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from apportion.calibrate.fit import Constants, Fit, fit_device, fit_latency_s
+from apportion.calibrate.fit import Constants, Fit, fit_device, fit_hop_s, fit_latency_s
 from apportion.calibrate.observation import Observation, link_hardware
 from apportion.catalog.cluster_rules import emulate
 from apportion.types.cluster import Cluster, Device, Link, Spread
@@ -94,14 +94,18 @@ def _runs(fit: Fit) -> str:
 def _fitted_link(
     link: Link, cluster: Cluster, seen: Sequence[Observation], hardware: Mapping[str, str]
 ) -> Link:
-    """Runs show the link inside a host alone: between groups' members."""
+    """Runs show the link inside a host alone: reductions its latency, one sequence alone what a hop takes beside."""
     if link.src != link.dst:
         return link
-    names = {
-        link_hardware(hardware[d.id]) for d in cluster.devices if d.host == link.src and d.id in hardware
-    }
-    own = [one for one in seen if one.phase == "link" and one.hardware in names]
-    return replace(link, latency_s=fit_latency_s(link.latency_s, link.bytes_per_s, own))
+    devices = {hardware[d.id] for d in cluster.devices if d.host == link.src and d.id in hardware}
+    names = {link_hardware(name) for name in devices}
+    latency_s = fit_latency_s(
+        link.latency_s,
+        link.bytes_per_s,
+        [one for one in seen if one.phase == "link" and one.hardware in names],
+    )
+    hops = [one for one in seen if one.hardware in devices]
+    return replace(link, latency_s=latency_s, hop_s=fit_hop_s(link.hop_s, latency_s, hops))
 
 
 def statement(calibrated: Calibrated, plan: Plan | ReplicatedPlan) -> list[str]:

@@ -30,8 +30,6 @@ NOISE: dict[Phase, float] = {"decode": 0.04, "prefill": 0.12}
 """Of one run's mean step. A prefill is a single step, the first with its shape, so it scatters more."""
 BOUND = 2.0
 """Residuals beyond so many standard deviations count linearly."""
-ASSUMED_WAITING_S = 3e-4
-"""Messages and waking up per step and stage, until a run of one sequence alone shows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +68,6 @@ def fit_device(assumed: Constants, seen: Sequence[Observation]) -> Fit:
     """`seen` are one device's observations in one weight format."""
     decode = [one for one in seen if one.phase == "decode"]
     prefill = [one for one in seen if one.phase == "prefill"]
-    waiting_s = _median_or([one.waiting_s for one in decode if one.waiting_s is not None], ASSUMED_WAITING_S)
-    decode = [
-        replace(one, measured_s=one.measured_s + (waiting_s if one.waiting_s is None else one.waiting_s))
-        for one in decode
-    ]
-    prefill = [replace(one, measured_s=one.measured_s + waiting_s) for one in prefill]
     constants = _likeliest(assumed, [*decode, *prefill])
     return Fit(
         constants=constants,
@@ -88,6 +80,12 @@ def fit_device(assumed: Constants, seen: Sequence[Observation]) -> Fit:
 def fit_latency_s(assumed_s: float, bytes_per_s: float, seen: Sequence[Observation]) -> float:
     """Of a link: the median of what reductions take beyond their bytes. Never below zero."""
     beyond_s = [one.measured_s - sum(size for _, size in one.work) / bytes_per_s for one in seen]
+    return max(0.0, _median_or(beyond_s, assumed_s))
+
+
+def fit_hop_s(assumed_s: float, latency_s: float, seen: Sequence[Observation]) -> float:
+    """Of a link: the median of what messages between stages take beyond the latency. Never below zero."""
+    beyond_s = [one.waiting_s - latency_s for one in seen if one.waiting_s is not None]
     return max(0.0, _median_or(beyond_s, assumed_s))
 
 

@@ -52,7 +52,7 @@ class Observation:
     beside: float
     """What others read meanwhile of the memory it shares, in terms of what it reads itself (cost/host_memory.py)."""
     waiting_s: float | None
-    """Beyond `measured_s`: messages, waking up and the coordinator, per step and stage, where the run shows it."""
+    """Beside `measured_s`: waking up and the coordinator, per message, where the run shows it."""
     predicted_s: float
 
 
@@ -100,7 +100,7 @@ def _waiting_s(plan: Plan, work: Work, alone_tpot_s: float | None) -> float | No
     if any(not done.num_steps for stage in stages for done in stage):
         return None
     busy_s = sum(max(done.busy_s / done.num_steps for done in stage) for stage in stages)
-    return max(0.0, alone_tpot_s - busy_s) / len(stages)
+    return max(0.0, alone_tpot_s - busy_s) / (len(stages) + 1)
 
 
 def _device_observation(

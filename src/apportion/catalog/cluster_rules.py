@@ -9,9 +9,11 @@ from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.errors import ClusterError
 from apportion.types.units import format_bytes, parse_bytes
 
-INTRA_HOST_LATENCY_S = 3e-5
-"""An exchange between two processes over Unix sockets, as benchmarks/reductions.py prints it."""
-INTRA_HOST_BYTES_PER_S = 1.5e9
+INTRA_HOST_LATENCY_S, INTRA_HOST_BYTES_PER_S = 1e-5, 2.5e9
+"""An exchange between two processes through shared memory, as benchmarks/reductions.py prints it."""
+HOP_S = 2e-4
+"""Of a message of our own engine (benchmarks/hops.py): what one sequence's time per token has beyond the stages' own,
+by the number of messages."""
 MAX_DEVICES = 256
 MAX_MEMORY_BYTES = 2**50
 
@@ -54,8 +56,15 @@ def make_cluster(
     given = memory_bytes_per_s or {}
     return Cluster(
         devices=tuple(_on_host(device, devices, given.get(device.host)) for device in devices),
-        links=(*inside, *links),
+        links=tuple(_of_engine(link, devices) for link in (*inside, *links)),
     )
+
+
+def _of_engine(link: Link, devices: Sequence[Device]) -> Link:
+    """With the time of our own engine's messages where it would run: CPUs, and devices of this machine. What programs
+    reach on GPUs of the catalogue includes theirs."""
+    ours = {device.host for device in devices if device.kind == "cpu" or device.source == "measured"}
+    return replace(link, hop_s=HOP_S) if ours & {link.src, link.dst} else link
 
 
 def _on_host(device: Device, devices: Sequence[Device], given: float | None) -> Device:

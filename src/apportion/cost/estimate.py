@@ -67,17 +67,19 @@ def objective_steps(workload: Workload, chunk_tokens: int, microbatches: int) ->
 def hop_timing(model: ModelSpec, link: Link, group_size: int, steps: Steps, activation_format: str) -> Timing:
     """Hidden states to a stage of `group_size`; its copies share the link."""
     element_bytes = FORMAT_BYTES[activation_format]
-    return steps.timing(lambda step: link.seconds(hop_bytes(model, group_size, step.tokens, element_bytes)))
+    return steps.timing(
+        lambda step: link.hop_seconds(hop_bytes(model, group_size, step.tokens, element_bytes))
+    )
 
 
 def entry_timing(link: Link, group_size: int, steps: Steps) -> Timing:
     """Token ids from the coordinator to each rank of the first stage."""
-    return steps.timing(lambda step: link.seconds(group_size * step.tokens * ID_BYTES))
+    return steps.timing(lambda step: link.hop_seconds(group_size * step.tokens * ID_BYTES))
 
 
 def exit_timing(link: Link, steps: Steps) -> Timing:
     """A result to the coordinator after every step."""
-    return steps.timing(lambda step: link.seconds(step.sampled_rows * ID_BYTES))
+    return steps.timing(lambda step: link.hop_seconds(step.sampled_rows * ID_BYTES))
 
 
 def stage_timing(model: ModelSpec, cluster: Cluster, stage: Stage, steps: Steps) -> Timing:

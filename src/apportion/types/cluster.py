@@ -99,10 +99,17 @@ class Link:
     latency_s: float
     bytes_per_s: float
     source: FigureSource = "datasheet"
+    hop_s: float = 0.0
+    """Of a message between stages or with the coordinator, beside all else: making it, and waking up who receives it.
+    Members of a group wait for each other actively."""
 
     def seconds(self, message_bytes: float) -> float:
-        """Time of one message: latency + bytes / bandwidth."""
+        """Time of one message inside a group: latency + bytes / bandwidth."""
         return self.latency_s + message_bytes / self.bytes_per_s
+
+    def hop_seconds(self, message_bytes: float) -> float:
+        """Time of one message between stages, or with the coordinator."""
+        return self.hop_s + self.seconds(message_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,9 @@ class DeviceSets:
         used = [(kind[0], count) for kind, count in zip(self.kinds, counts, strict=True) if count]
         hosts = list(dict.fromkeys(device.host for device, _ in used))
         links = [
-            (link.latency_s, link.bytes_per_s) if (link := host_link(self.cluster, src, dst)) else None
+            (link.latency_s, link.bytes_per_s, link.hop_s)
+            if (link := host_link(self.cluster, src, dst))
+            else None
             for number, src in enumerate(hosts)
             for dst in hosts[number:]
         ]
