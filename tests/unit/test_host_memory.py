@@ -38,25 +38,33 @@ def test_one_alone_reads_as_fast_as_it_can():
 
 
 def test_a_group_shares_what_the_host_gives():
-    """a meets b's 200 on average: 600 are enough. b meets a's 400 while it computes: 600 of 800."""
-    assert rates(A, B) == [400.0, 0.75 * 200]
+    """Both at once read 800: a third longer than alone. So does b all the time, a while b computes, half of it."""
+    assert rates(A, B) == pytest.approx([400 / (1 + 1 / 6), 200 / (4 / 3)])
     assert rates(A, C) == [300.0, 300.0]
     assert rates(A, X) == [400.0, 400.0]
     assert rates(A, Y) == [400.0, 400.0]
 
 
 def test_stages_at_work_together_meet_the_whole_host():
-    """a: 600 of 400 + 200 + 400; b: 600 of 400 + 800."""
-    assert rates(A, overlapping=True) == [240.0]
+    """All three at once read 1200, and take twice as long: b always, a for three quarters of the time, in which b, for
+    half of the time, and c are at work."""
+    assert rates(A, overlapping=True) == pytest.approx([400 / (1 + 0.75)])
     assert rates(B, overlapping=True) == [100.0]
     assert rates(X, Y, overlapping=True) == [400.0, 400.0]
 
 
+def test_no_more_threads_read_at_once_than_there_are_cores():
+    """Four quarters of a device on two cores: one finds another at work three quarters of the time, 800 of 600."""
+    quarters = [replace(device(name, 0.25, 600.0), host_cores=2) for name in "pqrs"]
+    cluster = Cluster(devices=tuple(quarters), links=(LINK,))
+    assert rates(quarters[0], overlapping=True, cluster=cluster) == pytest.approx([100 / (1 + 0.75 / 3)])
+
+
 def test_other_replicas_are_always_at_work():
     cluster = sub_cluster(CLUSTER, [A, B])
-    assert cluster.others_bytes_per_s == {"h": 400.0}
+    assert cluster.others_bytes_per_s == {"h": (400.0, 400.0)}
     assert rates(A, cluster=cluster) == [300.0]
-    assert rates(A, overlapping=True, cluster=cluster) == [240.0]
+    assert rates(A, overlapping=True, cluster=cluster) == rates(A, overlapping=True)
     assert sub_cluster(CLUSTER, CLUSTER.devices) == CLUSTER
 
 

@@ -46,7 +46,7 @@ class Constants:
         """The cost model's time of that step."""
         reading = self.mem_bytes_per_s
         if self.host_bytes_per_s is not None:
-            reading = min(reading, self.host_bytes_per_s / (1 + seen.beside))
+            reading /= seen.beside.slowdown(reading, self.host_bytes_per_s)
         return (
             sum(overlapped_s(flops / self.flops_per_s, size / reading) for flops, size in seen.work)
             + seen.num_layers * self.layer_overhead_s

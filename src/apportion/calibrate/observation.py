@@ -10,7 +10,7 @@ from math import inf
 from typing import Literal, Protocol
 
 from apportion.cost.group_step import Members, group_exchange_s, members_at_work, stage_members
-from apportion.cost.host_memory import beside
+from apportion.cost.host_memory import ALONE, Beside, beside
 from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s, phase_s
 from apportion.cost.shard import Shard
 from apportion.cost.traffic import group_link, layer_reductions
@@ -49,8 +49,8 @@ class Observation:
     num_layers: int
     work: tuple[tuple[float, float], ...]
     measured_s: float
-    beside: float
-    """What others read meanwhile of the memory it shares, in terms of what it reads itself (cost/host_memory.py)."""
+    beside: Beside
+    """What others read meanwhile of the memory that it shares."""
     waiting_s: float | None
     """Beside `measured_s`: waking up and the coordinator, per message, where the run shows it."""
     predicted_s: float
@@ -123,7 +123,7 @@ def _device_observation(
         num_layers=shard.num_layers,
         work=work,
         measured_s=(done.busy_s - done.exchange_s) / done.num_steps * device.speed,
-        beside=0.0,
+        beside=ALONE,
         waiting_s=None,
         predicted_s=predicted_s * device.speed,
     )
@@ -190,7 +190,7 @@ def _link_observation(
             num_layers=shards[0].num_layers,
             work=((0.0, carried),),
             measured_s=(busy_s - computing_s) / len(sizes),
-            beside=0.0,
+            beside=ALONE,
             waiting_s=None,
             predicted_s=group_exchange_s(plan.model, shards, link, step) / len(sizes),
         )

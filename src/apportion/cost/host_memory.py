@@ -1,9 +1,12 @@
 """Devices whose memory is their host's own: what each reads while others read beside it.
 
-Device i reads r bytes/s by itself, and computes for a share s of the time (1; less where it is emulated). While it
-does, the others at work read D = Σ s_j·r_j on average, and the host's memory gives its H bytes/s to all alike:
+A device reads r bytes/s by itself. While the others at work read D together, the host's memory gives its H bytes/s to
+all alike, and reading takes
 
-    r · min(1, H / (r + D))
+    max(1, (r + D) / H)
+
+times as long. An emulated device computes for a share s of the time alone, its speed: then the others are all taken to
+compute at once, for the share of the time that they do on average, which is exact for one and no less for several.
 
 At work with it are the other members of its group and, while several microbatches are under way, all such devices of
 its host in the cluster. These may be more than a plan uses; but so a stage's time depends on its own group alone,
@@ -11,9 +14,28 @@ which the search and its bound rest on. A single microbatch that passes from sta
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from apportion.types.cluster import Cluster, Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What others read beside a device: `most` at once, in terms of what it reads itself (D / r), for a `share` of the
+    time."""
+
+    most: float
+    share: float
+
+    def slowdown(self, mem_bytes_per_s: float, host_bytes_per_s: float) -> float:
+        """Of a device that reads `mem_bytes_per_s` by itself, at full speed."""
+        alone, beside = (
+            max(1.0, mem_bytes_per_s * (1 + reading) / host_bytes_per_s) for reading in (0.0, self.most)
+        )
+        return alone + self.share * (beside - alone)
+
+
+ALONE = Beside(most=0.0, share=0.0)
 
 
 def at_work(cluster: Cluster, devices: Sequence[Device], *, overlapping: bool) -> tuple[Device, ...]:
@@ -28,24 +50,27 @@ def at_work(cluster: Cluster, devices: Sequence[Device], *, overlapping: bool) -
     )
 
 
-def _slowed(device: Device, host_bytes_per_s: float, beside: float) -> Device:
-    share = host_bytes_per_s / (device.mem_bytes_per_s / device.speed * (1 + beside))
-    return replace(device, mem_bytes_per_s=device.mem_bytes_per_s * min(1.0, share))
+def _slowed(device: Device, host_bytes_per_s: float, others: Beside) -> Device:
+    slowdown = others.slowdown(device.mem_bytes_per_s / device.speed, host_bytes_per_s)
+    return replace(device, mem_bytes_per_s=device.mem_bytes_per_s / slowdown)
 
 
-def beside(cluster: Cluster, device: Device, devices: Sequence[Device], *, overlapping: bool) -> float:
-    """D / r: what others read beside one of a stage's devices, in terms of what it reads itself while it computes."""
+def beside(cluster: Cluster, device: Device, devices: Sequence[Device], *, overlapping: bool) -> Beside:
+    """What others read beside one of a stage's devices."""
     if device.host_bytes_per_s is None:
-        return 0.0
-    at_work_too = (other for other in (cluster.devices if overlapping else devices) if other.id != device.id)
-    others = read_bytes_per_s(device.host, at_work_too) + cluster.others_bytes_per_s.get(device.host, 0.0)
-    return others * device.speed / device.mem_bytes_per_s
+        return ALONE
+    at_work_too = [other for other in (cluster.devices if overlapping else devices) if other.id != device.id]
+    mean, most = reading(device.host, at_work_too)
+    outside_mean, outside_most = cluster.others_bytes_per_s.get(device.host, (0.0, 0.0))
+    mean, most = mean + outside_mean, most + outside_most
+    own = device.mem_bytes_per_s / device.speed
+    if device.host_cores is not None:  # as many threads as cores read at once
+        most = min(most, max(own * (device.host_cores / device.num_threads - 1), 0.0))
+    return Beside(most=most / own, share=min(1.0, mean / most)) if most > 0 else ALONE
 
 
-def read_bytes_per_s(host: str, devices: Iterable[Device]) -> float:
-    """D: what these read of the host's memory on average, each as fast as by itself."""
-    return sum(
-        device.mem_bytes_per_s
-        for device in devices
-        if device.host == host and device.host_bytes_per_s is not None
-    )
+def reading(host: str, devices: Iterable[Device]) -> tuple[float, float]:
+    """Bytes/s that these read of the host's memory, each as fast as by itself: on average, and at most."""
+    sharing = [device for device in devices if device.host == host and device.host_bytes_per_s is not None]
+    mean = sum(device.mem_bytes_per_s for device in sharing)
+    return mean, sum(device.mem_bytes_per_s / device.speed for device in sharing)

@@ -116,8 +116,8 @@ class Link:
 class Cluster:
     devices: tuple[Device, ...]
     links: tuple[Link, ...]
-    others_bytes_per_s: dict[str, float] = field(default_factory=dict)
-    """By host, what devices of other clusters read there all the time, out of memory shared with this one's."""
+    others_bytes_per_s: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By host, what devices of other clusters read there out of memory shared with this one's: on average, at most."""
 
     def device(self, device_id: str) -> Device:
         return next(device for device in self.devices if device.id == device_id)

@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from apportion.cost.host_memory import read_bytes_per_s
+from apportion.cost.host_memory import reading
 from apportion.cost.traffic import host_link
 from apportion.planner.stages.groups import Used, device_figures, device_kinds
 from apportion.types.cluster import Cluster, Device
@@ -27,11 +27,11 @@ def sub_cluster(cluster: Cluster, devices: Sequence[Device]) -> Cluster:
     hosts = {device.host for device in devices}
     links = tuple(link for link in cluster.links if {link.src, link.dst} <= hosts)
     others = [device for device in cluster.devices if device not in devices]
-    beside = {host: read_bytes_per_s(host, others) for host in hosts}
+    beside = {host: reading(host, others) for host in sorted(hosts)}
     return Cluster(
         devices=tuple(devices),
         links=links,
-        others_bytes_per_s={host: reading for host, reading in sorted(beside.items()) if reading},
+        others_bytes_per_s={host: rates for host, rates in beside.items() if rates[0]},
     )
 
 
@@ -84,7 +84,7 @@ class DeviceSets:
             for dst in hosts[number:]
         ]
         figures = [
-            (hosts.index(device.host), device_figures(device), read_bytes_per_s(device.host, everyone), count)
+            (hosts.index(device.host), device_figures(device), reading(device.host, everyone), count)
             for device, count in used
         ]
         return (tuple(figures), tuple(links))

@@ -36,7 +36,7 @@ def device_figures(device: Device) -> tuple[object, ...]:
     rates = tuple(sorted(device.flops_per_s.items()))
     memory = (device.memory_bytes, device.reserved_bytes)
     overheads = (device.layer_overhead_s, device.step_overhead_s)
-    shared = (device.host_bytes_per_s, device.speed) if device.host_bytes_per_s is not None else None
+    shared = (device.host_bytes_per_s, device.speed, device.num_threads, device.host_cores)
     return (
         device.kind,
         *memory,
@@ -44,7 +44,7 @@ def device_figures(device: Device) -> tuple[object, ...]:
         device.stream_bytes_per_s,
         rates,
         *overheads,
-        shared,
+        shared if device.host_bytes_per_s is not None else None,
     )
 
 
