@@ -1,6 +1,6 @@
-"""Time of attention per sequence and layer on one core: the compiled decode kernel beside one
-scaled_dot_product_attention call per sequence, over the pool's layout and over one with a token's heads side by side;
-and a prefill chunk, which goes through scaled_dot_product_attention, over both layouts.
+"""Time of attention per sequence and layer on one core: the compiled kernels beside one scaled_dot_product_attention
+call per sequence, over the pool's layout and over one with a token's heads side by side; one new token each, and a
+prefill chunk.
 
 python benchmarks/attention.py
 """
@@ -86,8 +86,7 @@ def measure(num_sequences: int, new_tokens: int, context: int) -> dict[str, floa
         "sdpa, token-major": make_pool(UncompiledPool, num_slots).to_token_major(),
         "sdpa": make_pool(UncompiledPool, num_slots),
     }
-    if new_tokens == 1:
-        pools["kernel"] = make_pool(KVPool, num_slots)
+    pools["kernel"] = make_pool(KVPool, num_slots)
     batch = make_batch(num_sequences, new_tokens, context)
     query_TND = torch.randn(num_tokens, KV_HEADS * GROUP, HEAD_DIM)
     key_TKD, value_TKD = torch.randn(2, num_tokens, KV_HEADS, HEAD_DIM)

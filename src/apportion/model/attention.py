@@ -1,30 +1,24 @@
 """Causal attention of a flat ragged batch over the paged KV pool.
 
-On a CPU all sequences with one new token go to one compiled call (`decode_kernel`); elsewhere as many of them
-as a full context has room for attend together, their keys and values gathered side by side. For several new tokens
-each sequence's queries are taken in tiles, so that no temporary grows with the number of new tokens. The query heads
-of a KV head are a dimension of their own: neither keys nor values are ever repeated.
+On a CPU compiled calls do it (`compiled_attention`). Elsewhere as many sequences with one new token as a full context
+has room for attend together, their keys and values gathered side by side. For several new tokens each sequence's
+queries are taken in tiles, so that no temporary grows with the number of new tokens. The query heads of a KV head are a
+dimension of their own: neither keys nor values are ever repeated.
 
 Shapes: T = tokens of the batch, Q = tokens of one tile, C = keys a tile can see, K = local KV heads, G = query
 heads per KV head, N = K·G, E = G·Q, D = head dim.
 """
 
-from functools import partial
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from apportion.model.attend_op import attend_op
-from apportion.model.batch import DecodeGroup, DecodeRows, FlatBatch, SequenceSpan
-from apportion.model.decode_kernel import attend_decode
+from apportion.model.batch import DecodeGroup, FlatBatch, SequenceSpan
+from apportion.model.compiled_attention import Compiled
 from apportion.model.kv_pool import KVPool
-from apportion.model.team import team_of
 from apportion.types.layout import QUERY_TILE
 from apportion.types.request import Chunk, ScheduledBatch
-
-_NO_WINDOW = 2**62
 
 
 def paged_attention(
@@ -49,17 +43,18 @@ def paged_attention(
     query_TKGD = query_TND.reshape(num_tokens, kv_heads, -1, head_dim)
     out_TKGD = torch.empty(query_TKGD.shape, dtype=query_TKGD.dtype, device=query_TKGD.device)
     options = (scale, window_tokens, softcap, sinks_N)
-    groups, spans = batch.decode_groups, batch.alone_spans
     if kv_pool.compiled and query_TND.dtype == torch.float32:
-        groups, spans = (), batch.longer_spans
-        if len(batch.decode.rows_B):
-            new = (query_TKGD, key_TKD, value_TKD)
-            _attend_decode(new, out_TKGD, layer, batch.decode, kv_pool, *options)
-    if groups or spans:
-        kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
-    for group in groups:
+        attend = Compiled(query_TKGD, out_TKGD, layer, kv_pool, *options)
+        attend.decode(key_TKD, value_TKD, batch.decode)
+        if batch.longer_spans:
+            kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
+        for span in batch.longer_spans:
+            attend.prefill(span)
+        return out_TKGD.view(query_TND.shape)
+    kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
+    for group in batch.decode_groups:
         out_TKGD[group.rows_B] = _attend_together(query_TKGD[group.rows_B], group, layer, kv_pool, *options)
-    for span in spans:
+    for span in batch.alone_spans:
         _attend_span(query_TKGD, out_TKGD, layer, span, kv_pool, *options)
     return out_TKGD.view(query_TND.shape)
 
@@ -69,48 +64,20 @@ def load_kernels(kv_dtype: torch.dtype) -> None:
     shape = {
         "layer_start": 0,
         "num_layers": 1,
-        "num_blocks": 1,
-        "block_tokens": 1,
+        "num_blocks": 2,
+        "block_tokens": 2,
         "kv_heads": 1,
         "head_dim": 1,
     }
     kv_pool = KVPool(**shape, dtype=kv_dtype, torch_device="cpu")
-    chunk = Chunk(sequence_id=0, start=0, token_ids=(0,), block_ids=(0,), sampling=None)
-    batch = FlatBatch.build(ScheduledBatch(step_id=0, chunks=(chunk,)), block_tokens=1, torch_device="cpu")
+    chunks = tuple(
+        Chunk(sequence_id=i, start=0, token_ids=(0,) * (i + 1), block_ids=(i,), sampling=None)
+        for i in range(2)
+    )
+    batch = FlatBatch.build(ScheduledBatch(step_id=0, chunks=chunks), block_tokens=2, torch_device="cpu")
     options = {"scale": 1.0, "window_tokens": None, "softcap": None, "sinks_N": None}
     attend_op(kv_pool.elements)
-    paged_attention(*torch.zeros(3, 1, 1, 1), layer=0, batch=batch, kv_pool=kv_pool, **options)
-
-
-def _attend_decode(
-    new: tuple[Tensor, Tensor, Tensor],
-    out_TKGD: Tensor,
-    layer: int,
-    decode: DecodeRows,
-    kv_pool: KVPool,
-    scale: float,
-    window_tokens: int | None,
-    softcap: float | None,
-    sinks_N: Tensor | None,
-) -> None:
-    kv_heads, group = out_TKGD.shape[1:3]
-    no_sinks = np.empty((kv_heads, group, 0), np.float32)
-    part = partial(
-        attend_decode,
-        *(part.contiguous().numpy() for part in new),
-        decode.rows_B,
-        decode.slots_B,
-        decode.runs_R2,
-        decode.first_run_B,
-        *kv_pool.arrays(layer),
-        kv_pool.beyond_1,
-        _NO_WINDOW if window_tokens is None else window_tokens,
-        np.float32(scale),
-        np.float32(softcap or 0),
-        no_sinks if sinks_N is None else sinks_N.view(kv_heads, group, 1).contiguous().numpy(),
-        out_TKGD.numpy(),
-    )
-    team_of(torch.get_num_threads()).run(part, len(decode.rows_B) * kv_heads)
+    paged_attention(*torch.zeros(3, 3, 1, 1), layer=0, batch=batch, kv_pool=kv_pool, **options)
 
 
 def _attend_together(

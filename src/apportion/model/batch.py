@@ -5,6 +5,7 @@ token (of a group), R = their runs of consecutive KV slots.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ class SequenceSpan:
     start: int
     slots: Tensor | slice
     """KV slots of positions `[0, start + rows)`: slots_C, or a slice where the blocks lie in order."""
+    runs_R2: np.ndarray
+    """The same as (first slot, number of slots) of each run of consecutive ones (int64)."""
 
     @property
     def num_rows(self) -> int:
@@ -38,6 +41,13 @@ class SequenceSpan:
         if isinstance(self.slots, slice):
             return torch.arange(self.slots.start, self.slots.stop, device=torch_device)
         return self.slots
+
+    def new_slots(self, torch_device: str) -> Tensor:
+        """Of the new positions."""
+        slots = self.slots_between(self.start, self.length)
+        return (
+            torch.arange(slots.start, slots.stop, device=torch_device) if isinstance(slots, slice) else slots
+        )
 
     def slots_between(self, first: int, stop: int) -> Tensor | slice:
         """KV slots of positions `[first, stop)`."""
@@ -87,17 +97,10 @@ class DecodeRows:
     """Sequence b has the runs `[first_run_B[b], first_run_B[b + 1])`; one longer than B."""
 
     @classmethod
-    def build(cls, chunks: tuple[Chunk, ...], block_tokens: int) -> "DecodeRows":
-        rows: list[int] = []
-        runs: list[np.ndarray] = []
-        row_stop = 0
-        for chunk in chunks:
-            row_stop += len(chunk.token_ids)
-            if len(chunk.token_ids) == 1:
-                rows.append(row_stop - 1)
-                runs.append(_context_runs(chunk, block_tokens))
+    def build(cls, spans: list[SequenceSpan]) -> "DecodeRows":
+        runs = [span.runs_R2 for span in spans]
         return cls(
-            rows_B=np.array(rows, np.int64),
+            rows_B=np.array([span.row_start for span in spans], np.int64),
             slots_B=np.array([own[-1].sum() - 1 for own in runs], np.int64),
             runs_R2=np.concatenate([np.empty((0, 2), np.int64), *runs]),
             first_run_B=np.cumsum([0, *(len(own) for own in runs)], dtype=np.int64),
@@ -141,28 +144,18 @@ class FlatBatch:
         """Sequences with one new token attend together as long as their filled up contexts are at most
         `gather_tokens` in all."""
         chunks = batch.chunks
-        row_stop = 0
-        spans: list[SequenceSpan] = []
-        new_slots: list[Tensor] = []
-        for chunk in chunks:
-            row_start, row_stop = row_stop, row_stop + len(chunk.token_ids)
-            slots = _context_slots(chunk, block_tokens, torch_device)
-            span = SequenceSpan(row_start=row_start, row_stop=row_stop, start=chunk.start, slots=slots)
-            new = span.slots_between(chunk.start, chunk.stop)
-            new_slots.append(
-                torch.arange(new.start, new.stop, device=torch_device) if isinstance(new, slice) else new
-            )
-            spans.append(span)
-        groups = _groups([span for span in spans if span.num_rows == 1], gather_tokens)
+        spans = _spans(chunks, block_tokens, torch_device)
+        single = [span for span in spans if span.num_rows == 1]
+        groups = _groups(single, gather_tokens)
         grouped = {span.row_start for group in groups for span in group}
         return cls(
             token_ids_T=_ints([token for chunk in batch.chunks for token in chunk.token_ids], torch_device),
             positions_T=_ints(
                 [p for chunk in batch.chunks for p in range(chunk.start, chunk.stop)], torch_device
             ),
-            slots_T=torch.cat(new_slots),
+            slots_T=torch.cat([span.new_slots(torch_device) for span in spans]),
             longer_spans=tuple(span for span in spans if span.num_rows > 1),
-            decode=DecodeRows.build(chunks, block_tokens),
+            decode=DecodeRows.build(single),
             decode_groups=tuple(DecodeGroup.build(group, torch_device) for group in groups),
             alone_spans=tuple(span for span in spans if span.row_start not in grouped),
             sample_rows_N=_ints(
@@ -174,6 +167,20 @@ class FlatBatch:
                 torch_device,
             ),
         )
+
+
+def _spans(chunks: tuple[Chunk, ...], block_tokens: int, torch_device: str) -> list[SequenceSpan]:
+    ends = list(accumulate(len(chunk.token_ids) for chunk in chunks))
+    return [
+        SequenceSpan(
+            row_start=row_stop - len(chunk.token_ids),
+            row_stop=row_stop,
+            start=chunk.start,
+            slots=_context_slots(chunk, block_tokens, torch_device),
+            runs_R2=_context_runs(chunk, block_tokens),
+        )
+        for chunk, row_stop in zip(chunks, ends, strict=True)
+    ]
 
 
 def _groups(spans: list[SequenceSpan], gather_tokens: int) -> list[list[SequenceSpan]]:

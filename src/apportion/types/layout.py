@@ -1,7 +1,9 @@
 """Sizes that the engine computes with and the cost model counts with."""
 
 QUERY_TILE = 128
-"""Most queries of one sequence that attention takes at once."""
+"""Most queries of one sequence that attention takes at once, where it is not compiled."""
+PREFILL_ROWS = 1024
+"""Most query heads of a sequence's tokens that compiled attention takes at once."""
 WIDENED_ELEMENTS = 2**24
 """Of packed weights that a GPU widens at once: enough to keep it busy."""
 INT8_ROW_BYTES = 4
