@@ -9,7 +9,7 @@ from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.errors import ClusterError
 from apportion.types.units import format_bytes, parse_bytes
 
-INTRA_HOST_LATENCY_S, INTRA_HOST_BYTES_PER_S = 1e-5, 2.5e9
+INTRA_HOST_LATENCY_S, INTRA_HOST_BYTES_PER_S = 6e-6, 3e9
 """An exchange between two processes through shared memory, as benchmarks/reductions.py prints it."""
 HOP_S = 2e-4
 """Of a message of our own engine (benchmarks/hops.py): what one sequence's time per token has beyond the stages' own,

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-LAYER_OVERHEAD_S, STEP_OVERHEAD_S = 1.1e-4, 8e-4
-"""Python and kernel launches of a layer; message, batch and waking up for a step. benchmarks/prediction.py shows
-how they fit."""
+LAYER_OVERHEAD_S, STEP_OVERHEAD_S = 3.5e-5, 4.5e-4
+"""What a layer takes beside its products and attention; batch and Python of a step. benchmarks/prediction.py shows how
+they fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
