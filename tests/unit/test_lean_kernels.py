@@ -90,22 +90,25 @@ def test_heads(heads: int, kv_heads: int, head_dim: int, with_norms: bool):
     query_weight, key_weight = randn(head_dim, seed=4), randn(head_dim, seed=5)
     norms = (Norm(weight=query_weight, eps=EPS), Norm(weight=key_weight, eps=EPS)) if with_norms else None
     expected = split_heads(projected, kv_heads, rotation, norms)
-    outs = [torch.empty(part.shape) for part in expected]
+    out = torch.empty(projected.numel())
     operands = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
     weights = {"query_weight": query_weight, "key_weight": key_weight, "eps": EPS} if with_norms else {}
-    places = dict(zip(("y", "z", "out"), outs, strict=True))
-    call(
-        lean_kernels.split,
-        TOKENS,
-        x=projected.clone(),
-        **places,
-        cos=rotation[0],
-        sin=rotation[1],
-        **operands,
-        **weights,
-    )
-    for out, part in zip(outs, expected, strict=True):
-        close(out, part)
+    turned = {"y": rotation[0], "z": rotation[1]}
+    call(lean_kernels.split, TOKENS, x=projected.clone(), out=out, **turned, **operands, **weights)
+    close(out, torch.cat([part.flatten() for part in expected]))
+
+
+def test_turns_and_what_a_step_is_given():
+    positions_T, frequencies_F, given = torch.tensor([0, 3, 90_000]), randn(8).abs(), randn(3, 7)
+    cos, sin, out = torch.empty(3, 16), torch.empty(3, 16), torch.empty(3, 7)
+    addresses = torch.tensor([positions_T.data_ptr(), given.data_ptr()])
+    rope = {"frequencies": frequencies_F, "head_dim": 16, "amplitude": 1.5}
+    call(lean_kernels.turns, 3, positions=addresses, **rope, x=cos, y=sin)
+    angles = (positions_T[:, None].float() * frequencies_F).double().repeat(1, 2)
+    close(cos, 1.5 * angles.cos())
+    close(sin, 1.5 * angles.sin())
+    call(lean_kernels.take, 3, source=addresses[1:], width=7, out=out)
+    assert torch.equal(out, given)
 
 
 def results(rows: slice, runner: Runner) -> list[Tensor]:
@@ -116,27 +119,17 @@ def results(rows: slice, runner: Runner) -> list[Tensor]:
     angles, head_weight = randn(7, 18)[rows].repeat(1, 2), randn(36)
     num = len(x)
     out, gates = torch.empty(num, 91), torch.empty(num, 133)
-    query, key, value = torch.empty(num, 6 * 36), torch.empty(num, 2 * 36), torch.empty(num, 2 * 36)
+    heads_out = torch.empty(num * 10 * 36)
     norm = {"weight": weight, "width": 91, "eps": EPS}
     call(lean_kernels.add_norm, num, runner, x=x, y=total, out=out, **norm)
     call(lean_kernels.norm, num, runner, x=x, out=x, **norm)
     call(lean_kernels.gate, num, runner, x=gate_up, out=gates, columns=133, linear=1.0, cubic=0.0)
     heads = {"heads": 6, "kv_heads": 2, "head_dim": 36, "eps": EPS}
     weights = {"query_weight": head_weight, "key_weight": head_weight}
-    rotation = {"cos": angles.cos(), "sin": angles.sin()}
-    call(
-        lean_kernels.split,
-        num,
-        runner,
-        x=projected,
-        y=query,
-        z=key,
-        out=value,
-        **heads,
-        **weights,
-        **rotation,
-    )
-    return [out, total, x, gates, query, key, value]
+    rotation = {"y": angles.cos(), "z": angles.sin()}
+    call(lean_kernels.split, num, runner, x=projected, out=heads_out, **heads, **weights, **rotation)
+    parts = heads_out.split([num * size * 36 for size in (6, 2, 2)])
+    return [out, total, x, gates, *(part.view(num, -1) for part in parts)]
 
 
 def test_rows_do_not_depend_on_each_other_nor_on_threads():

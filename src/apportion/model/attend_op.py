@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numba.np.numpy_support import carray
 
-from apportion.model.batch import DecodeRows
 from apportion.model.decode_kernel import attend_decode
-from apportion.model.op_code import Op, floats, op, pointer, row_type, share
+from apportion.model.op_code import FP32_BYTES, Op, floats, op, pointer, row_type, share
+from apportion.model.step_operand import STEP
 
-_ROWS = np.dtype([(name, "i8") for name in ("num", "rows", "slots", "num_runs", "runs", "first_run")])
 _ATTEND = row_type(
-    *("decode", "keys", "values", "beyond", "slots", "kv_heads", "group", "head_dim", "window_tokens"),
+    *("step", "keys", "values", "beyond", "slots", "kv_heads", "group", "head_dim", "window_tokens"),
     floats=("scale", "softcap"),
 )
 NO_WINDOW = 2**62
@@ -23,20 +22,23 @@ NO_WINDOW = 2**62
 
 @cache
 def attend_op(elements: "np.dtype[Any]") -> Op:
-    """Writes new keys (y) and values (z) to the pool's; out = attention of the queries (x), of the rows in `decode`.
+    """Writes the new keys and values, which stand behind the queries (x), to the pool; out = attention. Of the step's
+    sequences with one new token.
 
     `elements` is the type of the pool's arrays (`kv_elements`)."""
 
     @op(_ATTEND)
     def attend(row, number, size):
         a = carray(pointer(row), 1, _ATTEND)[0]
-        decode = carray(pointer(a.decode), 1, _ROWS)[0]
+        decode = carray(pointer(a.step), 1, STEP)[0]
         kv_heads, group, head_dim = a.kv_heads, a.group, a.head_dim
         first, stop = share(decode.num * kv_heads, number, size)
+        keys_at = FP32_BYTES * a.rows * kv_heads * group * head_dim
+        values_at = keys_at + FP32_BYTES * a.rows * kv_heads * head_dim
         attend_decode(
             floats(a.x, (a.rows, kv_heads, group, head_dim)),
-            floats(a.y, (a.rows, kv_heads, head_dim)),
-            floats(a.z, (a.rows, kv_heads, head_dim)),
+            floats(a.x + keys_at, (a.rows, kv_heads, head_dim)),
+            floats(a.x + values_at, (a.rows, kv_heads, head_dim)),
             carray(pointer(decode.rows), decode.num, np.int64),
             carray(pointer(decode.slots), decode.num, np.int64),
             carray(pointer(decode.runs), (decode.num_runs, 2), np.int64),
@@ -54,17 +56,3 @@ def attend_op(elements: "np.dtype[Any]") -> Op:
         )
 
     return attend
-
-
-class DecodeOperand:
-    """What `attend` reads of a batch, at an address that stays."""
-
-    def __init__(self) -> None:
-        self._record = np.zeros((), _ROWS)
-        self.address = self._record.ctypes.data
-
-    def point_to(self, decode: DecodeRows) -> None:
-        """`decode` has to live until the operations have run."""
-        arrays = (decode.rows_B, decode.slots_B, decode.runs_R2, decode.first_run_B)
-        rows, slots, runs, first_run = (array.ctypes.data for array in arrays)
-        self._record[()] = (len(decode.rows_B), rows, slots, len(decode.runs_R2), runs, first_run)

@@ -17,6 +17,7 @@ from apportion.model.lean_config import LeanConfig, lean_config
 from apportion.model.lean_program import LeanProgram
 from apportion.model.load_memory import LoadMemory
 from apportion.model.parameters import ParameterReader
+from apportion.model.rope import Rope
 from apportion.model.shard import RankShares
 from apportion.model.sharded_modules import AllReduce
 from apportion.model.stage import StageModel
@@ -86,9 +87,10 @@ def _programs(
 ) -> list[LeanProgram | None]:
     """By the buffer in which a step's first streamed layer arrives."""
     num_buffers = modules.stream.num_buffers if modules.stream else 1
-    if reader.torch_device != "cpu" or reader.dtype != torch.float32:
+    ropes = [rotary for rotary in modules.rotaries if isinstance(rotary, Rope)]
+    if reader.torch_device != "cpu" or reader.dtype != torch.float32 or not ropes:
         return [None] * num_buffers
-    make = partial(lean_program, modules.layers, pool, model.hidden_size, grouped=stage.split.size > 1)
+    make = partial(lean_program, modules.layers, ropes, pool, model.hidden_size, grouped=stage.split.size > 1)
     return [make(first_buffer=buffer) for buffer in range(num_buffers)]
 
 

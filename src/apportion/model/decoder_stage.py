@@ -11,11 +11,9 @@ from torch import Tensor
 
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
-from apportion.model.lean_program import LeanProgram, Rotation
+from apportion.model.lean_program import LeanProgram
+from apportion.model.rope import Rotary
 from apportion.model.streaming import LayerStream
-
-Rotary = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
-"""positions_T -> cos_1TD, sin_1TD"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,25 +63,22 @@ class DecoderStage:
     @torch.no_grad()
     def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
         hidden_TH = inputs if self._modules.embedding is None else self._embed(inputs)
-        by_rotary = {
-            rotary: rotary(batch.positions_T, hidden_TH.dtype) for rotary in set(self._modules.rotaries)
-        }
-        rotations = [by_rotary[rotary] for rotary in self._modules.rotaries]
         program = self._programs[self._modules.stream.next_buffer if self._modules.stream else 0]
-        if program is not None:
-            hidden_TH = program(hidden_TH, rotations, batch)
-        else:
-            hidden_TH = self._through_layers(hidden_TH, rotations, batch)
+        hidden_TH = (program or self._through_layers)(hidden_TH, batch)
         self.kv_pool.check_range()
-        return hidden_TH if self._modules.norm is None else self._logits(hidden_TH, batch.sample_rows_N)
+        if self._modules.norm is None:
+            return hidden_TH
+        hidden_TH = hidden_TH.index_select(0, batch.sample_rows_N)  # the memory of the others ends here
+        return self._logits(hidden_TH)
 
-    def _through_layers(self, hidden_TH: Tensor, rotations: list[Rotation], batch: FlatBatch) -> Tensor:
-        hidden_1TH = hidden_TH[None]
-        for layer, rotation in zip(self._modules.layers, rotations, strict=True):
+    def _through_layers(self, hidden_TH: Tensor, batch: FlatBatch) -> Tensor:
+        rotaries, hidden_1TH = self._modules.rotaries, hidden_TH[None]
+        rotations = {rotary: rotary(batch.positions_T, hidden_TH.dtype) for rotary in set(rotaries)}
+        for layer, rotary in zip(self._modules.layers, rotaries, strict=True):
             hidden_1TH = layer(
                 hidden_1TH,
                 attention_mask=None,
-                position_embeddings=rotation,
+                position_embeddings=rotations[rotary],
                 batch=batch,
                 kv_pool=self.kv_pool,
             )
@@ -94,12 +89,11 @@ class DecoderStage:
         hidden_TH, multiplier = self._modules.embedding(ids_T), self._modules.embedding_multiplier
         return hidden_TH if multiplier == 1 else hidden_TH * multiplier
 
-    def _logits(self, hidden_TH: Tensor, sample_rows_N: Tensor) -> Tensor:
+    def _logits(self, hidden_NH: Tensor) -> Tensor:
         modules = self._modules
         assert modules.norm is not None
         assert modules.head is not None
-        hidden_NH = modules.norm(hidden_TH.index_select(0, sample_rows_N))
-        logits_NV = modules.head(hidden_NH).float()
+        logits_NV = modules.head(modules.norm(hidden_NH)).float()
         if modules.logits_divisor != 1:
             logits_NV /= modules.logits_divisor
         if modules.logits_softcap is not None:

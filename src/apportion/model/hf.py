@@ -15,11 +15,12 @@ from transformers.modeling_utils import AttentionInterface
 
 from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
-from apportion.model.decoder_stage import Rotary, StageModules
+from apportion.model.decoder_stage import StageModules
 from apportion.model.hf_config import ATTENTION, AXES, FamilyConfigs, read_config, skeleton_of
 from apportion.model.kv_pool import KVPool
 from apportion.model.layer_store import OpenStore
 from apportion.model.parameters import ParameterReader, parameter_shapes
+from apportion.model.rope import Rotary
 from apportion.model.shard import Axis, Shape
 from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
 from apportion.model.streaming import MakeLayer, build_layers

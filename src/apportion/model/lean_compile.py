@@ -4,14 +4,14 @@ Shapes: T = tokens of the batch, H = hidden size, D = head dim; the member's: N 
 W = N + 2·K, F = FFN columns.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from apportion.model import lean_kernels
-from apportion.model.attend_op import NO_WINDOW, DecodeOperand, attend_op
+from apportion.model.attend_op import NO_WINDOW, attend_op
 from apportion.model.cpu_products import PackedProduct
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean import Attention, FeedForward, LeanLayer, ReducedLinear, Transform
@@ -19,41 +19,49 @@ from apportion.model.lean_ops import Norm, gate_coefficients
 from apportion.model.lean_program import Between, Half, LeanProgram, Step
 from apportion.model.linear import PackedLinear
 from apportion.model.op_table import OpTable, Place
+from apportion.model.rope import Rope
 from apportion.model.sharded_modules import AllReduce
+from apportion.model.step_operand import StepOperand
 from apportion.model.streaming import Layer, StreamedLayer
 from apportion.model.team import team_of
 
 
 def lean_program(
-    layers: Sequence[Layer], kv_pool: KVPool, hidden_size: int, *, grouped: bool, first_buffer: int
+    layers: Sequence[Layer],
+    ropes: Sequence[Rope],
+    kv_pool: KVPool,
+    hidden_size: int,
+    *,
+    grouped: bool,
+    first_buffer: int,
 ) -> LeanProgram | None:
-    """Of a step whose first streamed layer arrives in buffer `first_buffer`; None without lean layers. `grouped`: the
-    device is one of several members. Layers of transformers' own are called where they stand."""
-    arrived = [layer.in_step(first_buffer) if isinstance(layer, StreamedLayer) else layer for layer in layers]
-    if not any(isinstance(layer, LeanLayer) for layer in arrived):
-        return None
+    """Of a step whose first streamed layer arrives in buffer `first_buffer`; None where not all are lean layers.
+    `grouped`: the device is one of several members."""
     compiler = _Compiler(kv_pool, hidden_size, grouped=grouped)
-    for index, (layer, lean) in enumerate(zip(layers, arrived, strict=True)):
-        if not isinstance(lean, LeanLayer):
-            compiler.other_layer(index, layer)
-            continue
+    for layer, rope in zip(layers, ropes, strict=True):
+        arrived = layer
         if isinstance(layer, StreamedLayer):
+            arrived = layer.in_step(first_buffer)
             compiler.arrival(layer)
-        compiler.lean_layer(index, lean)
+        if not isinstance(arrived, LeanLayer):
+            return None
+        compiler.lean_layer(arrived, rope)
     return compiler.program()
 
 
 class _Compiler:
     def __init__(self, kv_pool: KVPool, hidden_size: int, *, grouped: bool) -> None:
         self._pool, self._grouped = kv_pool, grouped
-        self._table = OpTable(team_of(torch.get_num_threads()))
-        self._decode = DecodeOperand()
+        self._table, self._operand = OpTable(team_of(torch.get_num_threads())), StepOperand()
         self._halves: list[Half] = []
-        self._splits: list[tuple[int, int]] = []
         self._hidden, self._normed, self._partial = (Place.in_step(n * hidden_size) for n in range(3))
+        self._step_floats = 3 * hidden_size
         self._hidden_size = hidden_size
+        self._turns: dict[Rope, tuple[Place, Place]] = {}
         self._is_pending = False
         """Whether a partial result is still to be added to the hidden state."""
+        source = {"source": self._operand.input_address, "width": hidden_size}
+        self._table.add(lean_kernels.take, source, out=self._hidden)
 
     def program(self) -> LeanProgram:
         self._add_pending()
@@ -61,9 +69,9 @@ class _Compiler:
         self._table.finish()
         return LeanProgram(
             table=self._table,
+            operand=self._operand,
             halves=self._halves,
-            splits=self._splits,
-            decode=self._decode,
+            step_floats=self._step_floats,
             kv_pool=self._pool,
         )
 
@@ -73,29 +81,15 @@ class _Compiler:
 
         self._end_half(0, arrive)
 
-    def lean_layer(self, index: int, layer: LeanLayer) -> None:
+    def lean_layer(self, layer: LeanLayer, rope: Rope) -> None:
         before, after = layer.attention_norms
         self._norm_hidden(before)
-        self._attention(index, layer.attention)
+        self._attention(layer.attention, self._turned(rope, layer.attention.head_dim))
         self._after(after, layer.attention.project_out.bias_H)
         before, after = layer.feed_forward_norms
         self._norm_hidden(before)
         bias_H = self._feed_forward(layer.feed_forward)
         self._after(after, bias_H)
-
-    def other_layer(self, index: int, layer: Callable[..., Tensor]) -> None:
-        def forward(step: Step) -> None:
-            hidden_1TH = layer(
-                step.hidden_TH[None],
-                attention_mask=None,
-                position_embeddings=step.rotations[index],
-                batch=step.batch,
-                kv_pool=step.kv_pool,
-            )
-            step.hidden_TH.copy_(hidden_1TH[0])
-
-        self._add_pending()
-        self._end_half(0, forward)
 
     def _norm_hidden(self, norm: Norm) -> None:
         """Of the hidden state, once the last partial result is added to it."""
@@ -120,29 +114,39 @@ class _Compiler:
             self._table.add(lean_kernels.norm, _operands(norm), x=self._partial, out=self._partial)
         self._is_pending = True
 
-    def _attention(self, index: int, attention: Attention) -> None:
-        width, head_dim = attention.project_in.out_features, attention.head_dim
-        key_width = attention.kv_heads * head_dim
-        projected, query = Place.in_half(0), Place.in_half(width)
+    def _attention(self, attention: Attention, turns: tuple[Place, Place]) -> None:
+        width = attention.project_in.out_features
+        cos, sin = turns
+        projected, query_key_value = Place.in_half(0), Place.in_half(width)
         attended = projected
-        key, value = Place.in_half(2 * width - 2 * key_width), Place.in_half(2 * width - key_width)
         self._product(attention.project_in, self._normed, projected)
-        split = self._table.add(
-            lean_kernels.split, _split_operands(attention), x=projected, y=query, z=key, out=value
-        )
-        self._splits.append((split, index))
-        attend = attend_op(self._pool.elements)
-        number = self._table.add(
-            attend, self._attend_operands(attention), x=query, y=key, z=value, out=attended
-        )
+        operands = _split_operands(attention)
+        self._table.add(lean_kernels.split, operands, x=projected, y=cos, z=sin, out=query_key_value)
+        op, operands = attend_op(self._pool.elements), self._attend_operands(attention)
+        number = self._table.add(op, operands, x=query_key_value, out=attended)
         self._product(attention.project_out.linear, attended, self._partial)
         then = self._reduction(attention.project_out)
         self._end_half(2 * width, then, attend=number, attention=attention)
 
+    def _turned(self, rope: Rope, head_dim: int) -> tuple[Place, Place]:
+        """Where its cos and sin lie."""
+        if rope in self._turns:
+            return self._turns[rope]
+        cos, sin = (Place.in_step(self._step_floats + n * head_dim) for n in range(2))
+        self._turns[rope], self._step_floats = (cos, sin), self._step_floats + 2 * head_dim
+        operands = {
+            "positions": self._operand.positions_address,
+            "frequencies": rope.frequencies_F.data_ptr(),
+            "head_dim": head_dim,
+            "amplitude": rope.amplitude,
+        }
+        self._table.add(lean_kernels.turns, operands, x=cos, y=sin)
+        return cos, sin
+
     def _attend_operands(self, attention: Attention) -> dict[str, float]:
         keys_KSD, values_KSD = self._pool.arrays(attention.layer)
         return {
-            "decode": self._decode.address,
+            "step": self._operand.address,
             "keys": keys_KSD.ctypes.data,
             "values": values_KSD.ctypes.data,
             "beyond": self._pool.beyond_1.ctypes.data,

@@ -15,7 +15,6 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
-from torch import Tensor
 
 from apportion.model.op_code import FAST, floats, op, pointer, row_type, share
 
@@ -105,35 +104,66 @@ def _turn(x_D, cos_D, sin_D, out_D):
         out_high[d] = high[d] * cos_D[d] + low[d] * sin_D[d]
 
 
-_SPLIT = row_type(
-    *("heads", "kv_heads", "head_dim", "cos", "sin", "query_weight", "key_weight"), floats=("eps",)
-)
+_TURNS = row_type("positions", "frequencies", "head_dim", floats=("amplitude",))
 
-_COS_WORD = list(_SPLIT.names or ()).index("cos")
+
+@op(_TURNS)
+def turns(row, number, size):
+    """cos (x) and sin (y) of the angles at the positions, of which `positions` is the address's address; their second
+    halves repeat the first."""
+    a = carray(pointer(row), 1, _TURNS)[0]
+    half, amplitude = a.head_dim // 2, _F(a.amplitude)
+    cos_TD, sin_TD = floats(a.x, (a.rows, a.head_dim)), floats(a.y, (a.rows, a.head_dim))
+    frequencies_X = floats(a.frequencies, half)
+    positions_T = carray(pointer(carray(pointer(a.positions), 1, np.int64)[0]), a.rows, np.int64)
+    start, stop = share(a.rows, number, size)
+    for t in range(start, stop):
+        for d in range(half):
+            angle = _F(positions_T[t]) * frequencies_X[d]
+            cos_TD[t, d] = cos_TD[t, half + d] = np.cos(angle) * amplitude
+            sin_TD[t, d] = sin_TD[t, half + d] = np.sin(angle) * amplitude
+
+
+_TAKE = row_type("source", "width")
+
+
+@op(_TAKE)
+def take(row, number, size):
+    """out = what lies at the address that lies at `source`."""
+    a = carray(pointer(row), 1, _TAKE)[0]
+    start, stop = share(a.rows * a.width, number, size)
+    given = floats(carray(pointer(a.source), 1, np.int64)[0], a.rows * a.width)
+    out = floats(a.out, a.rows * a.width)
+    for at in range(start, stop):
+        out[at] = given[at]
+
+
+_SPLIT = row_type("heads", "kv_heads", "head_dim", "query_weight", "key_weight", floats=("eps",))
 
 
 @op(_SPLIT)
 def split(row, number, size):
-    """Query (y), key (z) and value (out) of the projections (x) apart, the first two normed, where there are weights
-    for it, and rotated. x is scratch afterwards. The second halves of cos and sin repeat the first."""
+    """Query, key and value of the projections (x) one after another (out), the first two normed, where there are
+    weights for it, and rotated by cos (y) and sin (z), whose second halves repeat the first. x is scratch afterwards.
+    """
     a = carray(pointer(row), 1, _SPLIT)[0]
     heads, kv_heads, head_dim = a.heads, a.kv_heads, a.head_dim
     projected_TWD = floats(a.x, (a.rows, heads + 2 * kv_heads, head_dim))
-    query_TND = floats(a.y, (a.rows, heads, head_dim))
-    key_TKD, value_TKD = (
-        floats(a.z, (a.rows, kv_heads, head_dim)),
-        floats(a.out, (a.rows, kv_heads, head_dim)),
-    )
-    cos_TD, sin_TD = floats(a.cos, (a.rows, head_dim)), floats(a.sin, (a.rows, head_dim))
+    keys_at = a.rows * heads * head_dim
+    whole = floats(a.out, a.rows * (heads + 2 * kv_heads) * head_dim)
+    values_at = keys_at + a.rows * kv_heads * head_dim
+    query_TND = whole[:keys_at].reshape((a.rows, heads, head_dim))
+    key_TKD = whole[keys_at:values_at].reshape((a.rows, kv_heads, head_dim))
+    value_TKD = whole[values_at:].reshape((a.rows, kv_heads, head_dim))
+    cos_TD, sin_TD = floats(a.y, (a.rows, head_dim)), floats(a.z, (a.rows, head_dim))
+    query_weight_D, key_weight_D = floats(a.query_weight, head_dim), floats(a.key_weight, head_dim)
     start, stop = share(a.rows, number, size)
     for t in range(start, stop):
         if a.query_weight != 0:
             for n in range(heads):
-                _norm_row(
-                    projected_TWD[t, n], floats(a.query_weight, head_dim), _F(a.eps), projected_TWD[t, n]
-                )
+                _norm_row(projected_TWD[t, n], query_weight_D, _F(a.eps), projected_TWD[t, n])
             for n in range(heads, heads + kv_heads):
-                _norm_row(projected_TWD[t, n], floats(a.key_weight, head_dim), _F(a.eps), projected_TWD[t, n])
+                _norm_row(projected_TWD[t, n], key_weight_D, _F(a.eps), projected_TWD[t, n])
         for n in range(heads):
             _turn(projected_TWD[t, n], cos_TD[t], sin_TD[t], query_TND[t, n])
         for k in range(kv_heads):
@@ -186,8 +216,3 @@ def gate(row, number, size):
         for f in range(stop - start):
             x = gate_F[f]
             out_F[f] = x * up_F[f] / (_F(1) + _exp2(-_LOG2_E * x * (linear + cubic * x * x)))
-
-
-def point_rotation(row_W: np.ndarray, cos_1TD: Tensor, sin_1TD: Tensor) -> None:
-    """Of an operation that is `split`."""
-    row_W[_COS_WORD : _COS_WORD + 2] = cos_1TD.data_ptr(), sin_1TD.data_ptr()

@@ -12,28 +12,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apportion.model.attend_op import DecodeOperand
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean import Attention
-from apportion.model.lean_kernels import point_rotation
+from apportion.model.op_code import FP32_BYTES
 from apportion.model.op_table import OpTable
-
-Rotation = tuple[Tensor, Tensor]
-"""cos_1TD and sin_1TD"""
+from apportion.model.step_operand import StepOperand
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """What is at hand between the operations."""
 
-    batch: FlatBatch
-    kv_pool: KVPool
-    rotations: Sequence[Rotation]
-    """Of each layer."""
-    hidden_TH: Tensor
-    normed_TH: Tensor
-    partial_TH: Tensor
+    def __init__(self, batch: FlatBatch, kv_pool: KVPool, memory: Tensor, shape_TH: torch.Size) -> None:
+        """`memory` begins with the hidden state, its norm and a partial result."""
+        self.batch, self.kv_pool = batch, kv_pool
+        self._memory, self._shape_TH = memory, shape_TH
+
+    @property
+    def hidden_TH(self) -> Tensor:
+        return self._part(0)
+
+    @property
+    def normed_TH(self) -> Tensor:
+        return self._part(1)
+
+    @property
+    def partial_TH(self) -> Tensor:
+        return self._part(2)
+
+    def _part(self, number: int) -> Tensor:
+        size = self._shape_TH.numel()
+        return self._memory[number * size : (number + 1) * size].view(self._shape_TH)
 
 
 Between = Callable[[Step], None]
@@ -58,37 +67,26 @@ class LeanProgram:
     """hidden_TH -> hidden_TH"""
 
     table: OpTable
+    operand: StepOperand
     halves: Sequence[Half]
-    splits: Sequence[tuple[int, int]]
-    """The operations that rotate, and the layer of each."""
-    decode: DecodeOperand
+    step_floats: int
+    """Of each token, which a step keeps from half to half."""
     kv_pool: KVPool
 
-    def __call__(self, hidden_TH: Tensor, rotations: Sequence[Rotation], batch: FlatBatch) -> Tensor:
-        memory_3TH = torch.empty(3, *hidden_TH.shape)
-        memory_3TH[0] = hidden_TH
-        hidden_TH, normed_TH, partial_TH = memory_3TH.unbind()
-        step = Step(
-            batch=batch,
-            kv_pool=self.kv_pool,
-            rotations=rotations,
-            hidden_TH=hidden_TH,
-            normed_TH=normed_TH,
-            partial_TH=partial_TH,
-        )
-        for at, layer in self.splits:
-            point_rotation(self.table.words_OW[at], *rotations[layer])
+    def __call__(self, hidden_TH: Tensor, batch: FlatBatch) -> Tensor:
+        hidden_TH = hidden_TH.contiguous()
+        self.operand.point_to(hidden_TH, batch)
         if batch.longer_spans or not self.kv_pool.compiled:
-            self._run_apart(step)
-        else:
-            self._run_together(step)
-        return hidden_TH
+            return self._run_apart(hidden_TH, batch)
+        return self._run_together(hidden_TH, batch)
 
-    def _run_together(self, step: Step) -> None:
-        self.decode.point_to(step.batch.decode)
-        num_tokens, stop = len(step.hidden_TH), len(self.table)
-        scratch = torch.empty(num_tokens * max(half.scratch_floats for half in self.halves))
-        self.table.point(0, stop, num_tokens, step.hidden_TH, scratch)
+    def _run_together(self, hidden_TH: Tensor, batch: FlatBatch) -> Tensor:
+        num_tokens, stop = len(hidden_TH), len(self.table)
+        half_floats = max(half.scratch_floats for half in self.halves)
+        memory = torch.empty(num_tokens * (self.step_floats + half_floats))
+        address = memory.data_ptr()
+        self.table.point(0, stop, num_tokens, address, address + num_tokens * self.step_floats * FP32_BYTES)
+        step = Step(batch, self.kv_pool, memory, hidden_TH.shape)
         first = 0
         for half in self.halves:
             if half.then is not None:
@@ -96,12 +94,16 @@ class LeanProgram:
                 half.then(step)
                 first = half.stop
         self.table.run(first, stop)
+        return step.hidden_TH
 
-    def _run_apart(self, step: Step) -> None:
+    def _run_apart(self, hidden_TH: Tensor, batch: FlatBatch) -> Tensor:
         """A half's memory is given back before the next one's is taken: attention needs more beside it."""
+        num_tokens = len(hidden_TH)
+        memory = torch.empty(num_tokens * self.step_floats)
+        step = Step(batch, self.kv_pool, memory, hidden_TH.shape)
         for half in self.halves:
-            scratch = torch.empty(len(step.hidden_TH) * half.scratch_floats)
-            self.table.point(half.first, half.stop, len(step.hidden_TH), step.hidden_TH, scratch)
+            scratch = torch.empty(num_tokens * half.scratch_floats)
+            self.table.point(half.first, half.stop, num_tokens, memory.data_ptr(), scratch.data_ptr())
             if half.attend is None or half.attention is None:
                 self.table.run(half.first, half.stop)
             else:
@@ -111,11 +113,12 @@ class LeanProgram:
             del scratch
             if half.then is not None:
                 half.then(step)
+        return step.hidden_TH
 
 
 def _attend(attention: Attention, step: Step, scratch: Tensor) -> None:
     """As the operation does: from where `split` writes to where the projections were."""
-    num_tokens, kv_heads = len(step.hidden_TH), attention.kv_heads
+    num_tokens, kv_heads = len(step.batch.positions_T), attention.kv_heads
     out, heads = scratch.view(2, -1)
     query, key_value = heads.view(-1, attention.head_dim).tensor_split([-2 * kv_heads * num_tokens])
     query_TND = query.view(num_tokens, -1, attention.head_dim)

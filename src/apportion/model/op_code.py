@@ -19,6 +19,7 @@ from numba.np.numpy_support import carray
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 """Sums may be reordered; infinities keep their meaning."""
 ROW_WORDS = 20
+FP32_BYTES = 4
 _HEAD = ("op", "rows", "x", "y", "z", "out")
 ROWS_WORD, BUFFER_WORDS = 1, slice(2, 6)
 """Of a row: how many rows (tokens) its operands have, and the addresses of those that lie in scratch memory."""

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
-from apportion.model.op_code import BUFFER_WORDS, ROW_WORDS, ROWS_WORD, Op
+from apportion.model.op_code import BUFFER_WORDS, FP32_BYTES, ROW_WORDS, ROWS_WORD, Op
 from apportion.model.team import Team
 
-_FP32_BYTES = 4
 _NOWHERE, _STEP, _HALF = range(3)
 
 
@@ -63,19 +61,23 @@ class OpTable:
 
     def finish(self) -> None:
         """No more is added."""
-        self.words_OW = np.stack(self._rows)
+        self._words_OW = np.stack(self._rows)
         self._memory_O4 = np.array([[place.memory for place in row] for row in self._places])
-        self._bytes_O4 = np.array([[place.floats * _FP32_BYTES for place in row] for row in self._places])
+        self._bytes_O4 = np.array([[place.floats * FP32_BYTES for place in row] for row in self._places])
         self._addresses = np.zeros(3, np.int64)
+        self._pointed = (0, 0, 0, 0, 0)
 
-    def point(self, first: int, stop: int, num_tokens: int, step: Tensor, half: Tensor) -> None:
+    def point(self, first: int, stop: int, num_tokens: int, step_address: int, half_address: int) -> None:
         """The operations `[first, stop)` to memory for `num_tokens`."""
-        ops = slice(first, stop)
-        self._addresses[_STEP], self._addresses[_HALF] = step.data_ptr(), half.data_ptr()
-        self.words_OW[ops, ROWS_WORD] = num_tokens
-        self.words_OW[ops, BUFFER_WORDS] = (
+        now = (first, stop, num_tokens, step_address, half_address)
+        if now == self._pointed:
+            return
+        ops, self._pointed = slice(first, stop), now
+        self._addresses[_STEP], self._addresses[_HALF] = step_address, half_address
+        self._words_OW[ops, ROWS_WORD] = num_tokens
+        self._words_OW[ops, BUFFER_WORDS] = (
             self._addresses[self._memory_O4[ops]] + num_tokens * self._bytes_O4[ops]
         )
 
     def run(self, first: int, stop: int) -> None:
-        self._team.run_ops(self.words_OW, first, stop)
+        self._team.run_ops(self._words_OW, first, stop)

@@ -6,23 +6,27 @@ Shapes: T = tokens of the batch, D = head dim, F = D / 2 frequencies.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from apportion.model.rope_config import Llama3Scaling, RopeConfig, YarnScaling
 
+Rotary = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
+"""positions_T -> cos_1TD, sin_1TD"""
+
 
 class Rope:
     def __init__(self, config: RopeConfig, head_dim: int, torch_device: str) -> None:
         self.frequencies_F = _frequencies(config, head_dim).to(torch_device)
-        self._amplitude = config.scaling.amplitude if isinstance(config.scaling, YarnScaling) else 1.0
+        self.amplitude = config.scaling.amplitude if isinstance(config.scaling, YarnScaling) else 1.0
 
     def __call__(self, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos_1TD and sin_1TD, whose second halves repeat the first."""
         angles_TF = positions_T[:, None].float() * self.frequencies_F
         angles_1TD = torch.cat((angles_TF, angles_TF), -1)[None]
-        return (angles_1TD.cos() * self._amplitude).to(dtype), (angles_1TD.sin() * self._amplitude).to(dtype)
+        return (angles_1TD.cos() * self.amplitude).to(dtype), (angles_1TD.sin() * self.amplitude).to(dtype)
 
 
 def _frequencies(config: RopeConfig, head_dim: int) -> Tensor:
