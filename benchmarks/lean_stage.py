@@ -66,6 +66,7 @@ def build(folder: Path, weight_format: str, *, own: bool) -> StageModel:
         split=split,
         weight_format=weight_format,
         activation_format="fp32",
+        kv_format="fp32",
         has_embedding=False,
         has_head=False,
     )

@@ -34,9 +34,10 @@ WINDOW_TOKENS, CHUNK_TOKENS, BLOCK_TOKENS = 256, 128, 16
 BLOCK_IDS = tuple(range(WINDOW_TOKENS // BLOCK_TOKENS))
 
 
-def whole_stage(folder: Path, weight_format: str) -> StageModel:
+def whole_stage(folder: Path, weight_format: str, kv_format: str) -> StageModel:
     model = read_model_spec(folder)
-    plan = hand_plan(model, [[1]], [model.num_layers], weight_format=weight_format, activation_format="fp32")
+    formats = {"weight_format": weight_format, "activation_format": "fp32", "kv_format": kv_format}
+    plan = hand_plan(model, [[1]], [model.num_layers], **formats)
     return build_stage(
         folder,
         model,

@@ -112,6 +112,7 @@ def by_hand(
         microbatches=microbatches,
         weight_format=weight_format,
         activation_format="fp32",
+        kv_format="fp32",
         devices=members,
     )
 

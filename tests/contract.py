@@ -27,6 +27,7 @@ class Case:
 
     hidden_size: int
     weight_format: str
+    kv_format: str = "fp32"
     vocab_rows: int = 4000
     groups: tuple[tuple[int, ...], ...] = ((1,), (3, 1))
     layers: tuple[int, ...] = (3, 5)
@@ -82,6 +83,7 @@ def tight_plan(case: Case, config: Path) -> Plan:
             chunk_tokens=case.chunk_tokens,
             weight_format=case.weight_format,
             activation_format="fp32",
+            kv_format=case.kv_format,
             devices=[
                 replace(cpu_device(name, memory_bytes.get(name, 2**40)), stream_from=case.stream_from)
                 for name in names

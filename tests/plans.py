@@ -66,6 +66,7 @@ def hand_plan(
     num_kv_blocks: int | None = None,
     weight_format: str = "fp32",
     activation_format: str | None = None,
+    kv_format: str | None = None,
     devices: Sequence[Device] | None = None,
     streamed: Sequence[int] = (),
 ) -> Plan:
@@ -93,6 +94,7 @@ def hand_plan(
                 split=split,
                 weight_format=weight_format,
                 activation_format=activation_format or weight_format,
+                kv_format=kv_format or activation_format or weight_format,
                 has_embedding=i == 0,
                 has_head=i == len(groups) - 1,
                 streamed_layers=evenly_streamed(model, starts[i], starts[i + 1], streamed[i])

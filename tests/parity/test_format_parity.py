@@ -99,15 +99,19 @@ def test_experts_in_one_tensor_are_refused(checkpoints):
 SHAPES = {"alone": ([[1]], [8]), "pipeline": ([[1], [1]], [3, 5]), "3:1 group": ([[3, 1]], [8])}
 
 
-@pytest.mark.parametrize("weight_format", FORMATS)
-def test_greedy_text_does_not_depend_on_the_division(weight_format: str):
+@pytest.mark.parametrize(
+    ("weight_format", "kv_format"),
+    [(name, "fp32") for name in FORMATS] + [("fp16", "fp16"), ("bf16", "bf16"), ("int8", "fp16")],
+)
+def test_greedy_text_does_not_depend_on_the_division(weight_format: str, kv_format: str):
     folder = resolve_model("demo", weights=True)
     spec = read_model_spec(folder)
     sampling = SamplingParams(max_tokens=40, ignore_eos=True)
     prompts = [Text(folder).encode(text) for text in ("ROMEO:\n", "KING HENRY:\nMy lord, what", "A")]
     written: dict[str, dict[int, list[int]]] = {}
     for shape, (groups, layers) in SHAPES.items():
-        plan = hand_plan(spec, groups, layers, weight_format=weight_format, activation_format="fp32")
+        formats = {"weight_format": weight_format, "activation_format": "fp32", "kv_format": kv_format}
+        plan = hand_plan(spec, groups, layers, **formats)
         tokens: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
         with Engine(plan, folder, []) as engine:
             requests = [Request(id=i, prompt_ids=ids, sampling=sampling) for i, ids in enumerate(prompts)]

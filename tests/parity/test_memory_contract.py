@@ -13,9 +13,12 @@ def check(case: Case, seed: int = 1, rounds: int = 1) -> None:
     assert {name: one for name, one in held.items() if not one.kept} == {}
 
 
-@pytest.mark.parametrize("weight_format", ["fp32", "fp16", "int8"])
-def test_a_pipeline_with_an_uneven_group_holds_what_is_planned(weight_format: str):
-    check(Case(hidden_size=512, weight_format=weight_format, context_tokens=96, layers=(1, 2), concurrency=6))
+@pytest.mark.parametrize(
+    ("weight_format", "kv_format"), [("fp32", "fp32"), ("fp16", "fp16"), ("int8", "bf16")]
+)
+def test_a_pipeline_with_an_uneven_group_holds_what_is_planned(weight_format: str, kv_format: str):
+    shape = {"hidden_size": 512, "context_tokens": 96, "layers": (1, 2), "concurrency": 6}
+    check(Case(weight_format=weight_format, kv_format=kv_format, **shape))
 
 
 @pytest.mark.parametrize("stream_from", ["host memory", "disk"])
@@ -35,6 +38,7 @@ def test_layers_that_are_all_streamed_take_buffers_alone(weight_format: str, str
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("kv_format", ["fp32", "fp16"])
 @pytest.mark.parametrize("weight_format", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize(
     "case",
@@ -56,5 +60,5 @@ def test_layers_that_are_all_streamed_take_buffers_alone(weight_format: str, str
     ],
     ids=["tiny", "long", "group first", "pipeline", "one group"],
 )
-def test_any_division_holds_what_is_planned(case: Case, weight_format: str):
-    check(replace(case, weight_format=weight_format), seed=2, rounds=2)
+def test_any_division_holds_what_is_planned(case: Case, weight_format: str, kv_format: str):
+    check(replace(case, weight_format=weight_format, kv_format=kv_format), seed=2, rounds=2)

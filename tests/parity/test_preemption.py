@@ -31,6 +31,7 @@ def plan(num_kv_blocks: int, num_samples: int = NUM_REQUESTS) -> Plan:
         concurrency=num_samples,
         num_kv_blocks=num_kv_blocks,
         microbatches=2,
+        kv_format="fp16",
         devices=devices,
     )
     return with_swap_space(made, MIB)

@@ -92,6 +92,7 @@ def make_stages(
     division: list[tuple[int, list[int]]],
     weight_format: str = "fp32",
     activation_format: str | None = None,
+    kv_format: str | None = None,
 ) -> list[Stage]:
     stops = list(accumulate(num_layers for num_layers, _ in division))
     return [
@@ -107,6 +108,7 @@ def make_stages(
             ),
             weight_format=weight_format,
             activation_format=activation_format or weight_format,
+            kv_format=kv_format or activation_format or weight_format,
             has_embedding=stop == num_layers,
             has_head=stop == model.num_layers,
         )

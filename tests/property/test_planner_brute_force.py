@@ -155,6 +155,7 @@ class BruteForce:
             split=split,
             weight_format=weight_format,
             activation_format=self.problem.activation_format,
+            kv_format=self.problem.kv_format,
             has_embedding=start == 0,
             has_head=stop == self.model.num_layers,
         )

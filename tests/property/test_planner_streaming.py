@@ -134,6 +134,7 @@ def _timings(problem: Problem, device: Device, start: int, stop: int, steps) -> 
             ),
             weight_format=weight_format,
             activation_format=problem.activation_format,
+            kv_format=problem.kv_format,
             has_embedding=start == 0,
             has_head=stop == model.num_layers,
             streamed_layers=evenly_streamed(model, start, stop, count),

@@ -106,7 +106,7 @@ def test_shared_experts_are_experts_that_every_token_takes(tmp_path: Path):
     assert spec.ffn_columns == 24  # gcd of 120 (dense) and 48 (an expert)
 
 
-FP32 = Formats(weights="fp32", activations="fp32")
+FP32 = Formats(weights="fp32", activations="fp32", kv="fp32")
 
 
 def test_latent_attention_by_hand(tmp_path: Path):

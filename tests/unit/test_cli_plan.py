@@ -98,3 +98,21 @@ def test_usage_errors_are_one_line_and_exit_code_2(model, arguments, message):
 def test_version():
     done = apportion("--version")
     assert (done.returncode, done.stdout) == (0, "apportion 0.1.0\n")
+
+
+def test_the_format_of_keys_and_values(model):
+    given = ("plan", model, "--devices", DEVICES, "--json")
+    kept = {}
+    for words in (
+        (),
+        ("--kv-format", "fp16"),
+        ("--weights", "bf16"),
+        ("--weights", "bf16", "--kv-format", "fp32"),
+    ):
+        plan = parse_plan(apportion(*given, *words).stdout, "stdout")
+        tokens = plan.num_kv_blocks * plan.block_tokens
+        kept[words] = plan.kv_format, sum(held.kv_bytes for held in plan.memory.values()) / tokens
+    assert [name for name, _ in kept.values()] == ["fp32", "fp16", "bf16", "fp32"]
+    whole, *half, again = (size for _, size in kept.values())
+    assert half == [whole / 2, whole / 2]
+    assert again == whole

@@ -41,6 +41,7 @@ def stage(start: int, stop: int, ids: tuple[str, ...], kv_heads=(2,), ffn=(6,), 
         ),
         weight_format="fp32",
         activation_format="fp32",
+        kv_format="fp32",
         has_embedding=start == 0,
         has_head=stop == 2,
     )
@@ -49,7 +50,7 @@ def stage(start: int, stop: int, ids: tuple[str, ...], kv_heads=(2,), ffn=(6,), 
 WHOLE = stage(0, 2, ("a",))
 PAIR = stage(0, 2, ("a", "b"), (1, 1), (4, 2), (7, 3))
 CLUSTER = Cluster(devices=(device("a"), device("b", 0.5)), links=(LINK,))
-FP32 = Formats(weights="fp32", activations="fp32")
+FP32 = Formats(weights="fp32", activations="fp32", kv="fp32")
 
 
 def plan(stages: tuple[Stage, ...], model: ModelSpec = MODEL) -> Plan:

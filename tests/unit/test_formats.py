@@ -14,15 +14,17 @@ from apportion.cost.formats import Formats, matrix_bytes, parameters_bytes, voca
 from apportion.cost.memory import plan_capacity, shard_weights_bytes, stages_memory
 from apportion.cost.roofline import ffn_column_s, head_row_s
 from apportion.cost.shard import stage_shards
+from apportion.cost.workspace import workspace_bytes
 from apportion.export.engines import export
 from apportion.planner.build import make_plan
 from apportion.planner.explain.whatif import Changes, what_if
-from apportion.planner.problem import activation_format
+from apportion.planner.problem import activation_format, kv_format
 from apportion.planner.verify.plan import verify
+from apportion.types.cluster import Cluster
 from apportion.types.errors import ClusterError, UsageError
 from apportion.types.model import Parameters
 
-INT8, INT4 = (Formats(weights=name, activations="bf16") for name in ("int8", "int4"))
+INT8, INT4 = (Formats(weights=name, activations="bf16", kv="bf16") for name in ("int8", "int4"))
 PART = Parameters(elements=640, rows=10, others=7)
 
 
@@ -44,10 +46,10 @@ def test_bytes_of_matrices_and_of_what_is_beside_them():
 def test_a_packed_table_is_not_shared():
     model = replace(llama(), hidden_size=64)
     both = {"has_embedding": True, "has_head": True}
-    assert vocab_row_bytes(model, Formats(weights="bf16", activations="bf16"), **both) == 128
+    assert vocab_row_bytes(model, Formats(weights="bf16", activations="bf16", kv="bf16"), **both) == 128
     assert vocab_row_bytes(model, INT8, **both) == 68 + 68
     assert vocab_row_bytes(model, INT4, **both) == 68 + 36  # looked up in int8 rows
-    assert vocab_row_bytes(model, Formats(weights="fp16", activations="fp32"), **both) == 128 + 128
+    assert vocab_row_bytes(model, Formats(weights="fp16", activations="fp32", kv="fp32"), **both) == 128 + 128
     assert vocab_row_bytes(replace(model, tied_embeddings=False), INT4, **both) == 68 + 36
     assert vocab_row_bytes(model, INT4, has_embedding=False, has_head=True) == 36
 
@@ -150,3 +152,47 @@ def test_int4_is_for_other_engines():
     notes = " ".join(export(plan, "vllm").notes)
     assert "the nearest to the plan's int4 weights is an AWQ or GPTQ checkpoint" in notes
     assert "Q4_0 file (4.5 bits)" in " ".join(export(plan, "llama.cpp").notes)
+
+
+def test_keys_and_values():
+    cards, processors = cluster([gpu("a", 8), cpu("b", 8)]), cluster([cpu("b", 8)])
+
+    def held(where: Cluster, names: tuple[str, ...], asked: str | None = None) -> str:
+        activations = activation_format(llama(), where, names)
+        return kv_format(where, replace(workload(), kv_format=asked), names, activations)
+
+    assert held(processors, ("fp32",)) == held(processors, ("fp32", "int8")) == "fp32"
+    assert held(processors, ("bf16", "int8")) == "bf16"
+    assert held(processors, ("fp16",)) == held(processors, ("int8",)) == "fp16"
+    assert held(processors, ("fp16",), "fp32") == "fp32"
+    assert held(processors, ("fp32",), "bf16") == "bf16"
+    assert held(cards, ("fp16",)) == "fp16"
+    assert held(cards, ("int8",)) == "bf16"
+
+
+def test_narrow_keys_and_values_take_half_the_memory_and_time():
+    """On CPUs; the workspace has them as they are held beside those that are widened."""
+    processors, model = cluster([cpu("b", 8)]), llama()
+    wide, narrow = (
+        make_plan(model, processors, replace(workload(), kv_format=name), ("fp32",))
+        for name in ("fp32", "bf16")
+    )
+    assert all(check.ok for check in verify(narrow))
+    assert (wide.kv_format, narrow.kv_format) == ("fp32", "bf16")
+    assert narrow.memory["b"].kv_bytes * 2 == wide.memory["b"].kv_bytes
+    spaces = [
+        workspace_bytes(
+            model, stage_shards(model, plan.stages[0])[0], chunk_tokens=1, context_tokens=4096, sequences=1
+        )
+        for plan in (wide, narrow)
+    ]
+    assert spaces[1] - spaces[0] == 4096 * model.kv_elements(model.kv_heads) * 2
+    assert narrow.estimate.tpot_s < wide.estimate.tpot_s
+
+
+def test_gpus_keys_and_values_are_as_their_hidden_states():
+    asked = replace(workload(), kv_format="fp32")
+    with pytest.raises(UsageError, match=r"--kv-format fp32 is for CPUs alone; beside GPUs .* in bf16"):
+        make_plan(llama(), cluster([gpu("a", 8)]), asked, ("bf16",))
+    same = make_plan(llama(), cluster([gpu("a", 8)]), replace(asked, kv_format="bf16"), ("bf16",))
+    assert same.kv_format == "bf16"

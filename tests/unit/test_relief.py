@@ -89,6 +89,13 @@ def test_a_missing_link_is_named_where_it_is_what_binds():
         make_plan(llama(), apart, workload(), ("fp32",))
 
 
+def test_narrower_keys_and_values_are_named_where_they_would_fit():
+    short, asked = cluster([cpu("a", 3.97)]), workload(concurrency=4)
+    with pytest.raises(InfeasibleError, match="--kv-format fp16"):
+        make_plan(llama(), short, asked, ("fp32",))
+    assert make_plan(llama(), short, replace(asked, kv_format="fp16"), ("fp32",)).kv_format == "fp16"
+
+
 def test_cards_are_of_different_memory_smallest_first():
     sizes = [card.memory_bytes for card in CARDS]
     assert sizes == sorted(set(sizes))

@@ -23,6 +23,7 @@ STAGE = Stage(
     split=TensorSplit(device_ids=("a",), q_heads=(4,), kv_heads=(2,), ffn_columns=(6,), vocab_rows=(10,)),
     weight_format="fp32",
     activation_format="fp32",
+    kv_format="fp32",
     has_embedding=True,
     has_head=True,
     streamed_layers=(0, 1, 3),

@@ -87,7 +87,9 @@ def test_half_the_weights_in_bf16(plan):
     after = what_if(plan, Changes(weight_formats=("bf16",)))
     assert after.stages[0].weight_format == "bf16"
     assert by_name(plan, after)["weights"].change == pytest.approx(-0.5, abs=1e-3)  # norms stay in fp32
-    assert by_name(plan, after)["KV cache"].change == 0
+    assert by_name(plan, after)["KV cache"].change == -0.5  # as narrow as the weights
+    wide = what_if(plan, Changes(weight_formats=("bf16",), kv_format="fp32"))
+    assert by_name(plan, wide)["KV cache"].change == 0
     assert "weights take 0.5× the bytes: bf16 instead of fp32" in reasons(plan, after)
 
 

@@ -35,6 +35,7 @@ def bench(
     prompt_tokens: PromptTokens = 512,
     output_tokens: OutputTokens = 64,
     weights: options.Weights = None,
+    kv_format: options.KvFormat = None,
     stream: options.Stream = None,
     no_calibration: options.NoCalibration = False,
     random_weights: Annotated[
@@ -53,6 +54,7 @@ def bench(
         prompt_tokens=None,
         output_tokens=None,
         weights=weights,
+        kv_format=kv_format,
         stream=stream,
         no_calibration=no_calibration or None,
     )

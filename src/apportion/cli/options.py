@@ -104,6 +104,22 @@ Weights = Annotated[
 ]
 
 
+class KvFormatChoice(StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+KvFormat = Annotated[
+    KvFormatChoice | None,
+    typer.Option(
+        help="Format of keys and values: as the weights, fp16 where these are quantised; on GPUs as the hidden states "
+        "[default: auto]."
+    ),
+]
+
+
 class StreamChoice(StrEnum):
     NEVER = "never"
     AUTO = "auto"
@@ -136,6 +152,7 @@ class PlanChoices:
     tpot_limit: float | None = None
     swap_space: str | None = None
     kv_tokens: str | None = None
+    kv_format: KvFormatChoice | None = None
     replicas: str | None = None
 
     @classmethod
@@ -174,6 +191,7 @@ def workload_from_options(model: "ModelSpec", choices: PlanChoices) -> "Workload
         arrival_rate=choices.arrival_rate,
         ttft_limit_s=choices.ttft_limit,
         tpot_limit_s=choices.tpot_limit,
+        kv_format=None if choices.kv_format in (None, KvFormatChoice.AUTO) else choices.kv_format.value,
     )
     return with_kv_choice(workload, choices.kv_tokens)
 

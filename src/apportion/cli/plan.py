@@ -52,6 +52,7 @@ def plan(
     no_calibration: options.NoCalibration = False,
     swap_space: options.SwapSpace = None,
     kv_tokens: options.KvTokens = None,
+    kv_format: options.KvFormat = None,
     as_json: AsJson = False,
     out: Out = None,
     compare: Compare = False,

@@ -53,7 +53,9 @@ def _kv_cache(plan: Plan) -> str:
     """Its size, and which stage limits it by how much."""
     workload, tokens = plan.workload, plan.num_kv_blocks * plan.block_tokens
     share = tokens / (workload.concurrency * workload.max_context_tokens)
-    text = f"KV cache: {plan.num_kv_blocks} blocks of {plan.block_tokens} = {tokens} tokens"
+    text = (
+        f"KV cache: {plan.num_kv_blocks} blocks of {plan.block_tokens} = {tokens} tokens in {plan.kv_format}"
+    )
     if workload.kv_tokens is not None:
         text += f", {share:.0%} of {workload.concurrency} × {workload.max_context_tokens}"
     least, *others = sorted(range(len(plan.stages)), key=lambda number: plan.kv_rooms[number].spare_blocks)

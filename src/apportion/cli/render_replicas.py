@@ -68,5 +68,5 @@ def _overview(plan: ReplicatedPlan) -> Table:
     return table
 
 
-def _formats(plan: Plan) -> tuple[tuple[str, ...], str]:
-    return plan.weight_formats_in_use, plan.activation_format
+def _formats(plan: Plan) -> tuple[tuple[str, ...], str, str]:
+    return plan.weight_formats_in_use, plan.activation_format, plan.kv_format

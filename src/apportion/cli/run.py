@@ -60,6 +60,7 @@ def run(
     replicas: options.Replicas = None,
     swap_space: options.SwapSpace = None,
     kv_tokens: options.KvTokens = None,
+    kv_format: options.KvFormat = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate for each prompt.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.001, max=1.0, help="Draw among this much probability.")] = 1.0,

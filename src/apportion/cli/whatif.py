@@ -40,6 +40,7 @@ def whatif(
     context: options.Context = None,
     concurrency: options.Concurrency = None,
     weights: options.Weights = None,
+    kv_format: options.KvFormat = None,
     replica: options.Replica = None,
     as_json: AsJson = False,
 ) -> None:
@@ -59,6 +60,7 @@ def whatif(
         context_tokens=context,
         concurrency=concurrency,
         weight_formats=changed_formats(before.model, weights),
+        kv_format=None if kv_format is None else kv_format.value,
     )
     after = what_if(before, changes)
     if as_json:

@@ -19,14 +19,20 @@ INT4_GROUP_ELEMENTS, INT4_GROUP_BYTES = 32, 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Formats:
-    """Of a stage's matrices, and of all else in it: hidden states, KV cache, norms, biases, routers."""
+    """Of a stage's matrices, of its KV cache, and of all else in it: hidden states, norms, biases, routers."""
 
     weights: str
     activations: str
+    kv: str
 
     @property
     def activation_bytes(self) -> int:
         return FORMAT_BYTES[self.activations]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one element of a key or value."""
+        return FORMAT_BYTES[self.kv]
 
     @property
     def packed(self) -> bool:

@@ -64,7 +64,7 @@ def shard_weights_bytes(model: ModelSpec, shard: Shard) -> int:
 
 
 def kv_bytes_per_token(model: ModelSpec, shard: Shard) -> int:
-    return shard.num_layers * model.kv_elements(shard.kv_heads) * shard.formats.activation_bytes
+    return shard.num_layers * model.kv_elements(shard.kv_heads) * shard.formats.kv_bytes
 
 
 def shard_memory(

@@ -1,8 +1,8 @@
 """Time of a phase on a device: whichever is longer of its arithmetic and its memory traffic, the ridge rounded.
 
 Source: Williams, Waterman, Patterson, "Roofline", CACM 2009. Legend: T new tokens, X attended positions
-summed over them, K context positions read. Weights take the bytes of their format (formats.py), keys and values
-those of activations.
+summed over them, K context positions read. Weights, keys and values take the bytes of their formats
+(formats.py).
 """
 
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ def attention_s(
     weights = kv_heads * parameters_bytes(layer.per_kv_head, formats) + parameters_bytes(
         layer.replicated, formats
     )
-    cached = model.kv_elements(kv_heads) * context * formats.activation_bytes
+    cached = model.kv_elements(kv_heads) * context * formats.kv_bytes
     return phase_s(device, formats.weights, flops, weights + cached)
 
 

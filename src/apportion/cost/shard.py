@@ -54,7 +54,7 @@ def layer_counts(layers: Sequence[LayerSpec]) -> LayerCounts:
 
 
 def stage_formats(stage: Stage) -> Formats:
-    return Formats(weights=stage.weight_format, activations=stage.activation_format)
+    return Formats(weights=stage.weight_format, activations=stage.activation_format, kv=stage.kv_format)
 
 
 def stage_shards(model: ModelSpec, stage: Stage) -> tuple[Shard, ...]:

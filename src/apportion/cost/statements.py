@@ -80,7 +80,7 @@ def whole_model_bytes(plan: Plan) -> int:
     first, last = stage_formats(plan.stages[0]), stage_formats(plan.stages[-1])
     embedding = model.vocab_rows * vocab_row_bytes(model, first, has_embedding=True, has_head=False)
     head = 0 if _shared_table(plan) else model.vocab_rows * head_row_bytes(model, last)
-    cache = kv_elements * FORMAT_BYTES[plan.activation_format]
+    cache = kv_elements * FORMAT_BYTES[plan.kv_format]
     return layers + embedding + head + outside_bytes(model, last) + cache
 
 

@@ -56,12 +56,14 @@ class _Step:
         return hidden + mask + widened + RUNTIME_BYTES
 
     def attention(self, kv_heads: int) -> int:
-        """On tiles of at most QUERY_TILE queries of one sequence: its keys and values side by side, and the scores
-        only where a family's softmax is not the fused one."""
+        """On tiles of at most QUERY_TILE queries of one sequence: its keys and values side by side, also in the
+        format they are held in, and the scores only where a family's softmax is not the fused one."""
         model, tile = self.model, min(self.tokens, QUERY_TILE)
         q_heads = kv_heads * model.q_heads_per_kv_head
         projected = self.token_bytes * PROJECTION_ACTIVATIONS * (q_heads + kv_heads) * model.head_dim
-        gathered_kv = self.context * model.kv_elements(kv_heads) * self.element_bytes
+        formats = self.shard.formats
+        narrow_bytes = 0 if formats.kv == formats.activations else formats.kv_bytes
+        gathered_kv = self.context * model.kv_elements(kv_heads) * (self.element_bytes + narrow_bytes)
         scores = q_heads * tile * self.context * SCORE_BYTES if model.family in SCORED_FAMILIES else 0
         return projected + gathered_kv + scores
 

@@ -139,7 +139,7 @@ def _override(stage: Stage) -> str:
 
 
 def _server(plan: Plan, main: str, gpus: Sequence[Device], offload: Sequence[str]) -> Launch:
-    workload, cache = plan.workload, CACHE_TYPES[plan.activation_format]
+    workload, cache = plan.workload, CACHE_TYPES[plan.kv_format]
     options = {
         "--ctx-size": workload.concurrency * workload.max_context_tokens
         if workload.kv_tokens is None

@@ -88,6 +88,7 @@ def _stage(
         ),
         weight_format=one_weight_format(plan),
         activation_format=plan.activation_format,
+        kv_format=plan.kv_format,
         has_embedding=layers[0] == 0,
         has_head=layers[1] == plan.model.num_layers,
         streamed_layers=_streamed(plan, layers) if len(devices) == 1 else (),

@@ -109,6 +109,6 @@ def _kv_pool(
         block_tokens=block_tokens,
         kv_heads=shares.heads.count,
         head_dim=model.head_dim,
-        dtype=FORMAT_DTYPES[stage.activation_format],
+        dtype=FORMAT_DTYPES[stage.kv_format],
         torch_device=torch_device,
     )

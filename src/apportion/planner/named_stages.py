@@ -35,6 +35,7 @@ def _stage(problem: Problem, placed: PlacedStage, device_ids: Sequence[str]) -> 
         ),
         weight_format=choice.weight_format,
         activation_format=problem.activation_format,
+        kv_format=problem.kv_format,
         has_embedding=placed.layer_start == 0,
         has_head=placed.layer_stop == model.num_layers,
     )

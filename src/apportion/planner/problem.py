@@ -8,7 +8,7 @@ from apportion.cost.formats import Formats, widest_first
 from apportion.cost.memory import Capacity, kv_blocks, messages_in_flight, plan_capacity
 from apportion.cost.objective import Goal, goal, microbatch_sequences
 from apportion.types.cluster import Cluster
-from apportion.types.errors import ClusterError
+from apportion.types.errors import ClusterError, UsageError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
 from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
@@ -31,6 +31,7 @@ class Problem:
     weight_formats: tuple[str, ...]
     """Those that stages may have, widest first."""
     activation_format: str
+    kv_format: str
     capacity: Capacity
     streaming: bool = False
     """Whether stages may stream layers: asked for only where nothing fits otherwise."""
@@ -41,7 +42,7 @@ class Problem:
     def formats(self) -> Formats:
         """Of a problem with a single weight format."""
         (weight_format,) = self.weight_formats
-        return Formats(weights=weight_format, activations=self.activation_format)
+        return Formats(weights=weight_format, activations=self.activation_format, kv=self.kv_format)
 
     def in_format(self, weight_format: str) -> "Problem":
         return replace(self, weight_formats=(weight_format,))
@@ -85,17 +86,26 @@ def make_problem(
     weight_formats: tuple[str, ...],
     chunk_tokens: int,
 ) -> Problem:
-    """Raises ClusterError where a device has no rate for any of the weight formats."""
+    """Raises ClusterError where a device has no rate for any of the weight formats, UsageError for a format of keys and
+    values that the devices do not hold."""
     for device in cluster.devices:
         if all(device.rate(name) is None for name in weight_formats):
             known, wanted = ", ".join(sorted(device.flops_per_s)), "' or '".join(weight_formats)
             raise ClusterError(f"device {device.id} has no flops_per_s for '{wanted}'; it has {known}")
+    activations = activation_format(model, cluster, weight_formats)
+    held = kv_format(cluster, workload, weight_formats, activations)
+    if workload.kv_format not in (None, held):
+        raise UsageError(
+            f"--kv-format {workload.kv_format} is for CPUs alone; beside GPUs keys and values are in {held}, as the"
+            " hidden states"
+        )
     return Problem(
         model=model,
         cluster=cluster,
         workload=workload,
         weight_formats=widest_first(model, weight_formats),
-        activation_format=activation_format(model, cluster, weight_formats),
+        activation_format=activations,
+        kv_format=held,
         capacity=Capacity(
             num_kv_blocks=kv_blocks(workload, BLOCK_TOKENS),
             block_tokens=BLOCK_TOKENS,
@@ -119,6 +129,18 @@ def activation_format(model: ModelSpec, cluster: Cluster, weight_formats: tuple[
     half = "bf16" if model.checkpoint_format == "fp32" else model.checkpoint_format
     known = all(half in device.flops_per_s for device in cluster.devices if device.kind != "cpu")
     return half if known else "fp16"
+
+
+def kv_format(cluster: Cluster, workload: Workload, weight_formats: tuple[str, ...], activations: str) -> str:
+    """As activations, but where all devices are CPUs what is asked for, or else as the widest weights, and fp16 where
+    these are quantised: half the memory, and half the time of reading it."""
+    if any(device.kind != "cpu" for device in cluster.devices):
+        return activations
+    if workload.kv_format is not None:
+        return workload.kv_format
+    if all(name not in WEIGHT_BITS for name in weight_formats):
+        return activations
+    return next((name for name in FORMAT_BYTES if name in weight_formats), "fp16")
 
 
 def chunk_candidates(max_context_tokens: int) -> tuple[int, ...]:
@@ -169,6 +191,7 @@ def with_sequences(problem: Problem, chunk_tokens: int, sequences: int) -> Probl
     return replace(
         fresh,
         activation_format=problem.activation_format,
+        kv_format=problem.kv_format,
         streaming=problem.streaming,
         max_devices=problem.max_devices,
     )
@@ -192,6 +215,7 @@ def plan_problem(plan: Plan) -> Problem:
         workload=plan.workload,
         weight_formats=plan.weight_formats,
         activation_format=plan.activation_format,
+        kv_format=plan.kv_format,
         max_devices=len(plan.device_ids) if plan.workload.objective == "fewest-devices" else None,
         capacity=replace(plan_capacity(plan), num_kv_blocks=kv_blocks(plan.workload, plan.block_tokens)),
         streaming=any(stage.streamed_layers for stage in plan.stages),

@@ -123,7 +123,7 @@ class _Worker:
         import_layers(place.folder, plan.model, self._stage, weights)
         warm_up(self._stage.weight_format, self._dtype, self._device.torch_device)
         if self._device.torch_device == "cpu" and self._dtype == torch.float32:
-            load_kernels(self._dtype)
+            load_kernels(FORMAT_DTYPES[self._stage.kv_format])
         self._meter.start()
         return build_stage(
             place.folder,

@@ -6,7 +6,7 @@ from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,9 @@ class Stage:
     split: TensorSplit
     weight_format: str
     activation_format: str
-    """Of hidden states, of reductions inside the group and of the KV cache; the same in all stages of a plan."""
+    """Of hidden states and of reductions inside the group; the same in all stages of a plan."""
+    kv_format: str
+    """Of the KV cache; the same in all stages of a plan."""
     has_embedding: bool
     has_head: bool
     streamed_layers: tuple[int, ...] = ()
@@ -168,6 +170,10 @@ class Plan:
     @property
     def activation_format(self) -> str:
         return self.stages[0].activation_format
+
+    @property
+    def kv_format(self) -> str:
+        return self.stages[0].kv_format
 
     @property
     def device_ids(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ BYTE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 FORMAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-"""Bytes of one element, by the formats that activations can have."""
+"""Bytes of one element, by the formats that activations, keys and values can have."""
 WEIGHT_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0, "int8": 8.0, "int4": 4.5}
 """Of one element, by weight format, widest first; cost/formats.py says what comes beside."""
 

@@ -27,6 +27,8 @@ class Workload:
     kv_tokens: int | None = None
     """Tokens of KV cache that all sequences share, by their actual lengths; None where each has room for its whole
     context."""
+    kv_format: str | None = None
+    """Of keys and values; None: as the weights and devices have it."""
     most_sequences: int | None = None
     """Where the planner chose the concurrency: from 1 to this."""
     arrival_rate: float | None = None

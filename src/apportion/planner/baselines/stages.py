@@ -93,6 +93,7 @@ def even_stage(problem: Problem, devices: Sequence[Device], start: int, stop: in
         ),
         weight_format=problem.formats.weights,
         activation_format=problem.activation_format,
+        kv_format=problem.kv_format,
         has_embedding=start == 0,
         has_head=stop == model.num_layers,
     )

@@ -73,7 +73,8 @@ def _at_true_rates(plan: Plan, division: Division) -> Iterator[Division]:
     )
     with suppress(InfeasibleError):
         # On other devices activations may have had another format.
-        stages = (replace(stage, activation_format=plan.activation_format) for stage in division.stages)
+        formats = {"activation_format": plan.activation_format, "kv_format": plan.kv_format}
+        stages = (replace(stage, **formats) for stage in division.stages)
         yield _settled(problem, weigh(problem, tuple(stages)))
 
 

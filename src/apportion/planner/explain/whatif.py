@@ -28,6 +28,8 @@ class Changes:
     context_tokens: int | None = None
     concurrency: int | None = None
     weight_formats: tuple[str, ...] | None = None
+    kv_format: str | None = None
+    """"auto": as fits the weights."""
 
 
 def what_if(plan: Plan, changes: Changes) -> Plan:
@@ -69,6 +71,12 @@ def changed_cluster(cluster: Cluster, changes: Changes) -> Cluster:
     return Cluster(devices=tuple(devices), links=tuple(links))
 
 
+def _kv_format(before: str | None, asked: str | None) -> str | None:
+    if asked is None:
+        return before
+    return None if asked == "auto" else asked
+
+
 def _named_link(cluster: Cluster, name: str) -> Link:
     named = dict(_link_names(cluster))
     if name not in named:
@@ -105,6 +113,7 @@ def _changed_workload(plan: Plan, changes: Changes) -> Workload:
         plan.workload,
         max_context_tokens=context,
         concurrency=changes.concurrency or plan.workload.concurrency,
+        kv_format=_kv_format(plan.workload.kv_format, changes.kv_format),
         most_sequences=plan.workload.most_sequences if changes.concurrency is None else None,
         arrival_rate=plan.workload.arrival_rate if changes.concurrency is None else None,
     )

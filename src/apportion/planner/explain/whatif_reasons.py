@@ -116,9 +116,9 @@ def _memory_reasons(before: Plan, after: Plan) -> Iterator[str]:
         held, holds = (sum(d.weights_bytes for d in plan.memory.values()) for plan in (before, after))
         yield f"weights take {holds / held:.2g}× the bytes: {new} instead of {old}"
     if before.activation_format != after.activation_format:
-        yield (
-            f"hidden states and KV cache are in {after.activation_format} instead of {before.activation_format}"
-        )
+        yield f"hidden states are in {after.activation_format} instead of {before.activation_format}"
+    if before.kv_format != after.kv_format:
+        yield f"keys and values are in {after.kv_format} instead of {before.kv_format}"
     was, now = (plan.num_kv_blocks * plan.block_tokens for plan in (before, after))
     if was != now:
         yield (

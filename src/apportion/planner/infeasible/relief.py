@@ -100,6 +100,7 @@ def _less_asked(demand: Demand) -> Iterator[str]:
         )
         yield f"--concurrency {fewer[most]}"
     yield from _less_kv(demand)
+    yield from _narrower_kv(demand)
     known = weight_formats(demand.model)
     narrowest = min(known[name] for name in demand.weight_formats)
     for smaller, bits in known.items():
@@ -119,6 +120,15 @@ def _less_kv(demand: Demand) -> Iterator[str]:
         if demand.holds(workload=replace(workload, kv_tokens=tokens)):
             yield f"--kv-tokens {tokens}"
             break
+
+
+def _narrower_kv(demand: Demand) -> Iterator[str]:
+    """On CPUs alone; GPUs' keys and values are as their hidden states."""
+    if demand.workload.kv_format not in (None, "fp32"):
+        return
+    cpus = all(device.kind == "cpu" for device in demand.cluster.devices)
+    if cpus and demand.holds(workload=replace(demand.workload, kv_format="fp16")):
+        yield "--kv-format fp16"
 
 
 def _with_context(workload: Workload, context: int) -> Workload:

@@ -16,7 +16,7 @@ from apportion.cost.objective import Timing
 from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
 from apportion.cost.shard import layer_counts
 from apportion.cost.traffic import host_link, layer_reductions, reduction_s
-from apportion.planner.problem import Problem, activation_format
+from apportion.planner.problem import Problem, activation_format, kv_format
 from apportion.planner.stages.groups import Group, common_formats, group_link
 from apportion.types.cluster import Cluster, Device
 from apportion.types.model import LayerSpec
@@ -41,6 +41,7 @@ class GroupWork:
         self.groups = groups
         self._layers = layer_counts(problem.model.layers)
         self._activations = least_activations(problem)
+        self._kv = least_kv(problem)
 
     def prefill(self, chunk_tokens: int) -> Work:
         return self._work(self._steps(chunk_tokens, 1).prefill)
@@ -70,7 +71,7 @@ class GroupWork:
     def _alone(self, device: Device, step: AnyStep) -> list[float]:
         """One device's whole attention and FFN by sort of layer, and head, each in the best format for it."""
         names = common_formats(self.problem.weight_formats, (device,))
-        formats = [Formats(weights=name, activations=self._activations) for name in names]
+        formats = [Formats(weights=name, activations=self._activations, kv=self._kv) for name in names]
         model = self.problem.model
 
         def attention(layer: LayerSpec) -> float:
@@ -110,3 +111,11 @@ def least_activations(problem: Problem) -> str:
     clusters = [Cluster(devices=(device,), links=()) for device in problem.cluster.devices]
     names = {activation_format(problem.model, one, problem.weight_formats) for one in clusters}
     return min({*names, problem.activation_format}, key=lambda name: FORMAT_BYTES[name])
+
+
+def least_kv(problem: Problem) -> str:
+    """Likewise of keys and values."""
+    least = least_activations(problem)
+    clusters = [Cluster(devices=(device,), links=()) for device in problem.cluster.devices]
+    names = {kv_format(one, problem.workload, problem.weight_formats, least) for one in clusters}
+    return min({*names, problem.kv_format}, key=lambda name: FORMAT_BYTES[name])

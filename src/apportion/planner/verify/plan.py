@@ -115,11 +115,11 @@ def _devices(plan: Plan) -> Check:
 def _formats(plan: Plan) -> Check:
     """Of stages whose devices are known."""
     known = {device.id: device for device in plan.cluster.devices}
-    ok = len({stage.activation_format for stage in plan.stages}) == 1
-    ok &= (
-        plan.activation_format in FORMAT_BYTES
-        and set(plan.weight_formats) <= weight_formats(plan.model).keys()
-    )
+    ok = len({(stage.activation_format, stage.kv_format) for stage in plan.stages}) == 1
+    ok &= plan.workload.kv_format in (None, plan.kv_format)
+    ok &= {plan.activation_format, plan.kv_format} <= FORMAT_BYTES.keys() and set(
+        plan.weight_formats
+    ) <= weight_formats(plan.model).keys()
     ok &= all(
         stage.weight_format in plan.weight_formats
         and all(known[name].rate(stage.weight_format) for name in stage.split.device_ids if name in known)
@@ -128,8 +128,8 @@ def _formats(plan: Plan) -> Check:
     return Check(
         name="formats",
         statement=f"weights are in {', '.join(plan.weight_formats_in_use)} "
-        f"(allowed: {', '.join(plan.weight_formats)}), which their devices have a rate for; hidden states and KV "
-        f"cache in {plan.activation_format}",
+        f"(allowed: {', '.join(plan.weight_formats)}), which their devices have a rate for; hidden states in "
+        f"{plan.activation_format}, keys and values in {plan.kv_format}",
         ok=ok,
     )
 
