@@ -10,6 +10,7 @@ from statistics import median
 
 from apportion.calibrate.apply import apply
 from apportion.calibrate.observation import PHASES, Observation, observe
+from apportion.catalog.cluster_rules import make_cluster
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cli.prediction import predicted_speed
@@ -69,6 +70,9 @@ def main() -> None:
             devices=[replace(core, id=f"d{i}") for i in range(sum(map(len, groups)))],
         )
         for name, (groups, layers) in SHAPES.items()
+    }
+    plans = {
+        name: replace(plan, cluster=make_cluster(plan.cluster.devices, [])) for name, plan in plans.items()
     }
     tpot_s: dict[str, list[float]] = {name: [] for name in plans}
     ttft_s: dict[str, list[float]] = {name: [] for name in plans}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from apportion.catalog.cluster_rules import emulate
+from apportion.catalog.cluster_rules import emulate, make_cluster
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cli.prediction import predicted_speed
@@ -60,6 +60,9 @@ def main() -> None:
             devices=[emulate(replace(core, id=f"d{i}"), speed) for i, speed in enumerate(speeds)],
         )
         for name, (groups, layers, speeds) in SHAPES.items()
+    }
+    plans = {
+        name: replace(plan, cluster=make_cluster(plan.cluster.devices, [])) for name, plan in plans.items()
     }
     times: dict[str, list[float]] = {name: [] for name in plans}
     for _ in range(ROUNDS):

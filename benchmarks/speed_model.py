@@ -102,7 +102,7 @@ def by_hand(
     chunk_tokens: int = 128,
     weight_format: str = "fp32",
 ) -> Plan:
-    return hand_plan(
+    plan = hand_plan(
         model(),
         groups,
         layers,
@@ -115,6 +115,7 @@ def by_hand(
         kv_format="fp32",
         devices=members,
     )
+    return replace(plan, cluster=make_cluster(members, []))
 
 
 class Engines:

@@ -68,7 +68,7 @@ def changed_cluster(cluster: Cluster, changes: Changes) -> Cluster:
     for change in changes.links:
         link = _named_link(Cluster(devices=tuple(devices), links=tuple(links)), change.name)
         links[links.index(link)] = replace(link, bytes_per_s=change.bytes_per_s)
-    return Cluster(devices=tuple(devices), links=tuple(links))
+    return replace(cluster, devices=tuple(devices), links=tuple(links))
 
 
 def _kv_format(before: str | None, asked: str | None) -> str | None:
