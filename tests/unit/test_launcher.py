@@ -78,7 +78,8 @@ def test_a_stage_of_lean_layers_imports_no_transformers():
 def test_transformers_is_imported_before_workers_that_need_it_fork(tmp_path: Path):
     folder = resolve_model("demo", weights=False)
     model = read_model_spec(folder)
-    assert worker_modules(folder, model) == ["apportion.runtime.worker"]
+    lean = worker_modules(folder, model)
+    assert "apportion.model.hf" not in lean
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
-    assert worker_modules(tmp_path, model) == ["apportion.runtime.worker", "apportion.model.hf"]
+    assert worker_modules(tmp_path, model) == [*lean, "apportion.model.hf"]

@@ -51,7 +51,6 @@ def plan_from_options(
 def ask(
     model_path: Path, choices: PlanChoices, when_measured: Callable[["ModelSpec"], None] = lambda _: None
 ) -> Asked:
-    from apportion.calibrate.here import calibrate_here
     from apportion.catalog.model_config import read_model_spec
     from apportion.cli.weights import chosen_formats
 
@@ -63,6 +62,8 @@ def ask(
     formats = chosen_formats(model, cluster, choices.weights)
     calibrated = None
     if not choices.no_calibration:
+        from apportion.calibrate.here import calibrate_here
+
         # What earlier runs measured replaces what is assumed.
         calibrated = calibrate_here(cluster, formats, lambda text: _tell(f"apportion: warning: {text}"))
     return Asked(

@@ -40,11 +40,11 @@ def planned_replicas(
     """The ordinary plan for one replica, and where any number will do and none holds all its weights.
 
     Raises UsageError, InfeasibleError."""
-    from apportion.planner.replicas.build import check_workload, make_replicated_plan
-
     asked = ask(model_path, choices, when_measured)
     if number == 1:
         return plan_asked(asked, choices)
+    from apportion.planner.replicas.build import check_workload, make_replicated_plan
+
     check_workload(asked.workload, number)
     try:
         plan = make_replicated_plan(asked.model, asked.cluster, asked.workload, asked.weight_formats, number)

@@ -108,8 +108,6 @@ def _run(
     from apportion.catalog.runnable import check_runnable
 
     check_engine()
-    from apportion.cli.generate import generate
-    from apportion.cli.generate_replicas import generate_replicas
     from apportion.runtime.text import Text
 
     folder = resolve_model(model, weights=True)
@@ -123,6 +121,9 @@ def _run(
     for one in plan.replicas if isinstance(plan, ReplicatedPlan) else (plan,):
         check_runnable(one)
         _check_preempt(one, asked.preempt)
+    from apportion.cli.generate import generate  # beside the preloading
+    from apportion.cli.generate_replicas import generate_replicas
+
     stats: RunStats | ReplicasStats
     if isinstance(plan, ReplicatedPlan):
         stats = generate_replicas(plan, folder, text, asked.prompts, requests, preempt=asked.preempt.value)

@@ -33,8 +33,13 @@ def measure_cpu(num_devices: int) -> Device:
     num_threads, cores = max(1, num_cores() // num_devices), num_cores()
     saved = read_rates()
     own = saved.get(num_threads) or measured_rates(num_threads)
-    everyone = saved.get(cores) or (own if num_threads == cores else measured_rates(cores))
-    return cpu_device(own, num_threads, max(own.read_bytes_per_s, everyone.read_bytes_per_s))
+    if num_threads == cores:
+        together = own.read_bytes_per_s
+    elif cores in saved:
+        together = saved[cores].read_bytes_per_s
+    else:
+        together = float(_printed("apportion.probe.cpu_rates", cores, "read"))
+    return cpu_device(own, num_threads, max(own.read_bytes_per_s, together))
 
 
 def cpu_device(rates: CpuRates, num_threads: int, host_bytes_per_s: float) -> Device:
@@ -77,11 +82,11 @@ def product_rates(num_threads: int) -> ProductRates | None:
     return ProductRates(read_bytes_per_s=printed["read_bytes_per_s"], flops_per_s=printed["flops_per_s"])
 
 
-def _printed(module: str, num_threads: int) -> str:
+def _printed(module: str, num_threads: int, *arguments: str) -> str:
     """By a process of its own: BLAS reads its number of threads at import."""
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return subprocess.run(
-        [sys.executable, "-m", module],
+        [sys.executable, "-m", module, *arguments],
         env={**os.environ, **dict.fromkeys(variables, str(num_threads))},
         capture_output=True,
         text=True,

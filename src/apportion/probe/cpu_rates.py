@@ -1,7 +1,8 @@
 """Prints what BLAS's threads read (bytes/s, a matrix-vector product) and compute (FLOP/s, an fp32 product), and
-what one thread copies out of a file in the page cache (bytes/s)."""
+what one thread copies out of a file in the page cache (bytes/s); the first alone with the argument "read"."""
 
 import os
+import sys
 import tempfile
 
 import numpy as np
@@ -43,4 +44,5 @@ def copied_bytes_per_s() -> float:
 
 
 if __name__ == "__main__":
-    print(read_bytes_per_s(), multiply_flops_per_s(), copied_bytes_per_s())
+    whole = sys.argv[1:] != ["read"]
+    print(read_bytes_per_s(), *((multiply_flops_per_s(), copied_bytes_per_s()) if whole else ()))

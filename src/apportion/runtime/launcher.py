@@ -32,7 +32,7 @@ def preload(folder: Path, model: ModelSpec) -> None:
 
 def worker_modules(folder: Path, model: ModelSpec) -> list[str]:
     """transformers takes longer to import than everything else, so only where its layers are needed."""
-    modules = ["apportion.runtime.worker"]
+    modules = ["apportion.runtime.uncollected", "apportion.runtime.worker"]
     return modules if lean_config(folder, model) else [*modules, "apportion.model.hf"]
 
 

@@ -4,6 +4,7 @@ Everything about its place (who sends to it, to whom it sends) follows from the 
 its parent vanishes, or on any error, which it reports first. Sibling of this process: runtime/engine.py.
 """
 
+import gc
 import os
 import signal
 import threading
@@ -50,6 +51,8 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 def run_worker(place: WorkerPlace) -> None:
     """Entry point of the process."""
+    gc.freeze()  # what was imported stays, and its pages stay shared with the other workers
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     coordinator = Outbox(place.run_dir, COORDINATOR)
