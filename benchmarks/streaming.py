@@ -1,8 +1,9 @@
-"""Measured against predicted time of a decode step that streams layers: warm, and from disk, read ahead or not.
+"""Measured against predicted time of a step that streams layers, in every weight format, or those named as arguments:
+out of the page cache, and from a disk beside computing.
 
-A stage of one core in this process, its steps one after the other; rounds of all ways to hold the weights are
-interleaved. Predicted: the step that holds everything, measured, and the streamed bytes at the rate at which the probe
-copies out of the page cache (or, from disk, the slower of that and the rate at which the file is read in one go).
+A stage of one core in this process, of random weights, its steps one after the other; rounds of all ways to hold the
+weights are interleaved. Predicted: the step that holds everything, measured, and the streamed bytes at the rate at
+which the probe copies out of the page cache (their sum), or reads from the disk (the longer of the two).
 """
 
 import json
@@ -12,159 +13,119 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from apportion.catalog.model_config import read_model_spec
 from apportion.cost.shard import stage_shards
 from apportion.cost.streaming import evenly_streamed, streamed_bytes
 from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
+from apportion.model.layer_store import DiskStore, LayerStore, PageCacheStore
 from apportion.model.load_memory import Unmetered
+from apportion.model.random_weights import RandomWeights
 from apportion.model.stage import StageModel
-from apportion.model.weights import Checkpoint
 from apportion.probe.cpu_rates import copied_bytes_per_s
+from apportion.probe.disk import disk_bytes_per_s
+from apportion.types.cache import cache_folder
 from apportion.types.plan import Stage
 from apportion.types.request import Chunk, SamplingParams, ScheduledBatch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from plans import hand_plan
 
-NUM_LAYERS, BLOCK_TOKENS, CONTEXT_TOKENS = 8, 16, 64
-STREAMED = {"held": 0, "4 of 8 streamed": 4, "8 of 8 streamed": 8}
-ROUNDS, DISK_STEPS = 5, 3
+NUM_LAYERS, BLOCK_TOKENS, CONTEXT_TOKENS = 8, 16, 512
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "vocab_size": 4000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float16",
+}
+FORMATS = ("fp32", "bf16", "fp16", "int8")
+STEPS = {"decode": (32, 1), "prefill of 64": (0, 64)}
+"""Where a step's new tokens start, and how many there are."""
+ROUNDS = 5
+
+Way = tuple[int, Callable[[], LayerStore]]
+WAYS: dict[str, Way] = {
+    "held": (0, PageCacheStore),
+    "4 of 8 streamed": (4, PageCacheStore),
+    "8 of 8 streamed": (8, PageCacheStore),
+    "8 of 8 from disk": (8, DiskStore),
+}
 
 
-class Unadvised(Checkpoint):
-    """Tells the kernel nothing of what it will read."""
-
-    def will_read(self, name: str) -> None:
-        pass
-
-
-def write_model(folder: Path) -> None:
-    """Llama's shape, random weights in fp32."""
-    config = LlamaConfig(
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        vocab_size=4000,
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
-    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="10GB")
-
-
-def build(folder: Path, stage: Stage, weights: Checkpoint) -> StageModel:
+def build(config: Path, stage: Stage, open_store: Callable[[], LayerStore]) -> StageModel:
     return build_stage(
-        folder,
-        read_model_spec(folder),
+        config,
+        read_model_spec(config),
         stage,
         0,
-        weights=weights,
+        weights=RandomWeights(),
         num_kv_blocks=CONTEXT_TOKENS // BLOCK_TOKENS,
         block_tokens=BLOCK_TOKENS,
         all_reduce=lambda partial: partial,
         torch_device="cpu",
         memory=Unmetered(),
-        lean=False,
+        open_store=open_store,
     )
 
 
-def step_s(model: StageModel, before: Callable[[], None] = lambda: None) -> float:
-    """One token at position 32; `before` runs outside the measured time."""
-    before()
+def step_s(model: StageModel, start: int, tokens: int) -> float:
     chunk = Chunk(
         sequence_id=0,
-        start=32,
-        token_ids=(7,),
+        start=start,
+        token_ids=(7,) * tokens,
         block_ids=tuple(range(CONTEXT_TOKENS // BLOCK_TOKENS)),
         sampling=SamplingParams(max_tokens=1),
     )
-    flat = FlatBatch.build(
-        ScheduledBatch(step_id=0, chunks=(chunk,)), block_tokens=BLOCK_TOKENS, torch_device="cpu"
-    )
+    batch = ScheduledBatch(step_id=0, chunks=(chunk,))
+    flat = FlatBatch.build(batch, block_tokens=BLOCK_TOKENS, torch_device="cpu")
     begun_s = time.perf_counter()
     model.forward(flat.token_ids_T, flat)
     return time.perf_counter() - begun_s
 
 
-def evict(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def read_bytes_per_s(file: Path) -> float:
-    """From disk, in one go."""
-    evict(file)
-    target = memoryview(bytearray(2**22))
-    begun_s, size = time.perf_counter(), 0
-    with file.open("rb", buffering=0) as opened:
-        while count := opened.readinto(target):
-            size += count
-    return size / (time.perf_counter() - begun_s)
-
-
-def main() -> None:
-    os.sched_setaffinity(0, {0})
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
-        folder = Path(name)
-        write_model(folder)
-        os.sync()  # what is not written yet cannot be evicted
-        (stage,) = hand_plan(
-            read_model_spec(folder), [[1]], [NUM_LAYERS], max_context_tokens=CONTEXT_TOKENS
-        ).stages
-        print(json.dumps(measure(folder, stage), indent=2))
-
-
-def measure(folder: Path, stage: Stage) -> dict[str, object]:
-    spec = read_model_spec(folder)
+def measure(config: Path, weight_format: str) -> dict[str, object]:
+    spec = read_model_spec(config)
+    plan = hand_plan(spec, [[1]], [NUM_LAYERS], weight_format=weight_format, activation_format="fp32")
     stages = {
-        name: replace(stage, streamed_layers=evenly_streamed(spec, 0, NUM_LAYERS, count))
-        for name, count in STREAMED.items()
+        name: replace(plan.stages[0], streamed_layers=evenly_streamed(spec, 0, NUM_LAYERS, count))
+        for name, (count, _) in WAYS.items()
     }
-    models = {name: build(folder, one, Checkpoint(folder)) for name, one in stages.items()}
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        step_s(model)
-    copied = []
+    sizes = {name: streamed_bytes(stage_shards(spec, stage)[0]) for name, stage in stages.items()}
+    models = {name: build(config, stages[name], open_store) for name, (_, open_store) in WAYS.items()}
+    times: dict[tuple[str, str], list[float]] = {(step, name): [] for step in STEPS for name in models}
+    copied: list[float] = []
+    read: list[float] = []
     for _ in range(ROUNDS):
         copied.append(copied_bytes_per_s())
-        for name, model in models.items():
-            times[name].append(step_s(model))
-    copy_bytes_per_s, held_s = median(copied), median(times["held"])
-    sizes = {name: streamed_bytes(stage_shards(spec, one)[0]) for name, one in stages.items()}
-    shown: dict[str, object] = {"copied GB/s": round(copy_bytes_per_s / 1e9, 2)}
-    for name in models:
-        predicted_s = held_s + sizes[name] / copy_bytes_per_s
-        shown[name] = _row(median(times[name]), predicted_s)
-    shown |= from_disk(folder, stages["8 of 8 streamed"], held_s, sizes["8 of 8 streamed"], copy_bytes_per_s)
-    return shown
+        read.append(disk_bytes_per_s(cache_folder()) or nan)
+        for step, name in times:
+            step_s(models[name], *STEPS[step])  # what ran before is still in the caches
+            times[step, name].append(step_s(models[name], *STEPS[step]))
+    rows: dict[str, object] = {"copied GB/s": _rounded(copied), "disk GB/s": _rounded(read)}
+    for step, name in times:
+        held_s, size = median(times[step, "held"]), sizes[name]
+        predicted_s = held_s + size / median(copied)
+        if WAYS[name][1] is DiskStore:
+            predicted_s = max(held_s, size / median(read))
+        rows[f"{step}, {name}"] = _row(median(times[step, name]), predicted_s)
+    return rows
 
 
-def from_disk(
-    folder: Path, stage: Stage, held_s: float, size_bytes: int, copy_bytes_per_s: float
-) -> dict[str, object]:
-    """Every step begins with nothing of the file in memory."""
-    file = folder / "model.safetensors"
-    disk_bytes_per_s = median(read_bytes_per_s(file) for _ in range(DISK_STEPS))
-    models = {
-        "from disk, read ahead": build(folder, stage, Checkpoint(folder)),
-        "from disk, not read ahead": build(folder, stage, Unadvised(folder)),
-    }
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(DISK_STEPS + 1):  # the first finds out that the weights come from disk
-        for name, model in models.items():
-            times[name].append(step_s(model, lambda: evict(file)))
-    predicted_s = max(held_s + size_bytes / copy_bytes_per_s, size_bytes / disk_bytes_per_s)
-    rows = {name: _row(median(seconds[1:]), predicted_s) for name, seconds in times.items()}
-    return {"disk GB/s": round(disk_bytes_per_s / 1e9, 2), **rows}
+def _rounded(rates: list[float]) -> float:
+    return round(median(rates) / 1e9, 2)
 
 
 def _row(measured_s: float, predicted_s: float) -> dict[str, float]:
@@ -173,6 +134,18 @@ def _row(measured_s: float, predicted_s: float) -> dict[str, float]:
         "predicted ms": round(predicted_s * 1e3, 1),
         "ratio": round(measured_s / predicted_s, 3),
     }
+
+
+def main() -> None:
+    os.sched_setaffinity(0, {0})
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        config = Path(name) / "config.json"
+        config.write_text(json.dumps(CONFIG))
+        for weight_format in sys.argv[1:] or FORMATS:
+            print(weight_format)
+            for name, row in measure(config, weight_format).items():
+                print(f"  {name}: {json.dumps(row)}")
 
 
 if __name__ == "__main__":

@@ -191,6 +191,7 @@ def stream_of(folder: Path, lines: str) -> float | None:
 def test_stream_rates(tmp_path: Path):
     assert stream_of(tmp_path, WRITTEN + 'stream = "3 GB/s"') == 3e9
     assert stream_of(tmp_path, WRITTEN + 'stream = "3 GB/s"\nspeed = 0.5') == 1.5e9
+    assert stream_of(tmp_path, WRITTEN + 'stream = "3 GB/s"\nstream_from = "disk"\nspeed = 0.5') == 3e9
     assert stream_of(tmp_path, WRITTEN) is None
     assert stream_of(tmp_path, GPU) == pytest.approx(0.8 * 31.5e9, rel=1e-3)
     assert stream_of(tmp_path, GPU + 'stream = "never"') is None
@@ -201,6 +202,9 @@ def test_stream_rates(tmp_path: Path):
     [
         (GPU + 'stream = "40 GB/s"', "more than the 31.5 GB/s of the connector"),
         ('gpu = "m2-max-64gb"\nstream = "3 GB/s"', "nowhere to stream from"),
+        (GPU + 'stream = "3 GB/s"\nstream_from = "disk"', "a disk streams layers to a cpu device alone"),
+        (WRITTEN + 'stream_from = "disk"', 'its rate is needed: stream = "2 GB/s"'),
+        (WRITTEN + 'stream_from = "tape"', "'tape' is none of host memory, disk"),
         (WRITTEN + 'stream = "fast"', "stream: 'fast' is not like 1Gbit or 25GB/s, or never"),
     ],
 )

@@ -10,7 +10,7 @@ from apportion.catalog.cluster_rules import HOP_S
 from apportion.catalog.cluster_text import read_cluster_toml
 from apportion.cli.main import exit_code
 from apportion.probe import cpu as probed_cpu
-from apportion.probe import host_rates, machine
+from apportion.probe import disk, host_rates, machine
 from apportion.probe.cluster_file import cluster_toml
 from apportion.probe.cpu import measure_cpu
 from apportion.probe.hardware import hardware_names
@@ -23,6 +23,7 @@ from apportion.types.cluster import Cluster, Link
 from apportion.types.cpu import CpuRates
 
 PROCESSOR = replace(cpu_device("cpu"), flops_per_s=cpu.rates_per_format(7e10), host_bytes_per_s=2e10)
+PROCESSOR_THAT_STREAMS = replace(PROCESSOR, stream_bytes_per_s=8e9)
 CARD = replace(PROCESSOR, id="card", kind="cuda", torch_device="cuda:0", host_bytes_per_s=None)
 ONE = CpuRates(read_bytes_per_s=1.5e10, flops_per_s={"fp32": 4e10}, copied_bytes_per_s=8e9)
 MACHINE = Machine(
@@ -31,6 +32,7 @@ MACHINE = Machine(
     threads={1: ONE, 2: replace(ONE, read_bytes_per_s=2e10)},
     products_measured=True,
     copy_bytes_per_s=9e9,
+    disk_bytes_per_s=2e9,
     unix_socket=LinkRates(latency_s=2.5e-5, bytes_per_s=1.25e9),
     loopback=LinkRates(latency_s=3e-5, bytes_per_s=1e9),
 )
@@ -47,6 +49,27 @@ def test_the_file_is_a_cluster_file(tmp_path: Path):
     assert link == Link(
         src="local", dst="local", latency_s=2.5e-5, bytes_per_s=1.25e9, source="measured", hop_s=HOP_S
     )
+
+
+def test_the_file_offers_the_disk_to_stream_from(tmp_path: Path):
+    """Its lines for that, taken in place of those for host memory."""
+    written = cluster_toml({"local": replace(MACHINE, devices=(PROCESSOR_THAT_STREAMS,))}, {})
+    assert "stream_from" not in cluster_toml({"local": replace(MACHINE, disk_bytes_per_s=None)}, {})
+    memory = next(line for line in written.splitlines() if line.startswith("stream ="))
+    file = tmp_path / "cluster.toml"
+    file.write_text(written.replace(memory + "\n", "").replace("# stream", "stream"))
+    (device,) = read_cluster_toml(file, lambda _: [PROCESSOR]).devices
+    assert (device.stream_bytes_per_s, device.stream_from) == (2e9, "disk")
+
+
+def test_a_disk_is_read_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(disk, "FILE_BYTES", disk.PIECE_BYTES)
+    monkeypatch.setattr(disk, "MEASURE_S", 1e-9)
+    rate = disk.disk_bytes_per_s(tmp_path / "new")
+    assert rate is None or rate > 1e6
+    occupied = tmp_path / "file"
+    occupied.touch()
+    assert disk.disk_bytes_per_s(occupied) is None
 
 
 def test_the_file_says_what_is_measured_of_a_processor():

@@ -32,6 +32,7 @@ MACHINE = Machine(
     names={"cpu": "a processor"},
     threads={1: ALL_CORES},
     copy_bytes_per_s=9e9,
+    disk_bytes_per_s=2e9,
     unix_socket=RATES,
     loopback=RATES,
 )

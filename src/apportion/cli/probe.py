@@ -167,6 +167,8 @@ def _link_table(host: str, machine: "Machine") -> "Table":
         number = "one thread" if threads == 1 else f"{threads} threads together"
         table.add_row(f"weights read, {number}", "", f"{rates.read_bytes_per_s / 1e9:.1f} GB/s")
     table.add_row("memory copy, one thread", "", f"{machine.copy_bytes_per_s / 1e9:.1f} GB/s")
+    if machine.disk_bytes_per_s is not None:
+        table.add_row("disk, past the page cache", "", f"{machine.disk_bytes_per_s / 1e9:.1f} GB/s")
     for name, rates in (("Unix socket (groups)", machine.unix_socket), ("TCP loopback", machine.loopback)):
         _add_rates(table, name, rates)
     return table

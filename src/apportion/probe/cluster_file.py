@@ -57,6 +57,12 @@ def _device_lines(device: Device, machine: Machine) -> list[str]:
         lines.append(
             f'stream = "{device.stream_bytes_per_s / 1e9:.3g} GB/s"  # of weights not held; {source}'
         )
+    if cpu and machine.disk_bytes_per_s is not None:
+        lines += [
+            "# Instead, where host memory has no room for such weights; measured:",
+            f'# stream = "{machine.disk_bytes_per_s / 1e9:.3g} GB/s"',
+            '# stream_from = "disk"',
+        ]
     return [*lines, f"num_threads = {device.num_threads}"] if cpu else lines
 
 

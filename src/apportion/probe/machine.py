@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from apportion.probe.cpu import cpu_device, measured_rates, product_rates
+from apportion.probe.disk import disk_bytes_per_s
 from apportion.probe.hardware import hardware_names
 from apportion.probe.host_rates import LinkRates, copy_bytes_per_s, loopback_rates, unix_socket_rates
 from apportion.probe.local import cuda_devices
 from apportion.probe.processor import num_cores
+from apportion.types.cache import cache_folder
 from apportion.types.cluster import Cluster, Device
 from apportion.types.cpu import CpuRates
 
@@ -23,11 +25,13 @@ class Machine:
     threads: dict[int, CpuRates]
     products_measured: bool
     copy_bytes_per_s: float
+    disk_bytes_per_s: float | None
+    """Of the cache folder's disk, past the page cache; None where that cannot be read so."""
     unix_socket: LinkRates
     loopback: LinkRates
 
 
-NUM_STEPS = 5
+NUM_STEPS = 6
 CPU_ROUNDS = 3
 
 
@@ -41,6 +45,8 @@ def probe_machine(begin: Callable[[str], object]) -> Machine:
     threads = products or threads
     begin("copies in host memory")
     copies = copy_bytes_per_s()
+    begin("the disk")
+    disk = disk_bytes_per_s(cache_folder())
     begin("messages between two processes")
     unix_socket, loopback = unix_socket_rates(), loopback_rates()
     begin("the cards, through their driver")
@@ -51,6 +57,7 @@ def probe_machine(begin: Callable[[str], object]) -> Machine:
         threads=threads,
         products_measured=products is not None,
         copy_bytes_per_s=copies,
+        disk_bytes_per_s=disk,
         unix_socket=unix_socket,
         loopback=loopback,
     )
