@@ -2,7 +2,7 @@
 
 from apportion.cost.memory import Capacity
 from apportion.cost.roofline import Step
-from apportion.types.cluster import Device, Link
+from apportion.types.cluster import Device, DeviceKind, Link
 from apportion.types.model import LayerSpec, ModelSpec, Parameters
 
 LAYER = LayerSpec(
@@ -42,12 +42,14 @@ CAPACITY = Capacity(
 DECODE = Step(sequences=1, new_tokens=1, start_tokens=9, sampled_rows=1)
 
 
-def device(name: str, speed: float = 1.0, host_bytes_per_s: float | None = None) -> Device:
+def device(
+    name: str, speed: float = 1.0, host_bytes_per_s: float | None = None, kind: DeviceKind = "cpu"
+) -> Device:
     """Reads 400 B/s and computes 1000 flop/s at full speed."""
     return Device(
         id=name,
         host="h",
-        kind="cpu",
+        kind=kind,
         torch_device="cpu",
         memory_bytes=10**8,
         reserved_bytes=0,

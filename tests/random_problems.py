@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from random import Random
 
+from hand_model import device as hand_device
+
 from apportion.cost.workspace import RUNTIME_BYTES
 from apportion.planner.infeasible.error import whole_bytes
 from apportion.planner.problem import chunk_candidates, make_problem
@@ -31,8 +33,8 @@ def random_problem(seed: int, max_devices: int = 4, max_layers: int = 24) -> Ran
     model = random_model(random, max_layers)
     workload = random_workload(random)
     chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
-    whole = whole_bytes(make_problem(model, Cluster(devices=(), links=()), workload, ("bf16",), chunk_tokens))
-    cluster = random_cluster(random, max_devices, whole)
+    alone = make_problem(model, Cluster(devices=(), links=()), workload, ("bf16",), chunk_tokens)
+    cluster = random_cluster(random, max_devices, whole_bytes(alone, hand_device("gpu", kind="cuda")))
     return RandomProblem(model, cluster, workload, ("bf16",))
 
 

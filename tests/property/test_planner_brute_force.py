@@ -6,6 +6,7 @@ from itertools import combinations, product
 from math import inf, isclose
 
 import pytest
+from hand_model import device as hand_device
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -238,7 +239,7 @@ def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
     )
     formats = draw(FORMATS)
     alone = make_problem(model, Cluster(devices=(), links=()), workload, formats, 16)
-    room = whole_bytes(alone.narrowest()) - RUNTIME_BYTES
+    room = whole_bytes(alone.narrowest(), hand_device("gpu", kind="cuda")) - RUNTIME_BYTES
     kind = draw(st.sampled_from(["cpu", "cuda"]))  # fp32 activations, or those of the weights
     devices = tuple(
         Device(

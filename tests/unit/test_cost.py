@@ -22,7 +22,7 @@ from apportion.cost.shard import stage_shards
 from apportion.cost.statements import epsilon_s, model_parameters, pipeline, token_communication
 from apportion.cost.traffic import reduction_s, run_link_bytes
 from apportion.cost.workspace import RUNTIME_BYTES, workspace_bytes
-from apportion.types.cluster import Cluster
+from apportion.types.cluster import Cluster, Device
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Balance, Certificate, Estimate, Plan, Stage, TensorSplit
 from apportion.types.workload import Workload
@@ -50,6 +50,7 @@ def stage(start: int, stop: int, ids: tuple[str, ...], kv_heads=(2,), ffn=(6,), 
 WHOLE = stage(0, 2, ("a",))
 PAIR = stage(0, 2, ("a", "b"), (1, 1), (4, 2), (7, 3))
 CLUSTER = Cluster(devices=(device("a"), device("b", 0.5)), links=(LINK,))
+GPU = device("g", kind="cuda")
 FP32 = Formats(weights="fp32", activations="fp32", kv="fp32")
 
 
@@ -169,9 +170,13 @@ def test_device_memory_adds_up():
     assert memory.total_bytes == memory.engine_bytes + 7
 
 
+EVERYWHERE_BYTES = RUNTIME_BYTES + 3 * 4 * 26 + 3 * 8 * 5
+"""And a mask."""
+
+
 def test_workspace_is_that_of_the_largest_part_of_a_step():
     """3 tokens of 4 bytes: hidden 4·4 + 2·5, heads 4·(4 + 2)·5, columns 3·6; 8 tokens of context and 2 sequences."""
-    everywhere = RUNTIME_BYTES + 3 * 4 * 26 + 3 * 8 * 5
+    everywhere = EVERYWHERE_BYTES
     attention = 3 * 4 * 120 + 8 * 2 * 5 * 2 * 4
     drawing = 2 * 2 * 10 * 4
     ffn = 3 * 4 * 18
@@ -184,20 +189,36 @@ def test_workspace_is_that_of_the_largest_part_of_a_step():
 
 
 def workspace(
-    stage: Stage, rank: int = 0, tokens: int = 3, vocab_rows: int = 10, model: ModelSpec = MODEL
+    stage: Stage,
+    rank: int = 0,
+    tokens: int = 3,
+    vocab_rows: int = 10,
+    model: ModelSpec = MODEL,
+    device: Device = GPU,
 ) -> int:
     return workspace_bytes(
         replace(model, vocab_rows=vocab_rows),
         stage_shards(model, stage)[rank],
+        device,
         chunk_tokens=tokens,
         context_tokens=8,
         sequences=2,
     )
 
 
+def test_workspace_of_a_cpu_has_blocks_of_keys_instead_of_a_context():
+    """6 rows, a token's 2 query heads of each KV head: 2·5 + 96 elements each, and 96 keys and values of 5, per thread;
+    no more threads than the 2 KV heads."""
+    everywhere, attention = RUNTIME_BYTES + 3 * 4 * 26, 3 * 4 * 120
+    per_thread = 4 * (6 * (2 * 5 + 96) + 96 * 2 * 5)
+    for num_threads, used in ((1, 1), (2, 2), (16, 2)):
+        cpu = replace(device("a"), num_threads=num_threads)
+        assert workspace(WHOLE, device=cpu) == everywhere + attention + used * per_thread
+
+
 def test_workspace_of_a_member_holds_each_part_of_its_step():
     """Rank 0 gathers the whole vocabulary, and the others draw from their own rows."""
-    everywhere = RUNTIME_BYTES + 3 * 4 * 26 + 3 * 8 * 5
+    everywhere = EVERYWHERE_BYTES
     attention, ffn, row = 3 * 4 * 120 + 8 * 2 * 5 * 2 * 4, 3 * 4 * 24, 2 * 2 * 4
     for columns in range(1, 6):
         pair = stage(0, 2, ("a", "b"), (1, 1), (columns, 6 - columns), (7, 3))
@@ -286,7 +307,7 @@ def test_memory_is_affine_in_the_shares():
 
     def size(heads: int, columns: int, rows: int) -> int:
         shard = replace(stage_shards(MODEL, PAIR)[1], kv_heads=heads, ffn_columns=columns, vocab_rows=rows)
-        return shard_memory(MODEL, shard, CAPACITY, reserved_bytes=0).engine_bytes
+        return shard_memory(MODEL, shard, CAPACITY, device("a")).engine_bytes
 
     nothing = size(0, 0, 0)
     each = [size(*corner) - nothing for corner in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]

@@ -10,7 +10,7 @@ from apportion.cost.formats import outside_bytes, vocab_row_bytes
 from apportion.cost.shard import Shard, stage_shards
 from apportion.cost.streaming import largest_streamed_bytes, streamed_bytes
 from apportion.cost.workspace import workspace_bytes
-from apportion.types.cluster import Cluster
+from apportion.types.cluster import Cluster, Device
 from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import DeviceMemory, Plan, Stage
@@ -67,10 +67,7 @@ def kv_bytes_per_token(model: ModelSpec, shard: Shard) -> int:
     return shard.num_layers * model.kv_elements(shard.kv_heads) * shard.formats.kv_bytes
 
 
-def shard_memory(
-    model: ModelSpec, shard: Shard, capacity: Capacity, *, reserved_bytes: int, num_buffers: int = 2
-) -> DeviceMemory:
-    """`num_buffers` of the largest streamed layer, if there is one."""
+def shard_memory(model: ModelSpec, shard: Shard, capacity: Capacity, device: Device) -> DeviceMemory:
     element_bytes = shard.formats.activation_bytes
     kv_tokens = capacity.num_kv_blocks * capacity.block_tokens
     return DeviceMemory(
@@ -79,13 +76,14 @@ def shard_memory(
         workspace_bytes=workspace_bytes(
             model,
             shard,
+            device,
             chunk_tokens=capacity.chunk_tokens,
             context_tokens=capacity.max_context_tokens,
             sequences=capacity.concurrency,
         ),
         buffer_bytes=capacity.messages_in_flight * capacity.chunk_tokens * model.hidden_size * element_bytes,
-        reserved_bytes=reserved_bytes,
-        stream_buffer_bytes=num_buffers * largest_streamed_bytes(shard),
+        reserved_bytes=device.reserved_bytes,
+        stream_buffer_bytes=device.stream_buffers * largest_streamed_bytes(shard),
         streamed_bytes=streamed_bytes(shard),
         swap_bytes=capacity.num_swap_blocks * capacity.block_tokens * kv_bytes_per_token(model, shard),
     )
@@ -111,13 +109,7 @@ def stages_memory(
 ) -> dict[str, DeviceMemory]:
     """Memory of every device in use."""
     return {
-        device_id: shard_memory(
-            model,
-            shard,
-            capacity,
-            reserved_bytes=cluster.device(device_id).reserved_bytes,
-            num_buffers=cluster.device(device_id).stream_buffers,
-        )
+        device_id: shard_memory(model, shard, capacity, cluster.device(device_id))
         for stage in stages
         for device_id, shard in zip(stage.split.device_ids, stage_shards(model, stage), strict=True)
     }

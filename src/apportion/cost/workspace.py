@@ -8,9 +8,9 @@ ranks, whose shares are small, it is the sum.
 
 from dataclasses import dataclass
 
-from apportion.cost.formats import Formats
 from apportion.cost.shard import Shard
-from apportion.types.layout import QUERY_TILE, WIDENED_ELEMENTS
+from apportion.types.cluster import Device
+from apportion.types.layout import PREFILL_BLOCK_KEYS, PREFILL_ROWS, QUERY_TILE, WIDENED_ELEMENTS
 from apportion.types.model import LayerSpec, ModelSpec
 
 RUNTIME_BYTES = 7 * 2**19
@@ -35,6 +35,7 @@ class _Step:
 
     model: ModelSpec
     shard: Shard
+    device: Device
     tokens: int
     context: int
     sequences: int
@@ -49,21 +50,31 @@ class _Step:
         return self.tokens * max(FP32_BYTES, self.element_bytes)
 
     def everywhere(self) -> int:
-        model, tile = self.model, min(self.tokens, QUERY_TILE)
+        model = self.model
         hidden = self.token_bytes * (HIDDEN_ACTIVATIONS * model.hidden_size + 2 * model.head_dim)
-        mask = tile * self.context * (1 + self.element_bytes)
-        widened = 2 * WIDENED_ELEMENTS * self.element_bytes if _widened(self.shard.formats) else 0
+        if self.device.kind == "cpu":
+            return hidden + self._prefill_bytes() + RUNTIME_BYTES
+        mask = min(self.tokens, QUERY_TILE) * self.context * (1 + self.element_bytes)
+        widened = 2 * WIDENED_ELEMENTS * self.element_bytes if self.shard.formats.packed else 0
         return hidden + mask + widened + RUNTIME_BYTES
 
+    def _prefill_bytes(self) -> int:
+        """Of compiled attention: each thread's queries, outputs, and scores and copies of one block of keys."""
+        model = self.model
+        rows = self.tokens * model.q_heads_per_kv_head
+        threads = min(self.device.num_threads, model.kv_heads * -(-rows // PREFILL_ROWS))
+        elements = min(rows, PREFILL_ROWS) * (2 * model.head_dim + PREFILL_BLOCK_KEYS)
+        return FP32_BYTES * threads * (elements + PREFILL_BLOCK_KEYS * 2 * model.head_dim)
+
     def attention(self, kv_heads: int) -> int:
-        """On tiles of at most QUERY_TILE queries of one sequence: its keys and values side by side, also in the
-        format they are held in, and the scores only where a family's softmax is not the fused one."""
+        """Where it is not compiled, on tiles of at most QUERY_TILE queries of one sequence: its keys and values side by
+        side, and the scores only where a family's softmax is not the fused one."""
         model, tile = self.model, min(self.tokens, QUERY_TILE)
         q_heads = kv_heads * model.q_heads_per_kv_head
         projected = self.token_bytes * PROJECTION_ACTIVATIONS * (q_heads + kv_heads) * model.head_dim
-        formats = self.shard.formats
-        narrow_bytes = 0 if formats.kv == formats.activations else formats.kv_bytes
-        gathered_kv = self.context * model.kv_elements(kv_heads) * (self.element_bytes + narrow_bytes)
+        if self.device.kind == "cpu":
+            return projected
+        gathered_kv = self.context * model.kv_elements(kv_heads) * self.shard.formats.kv_bytes
         scores = q_heads * tile * self.context * SCORE_BYTES if model.family in SCORED_FAMILIES else 0
         return projected + gathered_kv + scores
 
@@ -82,22 +93,23 @@ class _Step:
 
 
 def workspace_bytes(
-    model: ModelSpec, shard: Shard, *, chunk_tokens: int, context_tokens: int, sequences: int
+    model: ModelSpec, shard: Shard, device: Device, *, chunk_tokens: int, context_tokens: int, sequences: int
 ) -> int:
     """Of steps of up to `chunk_tokens` for up to `sequences` of up to `context_tokens`."""
-    step = _Step(model=model, shard=shard, tokens=chunk_tokens, context=context_tokens, sequences=sequences)
+    step = _Step(
+        model=model,
+        shard=shard,
+        device=device,
+        tokens=chunk_tokens,
+        context=context_tokens,
+        sequences=sequences,
+    )
     drawing = step.drawing(shard.vocab_rows)
     if shard.rank > 0:
         return step.everywhere() + step.attention(shard.kv_heads) + step.ffn(shard.ffn_columns) + drawing
     rest = max(step.attention(model.kv_heads), drawing)
     above = max(0, step.ffn(model.ffn_columns) - rest)
     return step.everywhere() + rest + shard.ffn_columns * -(-above // model.ffn_columns)
-
-
-def _widened(formats: Formats) -> bool:
-    """Whether weights are widened in memory, and then held twice, once in the blocks of a product. CPUs, whose
-    activations are fp32, widen them in registers."""
-    return formats.packed and formats.activations != "fp32"
 
 
 def _activations_per_column(model: ModelSpec, layer: LayerSpec) -> int:

@@ -1,6 +1,6 @@
 """Attention of one sequence's several new tokens over paged keys and values on a CPU: one compiled call.
 
-Keys are taken in blocks of `_BLOCK_KEYS` positions, counted from the sequence's first. A block's keys and values are
+Keys are taken in blocks of positions, counted from the sequence's first. A block's keys and values are
 copied side by side, in the panels of `tile_code`, and serve all query heads of their KV head; the softmax is gathered
 block by block (as in `decode_kernel`). What a token gets depends on its position and its sequence alone, not on how the
 prompt is cut into chunks. Elements of 16 bits (`kv_elements`) are copied as they are and widened by the products.
@@ -17,14 +17,12 @@ from numba import njit
 
 from apportion.model.exponential import LOG2_E, exp2
 from apportion.model.tile_code import LANES, TILE_ROWS, tile
-from apportion.types.layout import PREFILL_ROWS
+from apportion.types.layout import PREFILL_BLOCK_KEYS, PREFILL_ROWS
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 """Sums may be reordered; infinities keep their meaning."""
 _PANEL_VECTORS = 2
 PANEL_LANES = _PANEL_VECTORS * LANES
-_BLOCK_KEYS = 96
-"""Whole panels, of 16 lanes as of 8 and 4."""
 _F = np.float32
 _LOWEST = _F(-126)
 """In units of ln 2: weights below are 0."""
@@ -66,7 +64,7 @@ def _pack(keys_SD, values_SD, slots_C, count, key_panels, value_panels):
         for d in range(head_dim):
             key_panels[at + d * lanes] = key_D[d]
         for first in range(0, head_dim, lanes):
-            to = first * _BLOCK_KEYS + c * lanes
+            to = first * PREFILL_BLOCK_KEYS + c * lanes
             for d in range(min(lanes, head_dim - first)):
                 value_panels[to + d] = value_D[first + d]
 
@@ -76,7 +74,7 @@ def _highest(scores_EC, e, lanes_16):
     """Lane by lane, then half by half: a chain of single maxima would take longer than the weights."""
     for lane in range(16):
         highest = scores_EC[e, lane]
-        for c in range(16, _BLOCK_KEYS, 16):
+        for c in range(16, PREFILL_BLOCK_KEYS, 16):
             highest = max(highest, scores_EC[e, c + lane])
         lanes_16[lane] = highest
     for lane in range(8):
@@ -91,7 +89,7 @@ def _hide(scores_EC, e, first, stop):
     """All but `[first, stop)`."""
     for c in range(first):
         scores_EC[e, c] = -np.inf
-    for c in range(stop, _BLOCK_KEYS):
+    for c in range(stop, PREFILL_BLOCK_KEYS):
         scores_EC[e, c] = -np.inf
 
 
@@ -104,7 +102,7 @@ def _weigh(scores_EC, first_row, stop_row, state_E2, out_EV):
         before = state_E2[e, 0]
         highest = max(before, _highest(scores_EC, e, lanes_16))
         total = _F(0)
-        for c in range(_BLOCK_KEYS):
+        for c in range(PREFILL_BLOCK_KEYS):
             difference = scores_EC[e, c] - highest
             weight = exp2(difference) if difference > _LOWEST else _F(0)
             scores_EC[e, c] = weight
@@ -120,7 +118,7 @@ def _weigh(scores_EC, first_row, stop_row, state_E2, out_EV):
 @njit(error_model="numpy")
 def _cap(scores_EC, first_row, stop_row, softcap):
     for e in range(first_row, stop_row):
-        for c in range(_BLOCK_KEYS):
+        for c in range(PREFILL_BLOCK_KEYS):
             scores_EC[e, c] = softcap * np.tanh(scores_EC[e, c] / softcap) * LOG2_E
 
 
@@ -171,10 +169,10 @@ def _gather_block(block, start, rows, group, count, scratch, window_tokens, soft
         _cap(scores_EC, first, stop, softcap)
     for e in range(first, stop):
         seen_stop = start + e // group + 1 - block
-        if seen_stop < _BLOCK_KEYS or seen_stop > window_tokens:
-            _hide(scores_EC, e, min(_BLOCK_KEYS, seen_stop - window_tokens), seen_stop)
+        if seen_stop < PREFILL_BLOCK_KEYS or seen_stop > window_tokens:
+            _hide(scores_EC, e, min(PREFILL_BLOCK_KEYS, seen_stop - window_tokens), seen_stop)
     _weigh(scores_EC, first, stop, state_E2, out_EV)
-    _multiply(scores_EC[first:stop], value_panels, _BLOCK_KEYS, out_EV[first:stop], 1)
+    _multiply(scores_EC[first:stop], value_panels, PREFILL_BLOCK_KEYS, out_EV[first:stop], 1)
 
 
 @njit
@@ -184,9 +182,9 @@ def _attend_tile(query_QGD, start, runs_R2, keys_SD, values_SD, options, sinks_G
     window_tokens, scale, softcap = options
     num, group, _ = query_QGD.shape
     _start(query_QGD, softcap, scale, sinks_GX, query_ED, state_E2, out_EV)
-    begin = max(0, start - window_tokens + 1) // _BLOCK_KEYS * _BLOCK_KEYS
-    for block in range(begin, start + num, _BLOCK_KEYS):
-        count = min(_BLOCK_KEYS, start + num - block)
+    begin = max(0, start - window_tokens + 1) // PREFILL_BLOCK_KEYS * PREFILL_BLOCK_KEYS
+    for block in range(begin, start + num, PREFILL_BLOCK_KEYS):
+        count = min(PREFILL_BLOCK_KEYS, start + num - block)
         _slots(runs_R2, block, count, slots_C)
         _pack(keys_SD, values_SD, slots_C, count, key_panels, value_panels)
         _gather_block(block, start, num * group, group, count, scratch, window_tokens, softcap)
@@ -198,12 +196,12 @@ def _scratch(rows, head_dim, keys_KSD):
     filled = -(-head_dim // PANEL_LANES) * PANEL_LANES
     return (
         np.empty((rows, head_dim), np.float32),
-        np.empty((rows, _BLOCK_KEYS), np.float32),
+        np.empty((rows, PREFILL_BLOCK_KEYS), np.float32),
         np.empty((rows, filled), np.float32),
         np.empty((rows, 2), np.float32),
-        np.zeros(_BLOCK_KEYS * head_dim, keys_KSD.dtype),
-        np.zeros(_BLOCK_KEYS * filled, keys_KSD.dtype),
-        np.empty(_BLOCK_KEYS, np.int64),
+        np.zeros(PREFILL_BLOCK_KEYS * head_dim, keys_KSD.dtype),
+        np.zeros(PREFILL_BLOCK_KEYS * filled, keys_KSD.dtype),
+        np.empty(PREFILL_BLOCK_KEYS, np.int64),
     )
 
 

@@ -69,7 +69,7 @@ class StageTimes:
         return group_step_s(self.problem.model, members, link, self.step)
 
     def _fits(self, device: Device, shard: Shard) -> bool:
-        needed = shard_memory(self.problem.model, shard, self.problem.capacity, reserved_bytes=0).engine_bytes
+        needed = shard_memory(self.problem.model, shard, self.problem.capacity, device).engine_bytes
         return needed <= device.usable_bytes
 
 

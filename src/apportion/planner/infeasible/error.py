@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from apportion.cost.memory import shard_memory
+from apportion.cost.memory import kv_bytes_per_token, shard_memory, shard_weights_bytes
 from apportion.planner.infeasible.relief import Demand, MoreMemory, changes, least_memory
 from apportion.planner.problem import Problem, chunk_candidates, make_problem
 from apportion.planner.search.division import stage_kind
 from apportion.planner.stages.axes import StageKind, make_shard
+from apportion.types.cluster import Cluster, Device
 from apportion.types.errors import InfeasibleError
 from apportion.types.units import format_bytes
 
@@ -18,15 +19,15 @@ def infeasible_error(demand: Demand) -> InfeasibleError:
     chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
     asked = make_problem(model, cluster, workload, demand.weight_formats, chunk_tokens)
     problem = asked.narrowest()
-    num_devices = len(cluster.devices)
+    num_devices, largest = len(cluster.devices), _largest(cluster)
     available = sum(device.usable_bytes for device in cluster.devices)
     memory = least_memory(demand)
     helping = ", or ".join(changes(demand, memory))
     return InfeasibleError(
-        f"{model.name} needs {format_bytes(whole_bytes(problem))} undivided "
+        f"{model.name} needs {format_bytes(whole_bytes(problem, largest))} undivided "
         f"({problem.formats.weights} weights, "
         f"{workload.concurrency} × {workload.max_context_tokens} tokens of context), "
-        f"its largest layer {format_bytes(largest_layer_bytes(problem))} by itself; "
+        f"its largest layer {format_bytes(largest_layer_bytes(problem, largest))} by itself; "
         f"{num_devices} {'devices have' if num_devices > 1 else 'device has'} {format_bytes(available)}; "
         f"{_binding(asked, memory)}; {'try ' + helping if helping else 'add devices'}"
     )
@@ -35,7 +36,7 @@ def infeasible_error(demand: Demand) -> InfeasibleError:
 def _binding(asked: Problem, memory: Sequence[MoreMemory]) -> str:
     """The constraint that is not met, and on which device."""
     devices = asked.cluster.devices
-    largest = max(devices, key=lambda device: device.usable_bytes)
+    largest = _largest(asked.cluster)
     most = f"the largest ({largest.id}) has {format_bytes(largest.usable_bytes)}"
     short_bytes = least_bytes(asked) - sum(device.usable_bytes for device in devices)
     if short_bytes > 0:
@@ -46,9 +47,13 @@ def _binding(asked: Problem, memory: Sequence[MoreMemory]) -> str:
     return f"what binds is not the memory of one device, {most}"
 
 
-def whole_bytes(problem: Problem) -> int:
-    """What one device would need for the undivided model."""
-    return _engine_bytes(problem, stage_kind(problem.model, 0, problem.model.num_layers))
+def _largest(cluster: Cluster) -> Device:
+    return max(cluster.devices, key=lambda device: device.usable_bytes)
+
+
+def whole_bytes(problem: Problem, device: Device) -> int:
+    """What such a device would need for the undivided model."""
+    return _engine_bytes(problem, device, stage_kind(problem.model, 0, problem.model.num_layers))
 
 
 def least_bytes(problem: Problem) -> int:
@@ -66,8 +71,8 @@ def least_bytes(problem: Problem) -> int:
 def _kept_bytes(problem: Problem, kind: StageKind) -> int:
     model = problem.model
     shard = make_shard(kind, problem.formats, 0, 1, model.kv_heads, model.ffn_columns, model.vocab_rows)
-    memory = shard_memory(model, shard, problem.capacity, reserved_bytes=0)
-    return memory.weights_bytes + memory.kv_bytes
+    kv_tokens = problem.capacity.num_kv_blocks * problem.capacity.block_tokens
+    return shard_weights_bytes(model, shard) + kv_tokens * kv_bytes_per_token(model, shard)
 
 
 def _ends_bytes(problems: Sequence[Problem], ends: StageKind) -> Iterator[int]:
@@ -77,13 +82,13 @@ def _ends_bytes(problems: Sequence[Problem], ends: StageKind) -> Iterator[int]:
     yield sum(min(_kept_bytes(one, end) for one in problems) for end in (first, last))
 
 
-def largest_layer_bytes(problem: Problem) -> int:
-    """What one device would need for one layer, with embedding or head where they come with it."""
+def largest_layer_bytes(problem: Problem, device: Device) -> int:
+    """What such a device would need for one layer, with embedding or head where they come with it."""
     kinds = {stage_kind(problem.model, layer, layer + 1) for layer in range(problem.model.num_layers)}
-    return max(_engine_bytes(problem, kind) for kind in kinds)
+    return max(_engine_bytes(problem, device, kind) for kind in kinds)
 
 
-def _engine_bytes(problem: Problem, kind: StageKind) -> int:
+def _engine_bytes(problem: Problem, device: Device, kind: StageKind) -> int:
     model = problem.model
     shard = make_shard(kind, problem.formats, 0, 1, model.kv_heads, model.ffn_columns, model.vocab_rows)
-    return shard_memory(model, shard, problem.capacity, reserved_bytes=0).engine_bytes
+    return shard_memory(model, shard, problem.capacity, device).engine_bytes

@@ -112,7 +112,7 @@ def member_room(
 
     def engine_bytes(heads: int, columns: int, rows: int) -> int:
         shard = make_shard(kind, formats, rank, size, heads, columns, rows)
-        return shard_memory(model, shard, capacity, reserved_bytes=0).engine_bytes
+        return shard_memory(model, shard, capacity, device).engine_bytes
 
     nothing = engine_bytes(0, 0, 0)
     return Room(

@@ -36,7 +36,9 @@ def _dominates(
     if any((device.rate(better) or 0.0) < (device.rate(worse) or 0.0) for device in devices):
         return False
     one, other = problem.in_format(better), problem.in_format(worse)
-    return _reads_no_more(one.formats, other.formats, problem) and _holds_no_more(one, other, kinds)
+    return _reads_no_more(one.formats, other.formats, problem) and all(
+        _holds_no_more(one, other, kinds, device) for device in devices
+    )
 
 
 def _reads_no_more(better: Formats, worse: Formats, problem: Problem) -> bool:
@@ -51,13 +53,13 @@ def _reads_no_more(better: Formats, worse: Formats, problem: Problem) -> bool:
     return head_row_bytes(problem.model, better) <= head_row_bytes(problem.model, worse)
 
 
-def _holds_no_more(better: Problem, worse: Problem, kinds: StageKinds) -> bool:
+def _holds_no_more(better: Problem, worse: Problem, kinds: StageKinds, device: Device) -> bool:
     """For one head and granule, and for each further one with the vocabulary rows that come with it."""
     model = better.model
     rows = -(-model.vocab_rows * ffn_granule(model) // model.ffn_columns)
     for root in (True, False):
-        less = kinds.bytes(worse.capacity, worse.formats, root=root) - kinds.bytes(
-            better.capacity, better.formats, root=root
+        less = kinds.bytes(worse.capacity, worse.formats, device, root=root) - kinds.bytes(
+            better.capacity, better.formats, device, root=root
         )
         nothing, head, granule, row = less.T
         granule = granule + rows * np.minimum(row, 0)

@@ -26,6 +26,10 @@ def stage_kind(model: ModelSpec, start: int, stop: int) -> StageKind:
     )
 
 
+Memory = tuple[str, int]
+"""A device's kind and threads: what a member's needs depend on beside its share."""
+
+
 class StageKinds:
     """Numbers the kinds of stages of a model: `index[a, b]` is the kind of layers [a, b), −1 where b ≤ a.
 
@@ -56,15 +60,15 @@ class StageKinds:
         self.position: IntArray = self.has_embedding + 2 * self.has_head
         """0: between others, 1: first, 2: last, 3: the only stage."""
         self._numbers = {kind: number for number, kind in enumerate(self.kinds)}
-        self._empty: dict[tuple[Capacity, Formats, bool], list[Room]] = {}
-        self._rooms: dict[tuple[Capacity, Formats], dict[tuple[int, bool, int], Room]] = {}
-        self._bytes: dict[tuple[Capacity, Formats, bool], IntArray] = {}
+        self._empty: dict[tuple[Capacity, Formats, bool, Memory], list[Room]] = {}
+        self._rooms: dict[tuple[Capacity, Formats], dict[tuple[int, bool, int, Memory], Room]] = {}
+        self._bytes: dict[tuple[Capacity, Formats, bool, Memory], IntArray] = {}
 
-    def bytes(self, capacity: Capacity, formats: Formats, *, root: bool) -> IntArray:
+    def bytes(self, capacity: Capacity, formats: Formats, device: Device, *, root: bool) -> IntArray:
         """Bytes of (nothing, a KV head, an FFN granule, a vocabulary row) by kind, on rank 0 or on another."""
-        key = (capacity, formats, root)
+        key = (capacity, formats, root, _memory(device))
         if key not in self._bytes:
-            rooms = self._empty_rooms(capacity, formats, root)
+            rooms = self._empty_rooms(capacity, formats, device, root)
             rows = [(-r.free_bytes, r.head_bytes, r.granule_bytes, r.row_bytes) for r in rooms]
             self._bytes[key] = np.array(rows, dtype=np.int64)
         return self._bytes[key]
@@ -74,23 +78,25 @@ class StageKinds:
     ) -> tuple[Room, ...]:
         """Of each of a group's members in a stage of the kind of this number."""
         known = self._rooms.setdefault((capacity, formats), {})
-        keys = [(device.usable_bytes, rank == 0, number) for rank, device in enumerate(devices)]
-        for key in keys:
+        keys = [
+            (device.usable_bytes, rank == 0, number, _memory(device)) for rank, device in enumerate(devices)
+        ]
+        for key, device in zip(keys, devices, strict=True):
             if key not in known:
-                usable_bytes, root, _ = key
-                empty = self._empty_rooms(capacity, formats, root)[number]
+                usable_bytes, root, *_ = key
+                empty = self._empty_rooms(capacity, formats, device, root)[number]
                 known[key] = replace(empty, free_bytes=usable_bytes + empty.free_bytes)
         return tuple(known[key] for key in keys)
 
     def number(self, kind: StageKind) -> int:
         return self._numbers[kind]
 
-    def _empty_rooms(self, capacity: Capacity, formats: Formats, root: bool) -> list[Room]:
+    def _empty_rooms(self, capacity: Capacity, formats: Formats, device: Device, root: bool) -> list[Room]:
         """By kind: a member's needs depend on its rank being 0 or not, whatever the size of its group."""
-        key = (capacity, formats, root)
+        key = (capacity, formats, root, _memory(device))
         if key not in self._empty:
             rank, size = (0, 1) if root else (1, 2)
-            room = partial(member_room, self.model, capacity, formats, NO_MEMORY, rank, size)
+            room = partial(member_room, self.model, capacity, formats, _without_memory(device), rank, size)
             first: dict[object, list[Room]] = {}
             self._empty[key] = [_room(kind, room, first) for kind in self.kinds]
         return self._empty[key]
@@ -125,20 +131,10 @@ def _room(kind: StageKind, room: Callable[[StageKind], Room], first: dict[object
     )
 
 
-NO_MEMORY = Device(
-    id="",
-    host="",
-    kind="cpu",
-    torch_device="cpu",
-    memory_bytes=0,
-    reserved_bytes=0,
-    mem_bytes_per_s=1.0,
-    flops_per_s={},
-    layer_overhead_s=0.0,
-    step_overhead_s=0.0,
-    num_threads=1,
-    host_cores=None,
-    speed=1.0,
-    source="measured",
-)
-"""A member's room on it is minus what it needs."""
+def _memory(device: Device) -> Memory:
+    return device.kind, device.num_threads
+
+
+def _without_memory(device: Device) -> Device:
+    """A member's room on it is minus what it needs."""
+    return replace(device, memory_bytes=0, reserved_bytes=0)

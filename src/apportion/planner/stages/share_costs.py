@@ -134,13 +134,16 @@ class ShareCosts:
 
     def possible(self) -> IntArray:
         """The kinds for which there is enough memory in sum."""
-        problem, model = self.problem, self.problem.model
-        root, other = (
-            self.kinds.bytes(problem.capacity, problem.formats, root=rank) for rank in (True, False)
-        )
+        model = self.problem.model
+        members = [self._bytes(rank) for rank in range(len(self.devices))]
         units = np.array([model.kv_heads, self.num_granules, model.vocab_rows])
-        needed = root[:, 0] + (len(self.devices) - 1) * other[:, 0] + np.minimum(root, other)[:, 1:] @ units
+        nothing = sum(size[:, 0] for size in members)
+        needed = nothing + np.minimum.reduce([size[:, 1:] for size in members]) @ units
         return np.flatnonzero(needed <= sum(device.usable_bytes for device in self.devices))
+
+    def _bytes(self, rank: int) -> IntArray:
+        problem = self.problem
+        return self.kinds.bytes(problem.capacity, problem.formats, self.devices[rank], root=rank == 0)
 
     def fits(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> NDArray[np.bool_]:
         """[kind, share]: whether every member holds its own."""
@@ -148,7 +151,7 @@ class ShareCosts:
         fits = np.ones((len(numbers), len(heads)), dtype=bool)
         rows = -(-problem.model.vocab_rows * granules // self.num_granules)
         for rank, device in enumerate(self.devices):
-            size = self.kinds.bytes(problem.capacity, problem.formats, root=rank == 0)[numbers, :, None]
+            size = self._bytes(rank)[numbers, :, None]
             needed = size[:, 0] + size[:, 1] * heads[:, rank]
             needed = needed + size[:, 2] * granules[:, rank] + size[:, 3] * rows[:, rank]
             fits &= needed <= device.usable_bytes

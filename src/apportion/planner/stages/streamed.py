@@ -43,7 +43,7 @@ def streamed_shard(problem: Problem, device: Device, kind: StageKind) -> Shard |
     """A whole stage of this kind on the device, with the fewest layers streamed; None where it does not fit even so."""
     model = problem.model
     shard = make_shard(kind, problem.formats, 0, 1, model.kv_heads, model.ffn_columns, model.vocab_rows)
-    needed = shard_memory(model, shard, problem.capacity, reserved_bytes=0).engine_bytes
+    needed = shard_memory(model, shard, problem.capacity, device).engine_bytes
     if needed <= device.usable_bytes:
         return shard
     largest_first = sorted(kind.layers, key=lambda part: shard.layer_bytes(part[0]), reverse=True)
