@@ -220,7 +220,9 @@ def _split_operands(attention: Attention) -> Mapping[str, float]:
 
 
 def _reduce(all_reduce: AllReduce, step: Step) -> None:
-    step.partial_TH.copy_(all_reduce(step.partial_TH))
+    total_TH = all_reduce(step.partial_TH)
+    if total_TH is not step.partial_TH:
+        step.partial_TH.copy_(total_TH)
 
 
 def _transform(feed_forward: Transform, step: Step) -> None:

@@ -26,23 +26,8 @@ class Step:
     def __init__(self, batch: FlatBatch, kv_pool: KVPool, memory: Tensor, shape_TH: torch.Size) -> None:
         """`memory` begins with the hidden state, its norm and a partial result."""
         self.batch, self.kv_pool = batch, kv_pool
-        self._memory, self._shape_TH = memory, shape_TH
-
-    @property
-    def hidden_TH(self) -> Tensor:
-        return self._part(0)
-
-    @property
-    def normed_TH(self) -> Tensor:
-        return self._part(1)
-
-    @property
-    def partial_TH(self) -> Tensor:
-        return self._part(2)
-
-    def _part(self, number: int) -> Tensor:
-        size = self._shape_TH.numel()
-        return self._memory[number * size : (number + 1) * size].view(self._shape_TH)
+        parts_3TH = memory[: 3 * shape_TH.numel()].view(3, *shape_TH)
+        self.hidden_TH, self.normed_TH, self.partial_TH = parts_3TH.unbind()
 
 
 Between = Callable[[Step], None]

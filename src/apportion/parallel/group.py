@@ -19,7 +19,7 @@ class Exchange(Protocol):
     """Tensors are on the host. Both raise PeerLostError."""
 
     def total(self, mine: Tensor) -> Tensor:
-        """The sum over all members in rank order, as a new tensor."""
+        """The sum over all members in rank order; it may take the place of `mine`."""
         ...
 
     def collect(self, mine: Tensor, num_columns: list[int]) -> list[Tensor]:
@@ -49,7 +49,7 @@ class TensorGroup:
         self.sent_bytes = dict.fromkeys(self._peers, 0)
 
     def all_reduce(self, partial: Tensor) -> Tensor:
-        """The sum over all members, on each of them; same shape and device as `partial`. Raises PeerLostError."""
+        """The sum over all members, on each of them; like `partial`, whose place it may take. Raises PeerLostError."""
         if self.size == 1:
             return partial
         for peer in self._peers:

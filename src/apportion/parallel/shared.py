@@ -13,18 +13,18 @@ import select
 import socket
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from apportion.parallel.pairs import Pairs, PeerLostError
+from apportion.parallel.shared_code import LINE_WORDS, UNREAD, UNSEEN, add_parts, await_word, exchange
 
 PIECE_BYTES = 2**16
 """Of a slot; larger messages go in pieces. Small enough to stay in a core's cache between writing and reading."""
 _WORD_BYTES = 8
-_LINE_WORDS = 8
-"""Each member's counters have a cache line to themselves."""
-_LOOKS = 50
-"""Between two looks at the clock."""
+_LOOKS = 10_000
+"""Between two looks at the clock: some microseconds."""
 _SLEEP_MS = 5
 """A sleeping member is woken by a byte on its socket. A member that counts may not yet see that another has just
 gone to sleep (a store may pass a later load); the sleeper then finds out by itself after this long."""
@@ -42,9 +42,10 @@ class SharedExchange:
         size = len(pairs) + 1
         self._rank, self._size, self._pairs, self._spin_s = rank, size, pairs, spin_s
         self._peers = sorted(pairs)
-        head_bytes = size * _LINE_WORDS * _WORD_BYTES
+        head_bytes = size * LINE_WORDS * _WORD_BYTES
         self._map = _shared_map(rank, pairs, head_bytes + 2 * size * PIECE_BYTES)
-        self._words = memoryview(self._map)[:head_bytes].cast("Q")
+        self._words = np.frombuffer(self._map, np.int64, size * LINE_WORDS)
+        self._floats = np.frombuffer(self._map, np.float32, offset=head_bytes).reshape(2, size, -1)
         slots = torch.frombuffer(self._map, dtype=torch.uint8, offset=head_bytes)
         self._slots = [list(half.view(size, PIECE_BYTES)) for half in slots.view(2, -1)]
         self._views: dict[tuple[torch.dtype, torch.Size], list[list[Tensor]]] = {}
@@ -54,13 +55,17 @@ class SharedExchange:
             self._polls[peer].register(pair, select.POLLIN)
 
     def total(self, mine: Tensor) -> Tensor:
-        if mine.nbytes <= PIECE_BYTES:
-            return self._sum(mine, None)
-        total = torch.empty_like(mine, memory_format=torch.contiguous_format)
+        """In place of `mine`, where that is contiguous."""
+        mine = mine.contiguous()
         elements = PIECE_BYTES // mine.element_size()
-        for piece, out in zip(mine.reshape(-1).split(elements), total.view(-1).split(elements), strict=True):
-            self._sum(piece, out)
-        return total
+        if mine.dtype == torch.float32:
+            mine_X = mine.numpy().reshape(-1)
+            for start in range(0, len(mine_X), elements):
+                self._add_fp32(mine_X[start : start + elements])
+        else:
+            for piece in mine.view(-1).split(elements):
+                self._add(piece)
+        return mine
 
     def collect(self, mine: Tensor, num_columns: list[int]) -> list[Tensor]:
         parts = [mine]
@@ -77,18 +82,28 @@ class SharedExchange:
         return parts if self._rank == 0 else []
 
     def close(self) -> None:
-        self._words.release()
         for pair in self._pairs.values():
             pair.close()
 
-    def _sum(self, mine: Tensor, out: Tensor | None) -> Tensor:
-        """Of one piece, in rank order."""
+    def _add_fp32(self, mine_X: np.ndarray) -> None:
+        """One piece."""
+        number = self._number
+        state = exchange(self._words, self._floats, self._rank, number, _LOOKS, mine_X)
+        if state == UNREAD:
+            self._await_all(number)
+            state = exchange(self._words, self._floats, self._rank, number, _LOOKS, mine_X)
+        self._number += 1
+        if state == UNSEEN:
+            self._wake_sleepers()
+            self._await_all(self._number)
+            add_parts(self._floats, number % 2, mine_X)
+
+    def _add(self, mine: Tensor) -> None:
         parts = self._write(mine)
         self._await_all(self._number)
-        total = torch.add(parts[0], parts[1], out=out)
+        torch.add(parts[0], parts[1], out=mine)
         for part in parts[2:]:
-            total.add_(part)
-        return total
+            mine.add_(part)
 
     def _write(self, mine: Tensor) -> list[Tensor]:
         """Publishes one piece; returns all members' slots, shaped as it is."""
@@ -121,33 +136,35 @@ class SharedExchange:
 
     def _count(self) -> None:
         self._number += 1
-        self._words[self._rank * _LINE_WORDS] = self._number
+        self._words[self._rank * LINE_WORDS] = self._number
+        self._wake_sleepers()
+
+    def _wake_sleepers(self) -> None:
         for peer in self._peers:
-            if self._words[peer * _LINE_WORDS + 1] == self._rank + 1:
+            if self._words[peer * LINE_WORDS + 1] == self._rank + 1:
                 _wake(self._pairs[peer])
 
     def _await_all(self, number: int) -> None:
         for peer in self._peers:
-            if self._words[peer * _LINE_WORDS] < number:
+            if self._words[peer * LINE_WORDS] < number:
                 self._await(peer, number)
 
     def _await(self, peer: int, number: int) -> None:
-        words, word = self._words, peer * _LINE_WORDS
+        words, word = self._words, peer * LINE_WORDS
         stop_s = perf_counter() + self._spin_s
         while True:  # without yielding: on a busy machine that gives the core away for milliseconds
-            for _ in range(_LOOKS):
-                if words[word] >= number:
-                    return
+            if await_word(words, word, number, _LOOKS):
+                return
             if perf_counter() >= stop_s:
                 break
-        words[self._rank * _LINE_WORDS + 1] = peer + 1
+        words[self._rank * LINE_WORDS + 1] = peer + 1
         try:
             self._sleep_until(peer, number)
         finally:
-            words[self._rank * _LINE_WORDS + 1] = 0
+            words[self._rank * LINE_WORDS + 1] = 0
 
     def _sleep_until(self, peer: int, number: int) -> None:
-        word = peer * _LINE_WORDS
+        word = peer * LINE_WORDS
         while self._words[word] < number:
             if self._polls[peer].poll(_SLEEP_MS) and not _drain(self._pairs[peer]):
                 if self._words[word] >= number:  # counted, then closed
