@@ -20,6 +20,7 @@ from statistics import median, quantiles
 from apportion.calibrate.fit import Constants, fit_device
 from apportion.calibrate.observation import Observation
 from apportion.catalog.gpus import gpus
+from apportion.cost.host_memory import ALONE
 from apportion.types.units import parse_bytes
 
 EFFICIENCY, OVERHEAD_S = 0.88, 7e-5
@@ -80,6 +81,7 @@ def read_rows() -> list[Row]:
 def datasheet(card: str, efficiency: float = EFFICIENCY, overhead_s: float = OVERHEAD_S) -> Constants:
     return Constants(
         mem_bytes_per_s=gpus()[card].mem_bytes_per_s * efficiency,
+        host_bytes_per_s=None,
         flops_per_s=1.0,
         layer_overhead_s=overhead_s,
         step_overhead_s=0.0,
@@ -125,7 +127,8 @@ def observed(row: Row) -> Observation:
         num_layers=row.num_layers,
         work=((0.0, float(row.size)),),
         measured_s=row.measured_s,
-        waiting_s=0.0,
+        beside=ALONE,
+        waiting_s=None,
         predicted_s=from_catalogue(row),
     )
 
