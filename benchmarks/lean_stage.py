@@ -24,6 +24,7 @@ from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
 from apportion.model.linear import PackedLinear
 from apportion.model.load_memory import Unmetered
+from apportion.model.op_table import OpTable
 from apportion.model.random_weights import RandomWeights
 from apportion.model.stage import StageModel
 from apportion.types.plan import Stage, TensorSplit
@@ -123,21 +124,35 @@ class Clock:
         return timed
 
 
+def run_apart(products: Clock, attending: Clock) -> Callable[[OpTable, int, int], None]:
+    """Runs a table's operations one by one, each under the clock of its kind."""
+    run, clocks = OpTable.run, {"product": products, "attend": attending}
+
+    def runs(table: OpTable, first: int, stop: int) -> None:
+        for at in range(first, stop):
+            clock = clocks.get(table.name(at))
+            (clock.around(run) if clock else run)(table, at, at + 1)
+
+    return runs
+
+
 def measure(stage: StageModel, batch: FlatBatch) -> tuple[float, float, float]:
     """Seconds of the core's time a layer: in all, in matrix products, in attention."""
     hidden_TH = torch.randn(len(batch.token_ids_T), CONFIG["hidden_size"])
     products, attending = Clock(), Clock()
     attend = attending.around(attention.paged_attention)
-    with (
-        torch.inference_mode(),
-        patch.object(PackedLinear, "forward", products.around(PackedLinear.forward)),
-        patch.object(F, "linear", products.around(F.linear)),
-        patch.object(hf, "paged_attention", attend),
-        patch.object(lean, "paged_attention", attend),
-    ):
+    with torch.inference_mode():
         begun_s = time.thread_time()
         stage.forward(hidden_TH, batch)
         whole_s = time.thread_time() - begun_s
+        with (
+            patch.object(PackedLinear, "forward", products.around(PackedLinear.forward)),
+            patch.object(OpTable, "run", run_apart(products, attending)),
+            patch.object(F, "linear", products.around(F.linear)),
+            patch.object(hf, "paged_attention", attend),
+            patch.object(lean, "paged_attention", attend),
+        ):
+            stage.forward(hidden_TH, batch)
     layers = LAYERS[1] - LAYERS[0]
     return whole_s / layers, products.seconds / layers, attending.seconds / layers
 

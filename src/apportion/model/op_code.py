@@ -37,6 +37,7 @@ def row_type(*words: str, floats: tuple[str, ...] = ()) -> np.dtype[Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
+    name: str
     address: int
     row_type: "np.dtype[Any]"
     compiled: Any
@@ -58,7 +59,7 @@ def op(operands: "np.dtype[Any]") -> Callable[[Callable[..., None]], Op]:
         # With Python's division, which raises, no loop that divides is vectorised.
         code = cfunc(signature, fastmath=FAST, error_model="numpy", cache=True)(function)
         assert code.address is not None
-        return Op(address=code.address, row_type=operands, compiled=code)
+        return Op(name=function.__name__, address=code.address, row_type=operands, compiled=code)
 
     return compiled
 

@@ -37,6 +37,7 @@ class OpTable:
     def __init__(self, team: Team) -> None:
         self._team = team
         self._rows: list[np.ndarray] = []
+        self._names: list[str] = []
         self._places: list[tuple[Place, ...]] = []
 
     def __len__(self) -> int:
@@ -56,8 +57,13 @@ class OpTable:
         row_W = np.zeros(ROW_WORDS, np.int64)
         op.fill(row_W, **operands)
         self._rows.append(row_W)
+        self._names.append(op.name)
         self._places.append((x, y, z, out))
         return len(self._rows) - 1
+
+    def name(self, number: int) -> str:
+        """Of the operation's function."""
+        return self._names[number]
 
     def finish(self) -> None:
         """No more is added."""
