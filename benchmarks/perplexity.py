@@ -1,5 +1,5 @@
-"""Perplexity of the bundled model in each weight format, on the text held out from its training:
-`python benchmarks/perplexity.py tinyshakespeare.txt [format …]`.
+"""Perplexity of the bundled model in each format of weights and of keys and values, on the text held out from its
+training: `python benchmarks/perplexity.py tinyshakespeare.txt [weights/kv …]`.
 
 As its model card measures the loss: every token but the first, over consecutive windows of 256 tokens of the last 10 %
 of the text. Through the engine's own stage and paged KV cache, as prompts are (chunks of 128 tokens), and of the first
@@ -29,7 +29,10 @@ from apportion.types.request import Chunk, ScheduledBatch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from plans import hand_plan
 
-FORMATS = ("fp32", "bf16", "fp16", "int8")
+FORMATS = (
+    *("fp32/fp32", "fp32/fp16", "fp32/bf16"),
+    *("bf16/fp32", "bf16/bf16", "fp16/fp32", "fp16/fp16", "int8/fp32", "int8/fp16"),
+)
 WINDOW_TOKENS, CHUNK_TOKENS, BLOCK_TOKENS = 256, 128, 16
 BLOCK_IDS = tuple(range(WINDOW_TOKENS // BLOCK_TOKENS))
 
@@ -76,17 +79,18 @@ def main() -> None:
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text[int(len(text) * 0.9) :]).ids
     windows = [tuple(ids[i : i + WINDOW_TOKENS + 1]) for i in range(0, len(ids) - 1, WINDOW_TOKENS)]
     rows: list[dict[str, object]] = []
-    print("| weights | chunks | nats per token | perplexity |\n|---|---|---|---|")
-    for name in sys.argv[2:] or FORMATS:
-        stage = whole_stage(folder, name)
+    print("| weights | keys, values | chunks | nats per token | perplexity |\n|---|---|---|---|---|")
+    for weights, kv in (name.split("/") for name in sys.argv[2:] or FORMATS):
+        stage = whole_stage(folder, weights, kv)
         for chunk_tokens, some in ((CHUNK_TOKENS, windows), (CHUNK_TOKENS, windows[:20]), (1, windows[:20])):
             num_tokens = sum(len(window) - 1 for window in some)
             nats = sum(window_nats(stage, window, chunk_tokens) for window in some) / num_tokens
             label = f"{chunk_tokens}, {num_tokens} tokens"
-            print(f"| {name} | {label} | {nats:.4f} | {math.exp(nats):.3f} |", flush=True)
+            print(f"| {weights} | {kv} | {label} | {nats:.4f} | {math.exp(nats):.3f} |", flush=True)
             rows.append(
                 {
-                    "weights": name,
+                    "weights": weights,
+                    "kv": kv,
                     "chunk_tokens": chunk_tokens,
                     "tokens": num_tokens,
                     "perplexity": math.exp(nats),

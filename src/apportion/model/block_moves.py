@@ -1,16 +1,34 @@
 """Carries out a step's moves of KV blocks: between blocks, and to and from the swap space in the host's memory.
 
 The swap space is no memory of the device: on a CPU a shared mapping, which RLIMIT_DATA does not count, on CUDA
-pinned host memory. Shapes: B = blocks, W = swap slots.
+pinned host memory. On a CPU a block's heads lie apart, and one compiled call moves all blocks of a tensor: torch takes
+some microseconds for each run of neighbours. Shapes: B = blocks, W = swap slots, K = local KV heads, X = bytes of one
+head of a block, M = moves.
 """
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
+import numpy as np
 import torch
+from numba import njit, types
 from torch import Tensor
 
 from apportion.types.request import BlockMove
+
+_BYTES, _PAIRS = types.uint8[:, :, ::1], types.int64[:, ::1]
+
+
+def _copy(source_KBX, target_KBX, moves_M2):
+    for move in range(len(moves_M2)):
+        for k in range(len(source_KBX)):
+            source_X, target_X = source_KBX[k, moves_M2[move, 0]], target_KBX[k, moves_M2[move, 1]]
+            for x in range(len(source_X)):
+                target_X[x] = source_X[x]
+
+
+_copy_blocks: Callable[..., None] = njit(types.void(_BYTES, _BYTES, _PAIRS), nogil=True, cache=True)(_copy)
 
 
 class BlockMover:
@@ -19,6 +37,7 @@ class BlockMover:
     def __init__(self, pool_B: Sequence[Tensor], num_swap_blocks: int) -> None:
         self._pool_B = pool_B
         self._swap_W = [_host_space(tensor_B, num_swap_blocks) for tensor_B in pool_B]
+        self._compiled = pool_B[0].device.type == "cpu"
 
     @property
     def host_bytes(self) -> int:
@@ -26,13 +45,30 @@ class BlockMover:
 
     def apply(self, moves: Sequence[BlockMove]) -> None:
         """In order: a move may read what an earlier one has written."""
+        if not self._compiled:
+            self._apply_runs(moves)
+            return
+        for kind, same in groupby(moves, key=lambda move: move.kind):
+            moves_M2 = np.array([(move.src, move.dst) for move in same], np.int64)
+            for source, target in self._ends(kind):
+                _copy_blocks(_bytes(source), _bytes(target), moves_M2)
+
+    def _apply_runs(self, moves: Sequence[BlockMove]) -> None:
         for (kind, src, dst), count in runs(moves):
-            for on_device_B, on_host_W in zip(self._pool_B, self._swap_W, strict=True):
-                source = on_host_W if kind == "swap in" else on_device_B
-                target = on_host_W if kind == "swap out" else on_device_B
+            for source, target in self._ends(kind):
                 target[dst : dst + count].copy_(source[src : src + count], non_blocking=True)
-        if self._pool_B[0].is_cuda:
-            torch.cuda.synchronize(self._pool_B[0].device)
+        torch.cuda.synchronize(self._pool_B[0].device)
+
+    def _ends(self, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Where blocks come from and go to."""
+        for on_device_B, on_host_W in zip(self._pool_B, self._swap_W, strict=True):
+            source = on_host_W if kind == "swap in" else on_device_B
+            yield source, on_host_W if kind == "swap out" else on_device_B
+
+
+def _bytes(tensor_B: Tensor) -> np.ndarray:
+    """Of a tensor on a CPU, whose heads lie apart: bytes_KBX"""
+    return tensor_B.transpose(0, 1).flatten(2).view(torch.uint8).numpy()
 
 
 def runs(moves: Sequence[BlockMove]) -> Iterator[tuple[BlockMove, int]]:
@@ -56,11 +92,13 @@ def runs(moves: Sequence[BlockMove]) -> Iterator[tuple[BlockMove, int]]:
 
 
 def _host_space(like_B: Tensor, num_blocks: int) -> Tensor:
-    """Room for `num_blocks` blocks of `like_B`; on a CPU every page is touched now, so that it is there when needed."""
+    """Room for `num_blocks` blocks of `like_B`; on a CPU heads lie apart, and every page is touched now, so that it is
+    there when needed."""
     shape = (num_blocks, *like_B.shape[1:])
-    if num_blocks == 0:
-        return torch.empty(shape, dtype=like_B.dtype)
     if like_B.is_cuda:
-        return torch.empty(shape, dtype=like_B.dtype, pin_memory=True)
+        return torch.empty(shape, dtype=like_B.dtype, pin_memory=num_blocks > 0)
+    apart = (shape[1], num_blocks, *shape[2:])
+    if num_blocks == 0:
+        return torch.empty(apart, dtype=like_B.dtype).transpose(0, 1)
     mapping = mmap.mmap(-1, num_blocks * like_B[0].nbytes)
-    return torch.frombuffer(mapping, dtype=like_B.dtype).view(shape).zero_()
+    return torch.frombuffer(mapping, dtype=like_B.dtype).view(apart).zero_().transpose(0, 1)
