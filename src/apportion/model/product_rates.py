@@ -5,6 +5,7 @@ Started by `apportion probe` in a process of its own, whose environment says how
 """
 
 import json
+from collections.abc import Callable
 
 import torch
 
@@ -12,7 +13,7 @@ from apportion.model.linear import make_product
 from apportion.model.matrix_source import MatrixSource
 from apportion.model.random_weights import RandomWeights
 from apportion.model.shard import whole_placements
-from apportion.types.stopwatch import best_s
+from apportion.types.stopwatch import best_s, median_s
 
 FORMATS = ("fp32", "bf16", "fp16", "int8")
 ROWS, COLUMNS, TOKENS = 1024, 2048, 256
@@ -22,20 +23,20 @@ READ_ROWS = 2**14
 MEASURE_S = 0.3
 
 
-def product_s(weight_format: str, rows: int, tokens: int) -> float:
+def product(weight_format: str, rows: int, tokens: int) -> Callable[[], object]:
     reads = tuple(whole_placements("weight", (rows, COLUMNS), None))
     source = MatrixSource(weights=RandomWeights(), reads=reads, rows=rows, columns=COLUMNS)
-    product = make_product(source, weight_format, torch.float32, "cpu")
+    linear = make_product(source, weight_format, torch.float32, "cpu")
     x_MK = torch.ones(tokens, COLUMNS)
-    return best_s(lambda: product(x_MK), MEASURE_S)
+    return lambda: linear(x_MK)
 
 
 def read_bytes_per_s() -> float:
-    return READ_ROWS * COLUMNS * 4 / product_s("fp32", READ_ROWS, 1)
+    return READ_ROWS * COLUMNS * 4 / median_s(product("fp32", READ_ROWS, 1), MEASURE_S)
 
 
 def product_flops_per_s(weight_format: str) -> float:
-    return 2 * ROWS * COLUMNS * TOKENS / product_s(weight_format, ROWS, TOKENS)
+    return 2 * ROWS * COLUMNS * TOKENS / best_s(product(weight_format, ROWS, TOKENS), MEASURE_S)
 
 
 if __name__ == "__main__":
