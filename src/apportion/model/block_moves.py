@@ -38,6 +38,11 @@ class BlockMover:
         self._pool_B = pool_B
         self._swap_W = [_host_space(tensor_B, num_swap_blocks) for tensor_B in pool_B]
         self._compiled = pool_B[0].device.type == "cpu"
+        self._arrays = (
+            [(_bytes(own), _bytes(swap)) for own, swap in zip(pool_B, self._swap_W, strict=True)]
+            if self._compiled
+            else []
+        )
 
     @property
     def host_bytes(self) -> int:
@@ -50,20 +55,17 @@ class BlockMover:
             return
         for kind, same in groupby(moves, key=lambda move: move.kind):
             moves_M2 = np.array([(move.src, move.dst) for move in same], np.int64)
-            for source, target in self._ends(kind):
-                _copy_blocks(_bytes(source), _bytes(target), moves_M2)
+            for on_device_KBX, on_host_KWX in self._arrays:
+                source = on_host_KWX if kind == "swap in" else on_device_KBX
+                _copy_blocks(source, on_host_KWX if kind == "swap out" else on_device_KBX, moves_M2)
 
     def _apply_runs(self, moves: Sequence[BlockMove]) -> None:
         for (kind, src, dst), count in runs(moves):
-            for source, target in self._ends(kind):
+            for on_device_B, on_host_W in zip(self._pool_B, self._swap_W, strict=True):
+                source = on_host_W if kind == "swap in" else on_device_B
+                target = on_host_W if kind == "swap out" else on_device_B
                 target[dst : dst + count].copy_(source[src : src + count], non_blocking=True)
         torch.cuda.synchronize(self._pool_B[0].device)
-
-    def _ends(self, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Where blocks come from and go to."""
-        for on_device_B, on_host_W in zip(self._pool_B, self._swap_W, strict=True):
-            source = on_host_W if kind == "swap in" else on_device_B
-            yield source, on_host_W if kind == "swap out" else on_device_B
 
 
 def _bytes(tensor_B: Tensor) -> np.ndarray:
