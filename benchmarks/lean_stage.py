@@ -19,14 +19,16 @@ import torch
 from torch.nn import functional as F
 
 from apportion.catalog.model_config import read_model_spec
-from apportion.model import attention, hf, lean
+from apportion.model import attention
 from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
-from apportion.model.linear import PackedLinear
-from apportion.model.load_memory import Unmetered
-from apportion.model.op_table import OpTable
-from apportion.model.random_weights import RandomWeights
+from apportion.model.hf import build as hf
+from apportion.model.kernels.op_table import OpTable
+from apportion.model.lean import layers as lean
 from apportion.model.stage import StageModel
+from apportion.model.weights.linear import PackedLinear
+from apportion.model.weights.load_memory import Unmetered
+from apportion.model.weights.random_weights import RandomWeights
 from apportion.types.plan import Stage, TensorSplit
 from apportion.types.request import Chunk, ScheduledBatch
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model.cpu_products import PackedProduct
-from apportion.model.linear import WidenedProduct
-from apportion.model.matrix_source import MatrixSource
+from apportion.model.weights.cpu_products import PackedProduct
+from apportion.model.weights.linear import WidenedProduct
+from apportion.model.weights.matrix_source import MatrixSource
 
 SHAPES = [(1024, 2048), (5632, 1024), (1024, 2816), (32000, 1024), (4096, 4096)]
 """Output rows and input columns."""

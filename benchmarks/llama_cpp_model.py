@@ -9,7 +9,7 @@ import torch
 from gguf import GGMLQuantizationType, quants
 from speed_model import CONFIG
 
-from apportion.model.random_weights import RandomWeights
+from apportion.model.weights.random_weights import RandomWeights
 
 _TYPES = {"f16": GGMLQuantizationType.F16, "q8_0": GGMLQuantizationType.Q8_0}
 

@@ -21,9 +21,9 @@ from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
-from apportion.model.load_memory import Unmetered
 from apportion.model.stage import StageModel
-from apportion.model.weights import Checkpoint
+from apportion.model.weights.checkpoint import Checkpoint
+from apportion.model.weights.load_memory import Unmetered
 from apportion.types.request import Chunk, ScheduledBatch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

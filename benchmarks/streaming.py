@@ -24,10 +24,10 @@ from apportion.cost.shard import stage_shards
 from apportion.cost.streaming import evenly_streamed, streamed_bytes
 from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
-from apportion.model.layer_store import DiskStore, LayerStore, PageCacheStore
-from apportion.model.load_memory import Unmetered
-from apportion.model.random_weights import RandomWeights
 from apportion.model.stage import StageModel
+from apportion.model.weights.layer_store import DiskStore, LayerStore, PageCacheStore
+from apportion.model.weights.load_memory import Unmetered
+from apportion.model.weights.random_weights import RandomWeights
 from apportion.probe.cpu_rates import copied_bytes_per_s
 from apportion.probe.disk import disk_bytes_per_s
 from apportion.types.cache import cache_folder

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
-from apportion.model.lean_config import LEAN_FAMILIES
-from apportion.model.load_memory import Unmetered
+from apportion.model.lean.config import LEAN_FAMILIES
 from apportion.model.stage import StageModel
-from apportion.model.weights import Checkpoint
+from apportion.model.weights.checkpoint import Checkpoint
+from apportion.model.weights.load_memory import Unmetered
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage, TensorSplit
 from apportion.types.request import Chunk, SamplingParams, ScheduledBatch

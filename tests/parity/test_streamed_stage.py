@@ -24,10 +24,10 @@ from apportion.cost.shard import stage_shards
 from apportion.cost.streaming import streamed_bytes
 from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
-from apportion.model.layer_store import DiskStore, LayerStore, PageCacheStore
-from apportion.model.load_memory import Unmetered
-from apportion.model.random_weights import RandomWeights
-from apportion.model.weights import Checkpoint, Weights
+from apportion.model.weights.checkpoint import Checkpoint, Weights
+from apportion.model.weights.layer_store import DiskStore, LayerStore, PageCacheStore
+from apportion.model.weights.load_memory import Unmetered
+from apportion.model.weights.random_weights import RandomWeights
 from apportion.types.plan import Stage
 
 NUM_LAYERS = 5

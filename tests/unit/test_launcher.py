@@ -53,8 +53,8 @@ from plans import hand_plan
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.build import build_stage, import_layers
-from apportion.model.load_memory import Unmetered
-from apportion.model.random_weights import RandomWeights
+from apportion.model.weights.load_memory import Unmetered
+from apportion.model.weights.random_weights import RandomWeights
 
 folder = resolve_model("demo", weights=False)
 model = read_model_spec(folder)
@@ -79,7 +79,7 @@ def test_transformers_is_imported_before_workers_that_need_it_fork(tmp_path: Pat
     folder = resolve_model("demo", weights=False)
     model = read_model_spec(folder)
     lean = worker_modules(folder, model)
-    assert "apportion.model.hf" not in lean
+    assert "apportion.model.hf.build" not in lean
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
-    assert worker_modules(tmp_path, model) == [*lean, "apportion.model.hf"]
+    assert worker_modules(tmp_path, model) == [*lean, "apportion.model.hf.build"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from apportion.model.layer_store import DiskStore, LayerStore, PageCacheStore
-from apportion.model.weight_memory import PAGE_BYTES, LayerBuffer, Sizing
+from apportion.model.weights.layer_store import DiskStore, LayerStore, PageCacheStore
+from apportion.model.weights.weight_memory import PAGE_BYTES, LayerBuffer, Sizing
 from apportion.types.errors import ModelError
 
 STORES = [PageCacheStore, DiskStore]

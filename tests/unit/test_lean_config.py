@@ -14,7 +14,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from apportion.catalog.model_config import read_model_spec
-from apportion.model.lean_config import LEAN_FAMILIES, LeanConfig, lean_config
+from apportion.model.lean.config import LEAN_FAMILIES, LeanConfig, lean_config
 from apportion.model.rope import Rope
 from apportion.model.rope_config import RopeConfig
 

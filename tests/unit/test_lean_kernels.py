@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model import lean_kernels
-from apportion.model.lean_ops import ACTIVATIONS, Norm, gate_coefficients, split_heads
-from apportion.model.op_code import ROW_WORDS, Op, meeting_words, run
-from apportion.model.team import Team
+from apportion.model.kernels import layer as lean_kernels
+from apportion.model.kernels.op_code import ROW_WORDS, Op, meeting_words, run
+from apportion.model.kernels.team import Team
+from apportion.model.lean.ops import ACTIVATIONS, Norm, gate_coefficients, split_heads
 
 TOKENS, EPS = 5, 1e-5
 Runner = Callable[[np.ndarray], None]

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from apportion.model.linear import PackedLinear, WidenedProduct, matrix_bytes
-from apportion.model.matrix_source import MatrixSource, stacked
-from apportion.model.quantise import quantised_rows
-from apportion.model.shard import ShardedDim, Share, whole_placements
-from apportion.model.weights import Checkpoint
+from apportion.model.weights.checkpoint import Checkpoint
+from apportion.model.weights.linear import PackedLinear, WidenedProduct, matrix_bytes
+from apportion.model.weights.matrix_source import MatrixSource, stacked
+from apportion.model.weights.quantise import quantised_rows
+from apportion.model.weights.shard import ShardedDim, Share, whole_placements
 from apportion.types.errors import ModelError
 
 FORMATS = ("fp32", "bf16", "fp16", "int8")

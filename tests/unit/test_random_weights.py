@@ -8,7 +8,7 @@ import torch
 from plans import hand_plan
 
 from apportion.catalog.model_config import read_model_spec
-from apportion.model.random_weights import RandomWeights
+from apportion.model.weights.random_weights import RandomWeights
 from apportion.runtime.engine import Engine
 from apportion.types.request import Request, SamplingParams
 
@@ -54,7 +54,7 @@ def test_a_slice_has_the_values_of_the_whole(
 
 def test_pieces_do_not_show(monkeypatch: pytest.MonkeyPatch):
     expected = whole("w", 70, 50)
-    monkeypatch.setattr("apportion.model.random_weights.PIECE_BYTES", 4 * 50 * 3)
+    monkeypatch.setattr("apportion.model.weights.random_weights.PIECE_BYTES", 4 * 50 * 3)
     assert torch.equal(whole("w", 70, 50), expected)
 
 

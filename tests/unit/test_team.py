@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from apportion.model.team import Team
+from apportion.model.kernels.team import Team
 
 
 def test_every_part_is_computed_once_however_many_calls_there_are():

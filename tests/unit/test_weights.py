@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from apportion.model import weights
-from apportion.model.weights import Checkpoint
+from apportion.model.weights import checkpoint as weights
+from apportion.model.weights.checkpoint import Checkpoint
 from apportion.types.errors import ModelError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -63,7 +63,7 @@ def test_loading_holds_the_weights_and_one_piece(tmp_path: Path):
     script = f"""
 import re, resource, torch
 from pathlib import Path
-from apportion.model.weights import Checkpoint
+from apportion.model.weights.checkpoint import Checkpoint
 target = torch.empty({size_bytes // 4096}, 512)
 target.zero_()
 data_bytes = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

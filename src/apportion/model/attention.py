@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model.attend_op import attend_op
 from apportion.model.batch import DecodeGroup, FlatBatch, SequenceSpan
 from apportion.model.compiled_attention import Compiled
+from apportion.model.kernels.attend_op import attend_op
 from apportion.model.kv_pool import KVPool
 from apportion.types.layout import QUERY_TILE
 from apportion.types.request import Chunk, ScheduledBatch

@@ -10,18 +10,18 @@ import torch
 
 from apportion.model.decoder_stage import DecoderStage, StageModules
 from apportion.model.kv_pool import KVPool
-from apportion.model.layer_store import OpenStore, PageCacheStore
-from apportion.model.lean_build import lean_modules
-from apportion.model.lean_compile import lean_program
-from apportion.model.lean_config import LeanConfig, lean_config
-from apportion.model.lean_program import LeanProgram
-from apportion.model.load_memory import LoadMemory
-from apportion.model.parameters import ParameterReader
+from apportion.model.lean.build import lean_modules
+from apportion.model.lean.compile import lean_program
+from apportion.model.lean.config import LeanConfig, lean_config
+from apportion.model.lean.program import LeanProgram
 from apportion.model.rope import Rope
-from apportion.model.shard import RankShares
 from apportion.model.sharded_modules import AllReduce
 from apportion.model.stage import StageModel
-from apportion.model.weights import FORMAT_DTYPES, Weights
+from apportion.model.weights.checkpoint import FORMAT_DTYPES, Weights
+from apportion.model.weights.layer_store import OpenStore, PageCacheStore
+from apportion.model.weights.load_memory import LoadMemory
+from apportion.model.weights.parameters import ParameterReader
+from apportion.model.weights.shard import RankShares
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
 
@@ -29,7 +29,7 @@ from apportion.types.plan import Stage
 def import_layers(folder: Path, model: ModelSpec, stage: Stage, weights: Weights) -> None:
     """Imports what the stage's layers need, so that its memory is not counted as theirs. Raises ModelError."""
     if _lean_config(folder, model, stage, weights) is None:
-        from apportion.model.hf import import_family
+        from apportion.model.hf.build import import_family
 
         import_family(folder)
 
@@ -60,7 +60,7 @@ def build_stage(
     if config is not None:
         modules = lean_modules(reader, config, model, stage, all_reduce, open_store)
     else:
-        from apportion.model.hf import hf_modules
+        from apportion.model.hf.build import hf_modules
 
         modules = hf_modules(reader, folder, model, stage, rank, all_reduce, open_store)
     pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)

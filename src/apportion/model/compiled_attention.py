@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from apportion.model.batch import DecodeRows, SequenceSpan
-from apportion.model.decode_kernel import attend_decode
+from apportion.model.kernels.decode import attend_decode
+from apportion.model.kernels.prefill import attend_prefill, num_parts
+from apportion.model.kernels.team import team_of
 from apportion.model.kv_pool import KVPool
-from apportion.model.prefill_kernel import attend_prefill, num_parts
-from apportion.model.team import team_of
 
 _NO_WINDOW = 2**62
 

@@ -1,4 +1,4 @@
-"""Runs a stage: embedding, layers, head, each where the stage has it. `lean_build` or `hf` has built them.
+"""Runs a stage: embedding, layers, head, each where the stage has it. `lean/build` or `hf` has built them.
 
 Shapes: T = tokens of the batch, N = rows to sample, H = hidden size, D = head dim, V = the member's vocabulary rows.
 """
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
-from apportion.model.lean_program import LeanProgram
+from apportion.model.lean.program import LeanProgram
 from apportion.model.rope import Rotary
-from apportion.model.streaming import LayerStream
+from apportion.model.weights.streaming import LayerStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

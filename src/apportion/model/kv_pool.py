@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.model.kv_elements import ELEMENT_TYPES
+from apportion.model.kernels.kv_elements import ELEMENT_TYPES
 from apportion.types.errors import ModelError
 
 

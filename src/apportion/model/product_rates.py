@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import torch
 
-from apportion.model.linear import make_product
-from apportion.model.matrix_source import MatrixSource
-from apportion.model.random_weights import RandomWeights
-from apportion.model.shard import whole_placements
+from apportion.model.weights.linear import make_product
+from apportion.model.weights.matrix_source import MatrixSource
+from apportion.model.weights.random_weights import RandomWeights
+from apportion.model.weights.shard import whole_placements
 from apportion.types.stopwatch import best_s, median_s
 
 FORMATS = ("fp32", "bf16", "fp16", "int8")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from apportion.model.linear import PackedLinear
-from apportion.model.shard import Share
-from apportion.model.vocabulary import LookupTable
+from apportion.model.weights.linear import PackedLinear
+from apportion.model.weights.shard import Share
+from apportion.model.weights.vocabulary import LookupTable
 
 AllReduce = Callable[[Tensor], Tensor]
 """Sums a partial result over the members of the group."""

@@ -13,7 +13,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from apportion.model.lean_config import lean_config
+from apportion.model.lean.config import lean_config
 from apportion.runtime.place import WorkerPlace
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Plan
@@ -33,7 +33,7 @@ def preload(folder: Path, model: ModelSpec) -> None:
 def worker_modules(folder: Path, model: ModelSpec) -> list[str]:
     """transformers takes longer to import than everything else, so only where its layers are needed."""
     modules = ["apportion.runtime.uncollected", "apportion.runtime.worker"]
-    return modules if lean_config(folder, model) else [*modules, "apportion.model.hf"]
+    return modules if lean_config(folder, model) else [*modules, "apportion.model.hf.build"]
 
 
 def launch(

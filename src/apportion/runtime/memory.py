@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from apportion.model.load_memory import LoadMemory
+from apportion.model.weights.load_memory import LoadMemory
 from apportion.types.cluster import Device
 
 _LIBC = ctypes.CDLL(None)

@@ -24,12 +24,12 @@ from apportion.model.attention import load_kernels
 from apportion.model.batch import FlatBatch
 from apportion.model.block_moves import BlockMover
 from apportion.model.build import build_stage, import_layers
-from apportion.model.layer_store import layer_store
-from apportion.model.linear import warm_up
-from apportion.model.random_weights import RandomWeights
 from apportion.model.sampling import sample
 from apportion.model.stage import StageModel
-from apportion.model.weights import FORMAT_DTYPES, Checkpoint
+from apportion.model.weights.checkpoint import FORMAT_DTYPES, Checkpoint
+from apportion.model.weights.layer_store import layer_store
+from apportion.model.weights.linear import warm_up
+from apportion.model.weights.random_weights import RandomWeights
 from apportion.parallel.batches import BatchUnpacker
 from apportion.parallel.group import TensorGroup
 from apportion.parallel.links import COORDINATOR, Inbox, Outbox

@@ -7,7 +7,7 @@ Shapes: R = rows, K = columns.
 import torch
 from torch import Tensor
 
-from apportion.model.matrix_source import MatrixSource
+from apportion.model.weights.matrix_source import MatrixSource
 
 INT8_MAX = 127
 READ_ELEMENTS = 2**16

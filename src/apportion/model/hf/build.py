@@ -1,4 +1,4 @@
-"""Builds a stage from transformers' decoder layers: with `hf_config` all that touches transformers' internals.
+"""Builds a stage from transformers' decoder layers: with `config` all that touches transformers' internals.
 
 Each layer is built on the meta device from a config shrunk to the member's share, and its parameters are then read one
 at a time. Attention goes to the paged pool through `AttentionInterface`.
@@ -16,14 +16,14 @@ from transformers.modeling_utils import AttentionInterface
 from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
 from apportion.model.decoder_stage import StageModules
-from apportion.model.hf_config import ATTENTION, AXES, FamilyConfigs, read_config, skeleton_of
+from apportion.model.hf.config import ATTENTION, AXES, FamilyConfigs, read_config, skeleton_of
 from apportion.model.kv_pool import KVPool
-from apportion.model.layer_store import OpenStore
-from apportion.model.parameters import ParameterReader, parameter_shapes
 from apportion.model.rope import Rotary
-from apportion.model.shard import Axis, Shape
 from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
-from apportion.model.streaming import MakeLayer, build_layers
+from apportion.model.weights.layer_store import OpenStore
+from apportion.model.weights.parameters import ParameterReader, parameter_shapes
+from apportion.model.weights.shard import Axis, Shape
+from apportion.model.weights.streaming import MakeLayer, build_layers
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apportion.model.experts import ExpertMatrices
-from apportion.model.linear import PackedLinear
-from apportion.model.load_memory import LoadMemory
-from apportion.model.matrix_source import MatrixSource, expert_reads
-from apportion.model.shard import (
+from apportion.model.weights.checkpoint import FORMAT_DTYPES, Weights
+from apportion.model.weights.experts import ExpertMatrices
+from apportion.model.weights.linear import PackedLinear
+from apportion.model.weights.load_memory import LoadMemory
+from apportion.model.weights.matrix_source import MatrixSource, expert_reads
+from apportion.model.weights.shard import (
     Axis,
     Placement,
     RankShares,
@@ -21,9 +22,8 @@ from apportion.model.shard import (
     sharded_dim,
     whole_placements,
 )
-from apportion.model.vocabulary import LookupTable
-from apportion.model.weight_memory import Allocate, own_memory
-from apportion.model.weights import FORMAT_DTYPES, Weights
+from apportion.model.weights.vocabulary import LookupTable
+from apportion.model.weights.weight_memory import Allocate, own_memory
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apportion.model.layer_store import LayerStore, OpenStore
-from apportion.model.parameters import ParameterReader
-from apportion.model.weight_memory import LayerBuffer, Sizing
-from apportion.model.weights import Range, Weights
+from apportion.model.weights.checkpoint import Range, Weights
+from apportion.model.weights.layer_store import LayerStore, OpenStore
+from apportion.model.weights.parameters import ParameterReader
+from apportion.model.weights.weight_memory import LayerBuffer, Sizing
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
 

@@ -1,4 +1,4 @@
-"""Decode attention (`decode_kernel`) as an operation of a table.
+"""Decode attention (`decode`) as an operation of a table.
 
 Shapes: see there.
 """
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numba.np.numpy_support import carray
 
-from apportion.model.decode_kernel import attend_decode
-from apportion.model.op_code import FP32_BYTES, Op, floats, op, pointer, row_type, share
-from apportion.model.step_operand import STEP
+from apportion.model.kernels.decode import attend_decode
+from apportion.model.kernels.op_code import FP32_BYTES, Op, floats, op, pointer, row_type, share
+from apportion.model.kernels.step_operand import STEP
 
 _ATTEND = row_type(
     *("step", "keys", "values", "beyond", "slots", "kv_heads", "group", "head_dim", "window_tokens"),

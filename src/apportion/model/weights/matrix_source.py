@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from apportion.model.shard import Placement
-from apportion.model.weights import Weights
+from apportion.model.weights.checkpoint import Weights
+from apportion.model.weights.shard import Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from apportion.model.op_code import meeting_words, run
+from apportion.model.kernels.op_code import meeting_words, run
 
 Part = Callable[[int, int], None]
 """Computes `[start, stop)`; lets go of Python's lock."""

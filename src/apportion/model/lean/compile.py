@@ -1,4 +1,4 @@
-"""Makes the table of operations of a stage's layers (`lean_program`).
+"""Makes the table of operations of a stage's layers (`program`).
 
 Shapes: T = tokens of the batch, H = hidden size, D = head dim; the member's: N = query heads, K = KV heads,
 W = N + 2·K, F = FFN columns.
@@ -10,20 +10,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from apportion.model import lean_kernels
-from apportion.model.attend_op import NO_WINDOW, attend_op
-from apportion.model.cpu_products import PackedProduct
+from apportion.model.kernels import layer as lean_kernels
+from apportion.model.kernels.attend_op import NO_WINDOW, attend_op
+from apportion.model.kernels.op_table import OpTable, Place
+from apportion.model.kernels.step_operand import StepOperand
+from apportion.model.kernels.team import team_of
 from apportion.model.kv_pool import KVPool
-from apportion.model.lean import Attention, FeedForward, LeanLayer, ReducedLinear, Transform
-from apportion.model.lean_ops import Norm, gate_coefficients
-from apportion.model.lean_program import Between, Half, LeanProgram, Step
-from apportion.model.linear import PackedLinear
-from apportion.model.op_table import OpTable, Place
+from apportion.model.lean.layers import Attention, FeedForward, LeanLayer, ReducedLinear, Transform
+from apportion.model.lean.ops import Norm, gate_coefficients
+from apportion.model.lean.program import Between, Half, LeanProgram, Step
 from apportion.model.rope import Rope
 from apportion.model.sharded_modules import AllReduce
-from apportion.model.step_operand import StepOperand
-from apportion.model.streaming import Layer, StreamedLayer
-from apportion.model.team import team_of
+from apportion.model.weights.cpu_products import PackedProduct
+from apportion.model.weights.linear import PackedLinear
+from apportion.model.weights.streaming import Layer, StreamedLayer
 
 
 def lean_program(

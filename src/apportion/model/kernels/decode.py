@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from apportion.model.attention_code import (
+from apportion.model.kernels.attention_code import (
     LANES,
     TILE_KEYS,
     TILE_ROWS,
@@ -25,8 +25,8 @@ from apportion.model.attention_code import (
     score_tile,
     value_tile,
 )
-from apportion.model.exponential import LOG2_E, exp2
-from apportion.model.kv_elements import beyond_range, narrowed, widened
+from apportion.model.kernels.exponential import LOG2_E, exp2
+from apportion.model.kernels.kv_elements import beyond_range, narrowed, widened
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 """Sums may be reordered; infinities keep their meaning."""

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from apportion.model.tile_code import LANES
+from apportion.model.kernels.tile_code import LANES
 
 TILE_KEYS = 4
 TILE_ROWS = 2 if LANES == 8 else 4

@@ -2,7 +2,7 @@
 
 Keys are taken in blocks of positions, counted from the sequence's first. A block's keys and values are
 copied side by side, in the panels of `tile_code`, and serve all query heads of their KV head; the softmax is gathered
-block by block (as in `decode_kernel`). What a token gets depends on its position and its sequence alone, not on how the
+block by block (as in `decode`). What a token gets depends on its position and its sequence alone, not on how the
 prompt is cut into chunks. Elements of 16 bits (`kv_elements`) are copied as they are and widened by the products.
 
 Shapes: Q = new tokens, K = local KV heads, G = query heads per KV head, D = head dim, V = D filled up to whole panels,
@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from apportion.model.exponential import LOG2_E, exp2
-from apportion.model.tile_code import LANES, TILE_ROWS, tile
+from apportion.model.kernels.exponential import LOG2_E, exp2
+from apportion.model.kernels.tile_code import LANES, TILE_ROWS, tile
 from apportion.types.layout import PREFILL_BLOCK_KEYS, PREFILL_ROWS
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}

@@ -1,6 +1,6 @@
 """Decoder layers with one product for query, key and value and one for gate and up, for families that differ in little.
 
-A layer is called like transformers' own; tests hold the two side by side. `lean_build` makes it.
+A layer is called like transformers' own; tests hold the two side by side. `build` makes it.
 
 Shapes: T = tokens of the batch, H = hidden size, D = head dim; the member's: N = query heads, K = KV heads,
 W = N + 2·K, F = FFN columns.
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
-from apportion.model.lean_ops import Norm, gated, split_heads
-from apportion.model.linear import PackedLinear
+from apportion.model.lean.ops import Norm, gated, split_heads
 from apportion.model.sharded_modules import AllReduce
+from apportion.model.weights.linear import PackedLinear
 
 Transform = Callable[[Tensor], Tensor]
 """x_TH -> y_TH"""
@@ -89,7 +89,7 @@ class FeedForward:
 
 
 class LeanLayer(nn.Module):
-    """Called like a layer of transformers, where it is not compiled (`lean_program`)."""
+    """Called like a layer of transformers, where it is not compiled (`program`)."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.model.weights import Range
+from apportion.model.weights.checkpoint import Range
 
 PIECE_BYTES = 2**18
 """Of values that are made at once."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model.lean_ops import gated
-from apportion.model.linear import PackedLinear
+from apportion.model.lean.ops import gated
 from apportion.model.sharded_modules import AllReduce
+from apportion.model.weights.linear import PackedLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

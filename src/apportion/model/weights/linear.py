@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apportion.model.cpu_products import PackedProduct
-from apportion.model.matrix_source import MatrixSource
-from apportion.model.quantise import quantise_rows
-from apportion.model.random_weights import RandomWeights
-from apportion.model.shard import whole_placements
-from apportion.model.weight_memory import Allocate, own_memory
-from apportion.model.weights import FORMAT_DTYPES
+from apportion.model.weights.checkpoint import FORMAT_DTYPES
+from apportion.model.weights.cpu_products import PackedProduct
+from apportion.model.weights.matrix_source import MatrixSource
+from apportion.model.weights.quantise import quantise_rows
+from apportion.model.weights.random_weights import RandomWeights
+from apportion.model.weights.shard import whole_placements
+from apportion.model.weights.weight_memory import Allocate, own_memory
 from apportion.types.layout import INT8_ROW_BYTES, WIDENED_ELEMENTS
 
 _SIZE = 512

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from apportion.model.linear import PackedLinear
-from apportion.model.matrix_source import expert_reads, stacked
-from apportion.model.parameters import ParameterReader, Reads
-from apportion.model.shard import Shape, ShardedDim, Share
+from apportion.model.weights.linear import PackedLinear
+from apportion.model.weights.matrix_source import expert_reads, stacked
+from apportion.model.weights.parameters import ParameterReader, Reads
+from apportion.model.weights.shard import Shape, ShardedDim, Share
 
 
 class LayerReader:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model.linear import PackedLinear
+from apportion.model.weights.linear import PackedLinear
 
 
 class ExpertMatrices:

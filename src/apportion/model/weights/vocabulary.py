@@ -6,9 +6,9 @@ Shapes: T = tokens, V = the member's vocabulary rows, H = hidden size.
 import torch
 from torch import Tensor, nn
 
-from apportion.model.matrix_source import MatrixSource
-from apportion.model.quantise import quantised_rows
-from apportion.model.weights import FORMAT_DTYPES
+from apportion.model.weights.checkpoint import FORMAT_DTYPES
+from apportion.model.weights.matrix_source import MatrixSource
+from apportion.model.weights.quantise import quantised_rows
 
 
 class LookupTable(nn.Module):

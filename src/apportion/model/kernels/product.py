@@ -17,8 +17,8 @@ import numpy as np
 from numba import njit
 from numba.np.numpy_support import carray
 
-from apportion.model.op_code import Op, floats, op, pointer, row_type, share
-from apportion.model.tile_code import LANES, PANEL_VECTORS, TILE_ROWS, tile
+from apportion.model.kernels.op_code import Op, floats, op, pointer, row_type, share
+from apportion.model.kernels.tile_code import LANES, PANEL_VECTORS, TILE_ROWS, tile
 
 PANEL_ROWS = PANEL_VECTORS * LANES
 _BLOCK_ROWS, _BLOCK_COLUMNS = 64, 512

@@ -7,21 +7,14 @@ Shapes: T = tokens of the batch, H = hidden size, N = query heads, K = KV heads,
 columns; X is D with a norm, else 0.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from numba.np.numpy_support import carray
 
-from apportion.model.op_code import FAST, floats, op, pointer, row_type, share
+from apportion.model.kernels.exponential import LOG2_E, exp2
+from apportion.model.kernels.op_code import FAST, floats, op, pointer, row_type, share
 
 _F = np.float32
-_LOG2_E, _LN_2 = _F(1.4426950408889634), _F(0.6931471805599453)
-_EXPONENT_BIAS, _MANTISSA_BITS = 127, 23
-_HIGHEST_EXPONENT = _F(126)
 _COLUMNS = 64
 """Shared out together, so that threads do not write to one cache line."""
 
@@ -172,32 +165,6 @@ def split(row, number, size):
                 value_TKD[t, k, d] = projected_TWD[t, heads + kv_heads + k, d]
 
 
-def _emit_power_of_2(_context: Any, exponent: Any) -> Any:
-    """2^exponent, of an integer in float, by its bits; in plain Python the integers would be of 64 bits."""
-
-    def emit(_context, builder, _signature, arguments):
-        word = ir.IntType(32)
-        biased = builder.add(builder.fptosi(arguments[0], word), ir.Constant(word, _EXPONENT_BIAS))
-        return builder.bitcast(builder.shl(biased, ir.Constant(word, _MANTISSA_BITS)), ir.FloatType())
-
-    return types.float32(exponent), emit
-
-
-_power_of_2: Callable[..., np.float32] = intrinsic(_emit_power_of_2)
-
-
-@njit(fastmath=FAST, inline="always")
-def _exp2(x):
-    """A polynomial, because it vectorises: 2^k · e^r with |r| ≤ ln 2 / 2, relative error below 2e-7; x is cut off at
-    ± `_HIGHEST_EXPONENT`."""
-    x = min(max(x, -_HIGHEST_EXPONENT), _HIGHEST_EXPONENT)
-    k = np.floor(x + _F(0.5))
-    r = (x - k) * _LN_2
-    tail = _F(1 / 6) + r * (_F(1 / 24) + r * (_F(1 / 120) + r * _F(1 / 720)))
-    power = _F(1) + r * (_F(1) + r * (_F(0.5) + r * tail))
-    return power * _power_of_2(k)
-
-
 _GATE = row_type("columns", floats=("linear", "cubic"))
 
 
@@ -215,4 +182,4 @@ def gate(row, number, size):
         out_F = out_TF[t, start:stop]
         for f in range(stop - start):
             x = gate_F[f]
-            out_F[f] = x * up_F[f] / (_F(1) + _exp2(-_LOG2_E * x * (linear + cubic * x * x)))
+            out_F[f] = x * up_F[f] / (_F(1) + exp2(-LOG2_E * x * (linear + cubic * x * x)))

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from apportion.model.shard import Axis, RankShares
+from apportion.model.weights.shard import Axis, RankShares
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 

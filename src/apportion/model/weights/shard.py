@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from apportion.model.weights import Range
+from apportion.model.weights.checkpoint import Range
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
 

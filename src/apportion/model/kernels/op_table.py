@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apportion.model.op_code import BUFFER_WORDS, FP32_BYTES, ROW_WORDS, ROWS_WORD, Op
-from apportion.model.team import Team
+from apportion.model.kernels.op_code import BUFFER_WORDS, FP32_BYTES, ROW_WORDS, ROWS_WORD, Op
+from apportion.model.kernels.team import Team
 
 _NOWHERE, _STEP, _HALF = range(3)
 

@@ -6,17 +6,17 @@ Shapes follow from the ModelSpec: D = head dim, H = hidden size; the whole layer
 from torch import Tensor
 
 from apportion.model.decoder_stage import StageModules
-from apportion.model.layer_store import OpenStore
-from apportion.model.lean import Attention, FeedForward, LeanLayer, ReducedLinear
-from apportion.model.lean_config import LeanConfig
-from apportion.model.lean_experts import Experts, Router
-from apportion.model.lean_ops import ACTIVATIONS, Norm
-from apportion.model.lean_reader import LayerReader
-from apportion.model.parameters import ParameterReader
+from apportion.model.lean.config import LeanConfig
+from apportion.model.lean.experts import Experts, Router
+from apportion.model.lean.layers import Attention, FeedForward, LeanLayer, ReducedLinear
+from apportion.model.lean.ops import ACTIVATIONS, Norm
+from apportion.model.lean.reader import LayerReader
 from apportion.model.rope import Rope
-from apportion.model.shard import ShardedDim
 from apportion.model.sharded_modules import AllReduce, VocabParallelEmbedding
-from apportion.model.streaming import build_layers
+from apportion.model.weights.layer_store import OpenStore
+from apportion.model.weights.parameters import ParameterReader
+from apportion.model.weights.shard import ShardedDim
+from apportion.model.weights.streaming import build_layers
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
 

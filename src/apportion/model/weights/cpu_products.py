@@ -1,4 +1,4 @@
-"""Products of fp32 activations with weights of any format on a CPU, packed for the compiled kernel (`product_kernel`).
+"""Products of fp32 activations with weights of any format on a CPU, packed for the compiled kernel (`kernels/product`).
 
 Shapes: M = rows of activations, N = output rows, R = some of them, K = input columns.
 """
@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.model.matrix_source import MatrixSource
-from apportion.model.op_code import BUFFER_WORDS, ROW_WORDS, ROWS_WORD
-from apportion.model.product_kernel import LANES, PANEL_ROWS, product_op
-from apportion.model.quantise import quantised_rows
-from apportion.model.team import team_of
-from apportion.model.weight_memory import Allocate, own_memory
-from apportion.model.weights import FORMAT_DTYPES
+from apportion.model.kernels.op_code import BUFFER_WORDS, ROW_WORDS, ROWS_WORD
+from apportion.model.kernels.product import LANES, PANEL_ROWS, product_op
+from apportion.model.kernels.team import team_of
+from apportion.model.weights.checkpoint import FORMAT_DTYPES
+from apportion.model.weights.matrix_source import MatrixSource
+from apportion.model.weights.quantise import quantised_rows
+from apportion.model.weights.weight_memory import Allocate, own_memory
 from apportion.types.errors import ModelError
 
 _READ_ELEMENTS = 2**16

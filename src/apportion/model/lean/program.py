@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from apportion.model.batch import FlatBatch
+from apportion.model.kernels.op_code import FP32_BYTES
+from apportion.model.kernels.op_table import OpTable
+from apportion.model.kernels.step_operand import StepOperand
 from apportion.model.kv_pool import KVPool
-from apportion.model.lean import Attention
-from apportion.model.op_code import FP32_BYTES
-from apportion.model.op_table import OpTable
-from apportion.model.step_operand import StepOperand
+from apportion.model.lean.layers import Attention
 
 
 class Step:

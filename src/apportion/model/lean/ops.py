@@ -1,4 +1,4 @@
-"""What a lean layer does between its products where it is not compiled (`lean_kernels`).
+"""What a lean layer does between its products where it is not compiled (`kernels/layer`).
 
 Shapes: T = tokens of the batch, H = hidden size, D = head dim; the member's: N = query heads, K = KV heads,
 W = N + 2·K, F = FFN columns, G = 2·F.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model.lean_config import Activation
+from apportion.model.lean.config import Activation
 
 Activate = Callable[[Tensor], Tensor]
 _TANH_LINEAR = 2 * math.sqrt(2 / math.pi)
