@@ -47,8 +47,12 @@ class PackedProduct:
         self._row_1W = np.zeros((1, ROW_WORDS), np.int64)
         self.op.fill(self._row_1W[0], **self.operands)
         step = max(1, _READ_ELEMENTS // self.columns // PANEL_ROWS) * PANEL_ROWS
-        for start in range(0, source.rows, step):
-            self._pack(self._read(source, start, min(start + step, source.rows), weight_format), start)
+        if weight_format == "int8":
+            for start in range(0, source.rows, step):
+                self._pack(self._quantised(source, start, min(start + step, source.rows)), start)
+            return
+        for start, weight_RK in source.pieces(0, source.rows, step, FORMAT_DTYPES[weight_format], "cpu"):
+            self._pack(self._as_held(weight_RK, source, start), start)
 
     @property
     def operands(self) -> dict[str, int]:
@@ -67,18 +71,19 @@ class PackedProduct:
         (team_of(1) if few else self._team).run_ops(self._row_1W, 0, 1)
         return out_MN
 
-    def _read(self, source: MatrixSource, start: int, stop: int, weight_format: str) -> np.ndarray:
-        """Rows `[start, stop)` as they are held: weight_RK."""
-        if weight_format == "int8":
-            integers_RK, scales_R = quantised_rows(source, start, stop, "cpu")
-            self._scales_N[start:stop] = scales_R.numpy()
-            return integers_RK.numpy()
-        weight_RK = source.read(start, stop, FORMAT_DTYPES[weight_format], "cpu")
-        if weight_format == "fp32":
+    def _quantised(self, source: MatrixSource, start: int, stop: int) -> np.ndarray:
+        """Rows `[start, stop)`: integers_RK."""
+        integers_RK, scales_R = quantised_rows(source, start, stop, "cpu")
+        self._scales_N[start:stop] = scales_R.numpy()
+        return integers_RK.numpy()
+
+    def _as_held(self, weight_RK: Tensor, source: MatrixSource, start: int) -> np.ndarray:
+        """The rows from `start` on, of which compiled code sees the bits."""
+        if weight_RK.dtype == torch.float32:
             return weight_RK.numpy()
         bits_RK = weight_RK.view(torch.int16).numpy()
-        if weight_format == "fp16" and ((bits_RK & _FP16_EXPONENT) == _FP16_EXPONENT).any():
-            raise _beyond_fp16(source, start, stop)
+        if weight_RK.dtype == torch.float16 and ((bits_RK & _FP16_EXPONENT) == _FP16_EXPONENT).any():
+            raise _beyond_fp16(source, start, start + len(weight_RK))
         return bits_RK.view(self._weights.dtype)
 
     def _pack(self, weight_RK: np.ndarray, start: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from apportion.model.weights.checkpoint import Weights
 from apportion.model.weights.shard import Placement
+from apportion.model.weights.weight_memory import own_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,19 @@ class MatrixSource:
     reads: tuple[Placement, ...]
     rows: int
     columns: int
+
+    def pieces(
+        self, start: int, stop: int, step: int, dtype: torch.dtype, torch_device: str
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Rows `[start, stop)`, up to `step` at once: the first one's number, and weight_RK until the next."""
+        # One piece of memory for all: what is freed between weights that stay is hardly ever used again.
+        most = min(step, stop - start)
+        memory = own_memory(most * self.columns * dtype.itemsize, torch_device)
+        piece_RK = memory.view(dtype).view(most, self.columns)
+        for first in range(start, stop, step):
+            weight_RK = piece_RK[: stop - first]
+            self.read_into(weight_RK, first)
+            yield first, weight_RK
 
     def read(self, start: int, stop: int, dtype: torch.dtype, torch_device: str) -> Tensor:
         """Rows `[start, stop)`: weight_RK."""

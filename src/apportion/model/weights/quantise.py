@@ -25,11 +25,10 @@ def quantised_rows(source: MatrixSource, start: int, stop: int, torch_device: st
 def quantise_rows(source: MatrixSource, start: int, integers_RK: Tensor, scales_R: Tensor) -> None:
     """Fills both with the rows from `start` on."""
     step = max(1, READ_ELEMENTS // source.columns)
-    for at in range(0, len(scales_R), step):
-        rows = slice(at, min(at + step, len(scales_R)))
-        first, last = start + rows.start, start + rows.stop
-        weight_RK = source.read(first, last, torch.float32, str(scales_R.device))
-        scales_R[rows] = _scales(source.row_peaks(first, last, weight_RK))
+    stop = start + len(scales_R)
+    for first, weight_RK in source.pieces(start, stop, step, torch.float32, str(scales_R.device)):
+        rows = slice(first - start, first - start + len(weight_RK))
+        scales_R[rows] = _scales(source.row_peaks(first, first + len(weight_RK), weight_RK))
         integers_RK[rows] = weight_RK.div_(scales_R[rows, None]).round_()
 
 
