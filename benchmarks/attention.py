@@ -16,6 +16,7 @@ import torch
 from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
+from apportion.model.weights.checkpoint import FORMAT_DTYPES
 from apportion.types.request import Chunk, ScheduledBatch
 
 KV_HEADS, GROUP, HEAD_DIM, BLOCK_TOKENS = 8, 2, 64, 16
@@ -45,8 +46,8 @@ class UncompiledPool(KVPool):
         return self
 
 
-def make_pool(kind: type[PoolT], num_slots: int) -> PoolT:
-    layer_bytes = 2 * 4 * num_slots * KV_HEADS * HEAD_DIM
+def make_pool(kind: type[PoolT], num_slots: int, dtype: torch.dtype = torch.float32) -> PoolT:
+    layer_bytes = 2 * dtype.itemsize * num_slots * KV_HEADS * HEAD_DIM
     pool = kind(
         layer_start=0,
         num_layers=max(1, -(-POOL_BYTES // layer_bytes)),
@@ -54,7 +55,7 @@ def make_pool(kind: type[PoolT], num_slots: int) -> PoolT:
         block_tokens=BLOCK_TOKENS,
         kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
-        dtype=torch.float32,
+        dtype=dtype,
         torch_device="cpu",
     )
     for tensor in (*pool.keys_KSD, *pool.values_KSD):
@@ -82,11 +83,13 @@ def make_batch(num_sequences: int, new_tokens: int, context: int) -> FlatBatch:
 def measure(num_sequences: int, new_tokens: int, context: int) -> dict[str, float]:
     """Median seconds of the core's time for one layer with each pool, in turn, each time on the next layer."""
     num_slots, num_tokens = num_sequences * context, num_sequences * new_tokens
-    pools = {
+    pools: dict[str, KVPool] = {
         "sdpa, token-major": make_pool(UncompiledPool, num_slots).to_token_major(),
         "sdpa": make_pool(UncompiledPool, num_slots),
     }
-    pools["kernel"] = make_pool(KVPool, num_slots)
+    pools |= {
+        f"compiled, {name}": make_pool(KVPool, num_slots, FORMAT_DTYPES[name]) for name in ("fp32", "fp16")
+    }
     batch = make_batch(num_sequences, new_tokens, context)
     query_TND = torch.randn(num_tokens, KV_HEADS * GROUP, HEAD_DIM)
     key_TKD, value_TKD = torch.randn(2, num_tokens, KV_HEADS, HEAD_DIM)

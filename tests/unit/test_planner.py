@@ -8,8 +8,10 @@ from planned import cluster, cpu, llama, workload
 from apportion.cost.estimate import plan_objective_value
 from apportion.cost.memory import plan_memory
 from apportion.planner.build import make_plan
+from apportion.planner.problem import make_problem
 from apportion.planner.stages.axes import head_compositions, vocabulary_rows
 from apportion.planner.stages.fill import fill, water_fill
+from apportion.planner.stages.groups import possible_groups
 from apportion.types.errors import ClusterError, InfeasibleError
 
 FOUR = [cpu("a", 2, 0.25), cpu("b", 2.5, 0.5), cpu("c", 3, 0.75), cpu("d", 4, 1.0)]
@@ -129,3 +131,15 @@ def test_filling_two_directions_beats_either_alone():
     values = {units: max(units, 4 * (10 - units)) + max(4 * units, 10 - units) for units in range(1, 10)}
     assert filled.value == min(values.values())
     assert fill(rates, (4, 5), 10) is None
+
+
+@pytest.mark.parametrize(
+    ("cores", "others", "grouped"), [(2, 0, True), (2, 1, False), (3, 1, True), (None, 1, True)]
+)
+def test_cpus_form_groups_where_their_host_has_a_core_for_each_thread(
+    cores: int | None, others: int, grouped: bool
+):
+    """Members wait for each other twice a layer, and would wait for the other device's turn."""
+    devices = [replace(cpu(name, 20), host_cores=cores) for name in "abc"[: 2 + others]]
+    asked = make_problem(llama(), cluster(devices), workload(), ("fp32",), 256)
+    assert any(group.size > 1 for group in possible_groups(asked)) == grouped

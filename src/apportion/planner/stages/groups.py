@@ -72,7 +72,7 @@ def _host_groups(problem: Problem, host: str) -> Iterator[Group]:
         size = sum(counts)
         if size == 1 or (joined and 1 < size <= most):
             devices = tuple(d for kind, count in zip(kinds, counts, strict=True) for d in kind[:count])
-            if _have_cores(devices) and common_formats(problem.weight_formats, devices):
+            if _have_cores(problem, devices) and common_formats(problem.weight_formats, devices):
                 yield Group(counts=counts, devices=devices)
 
 
@@ -81,11 +81,14 @@ def common_formats(weight_formats: Sequence[str], devices: Sequence[Device]) -> 
     return tuple(name for name in weight_formats if all(device.rate(name) is not None for device in devices))
 
 
-def _have_cores(devices: Sequence[Device]) -> bool:
-    """Members of a group compute at the same time: without a core for each thread they would wait for each other."""
+def _have_cores(problem: Problem, devices: Sequence[Device]) -> bool:
+    """Members of a group compute at the same time: without a core for each thread they would wait for each other, and
+    for the host's other CPU devices."""
     cpus = [device for device in devices if device.kind == "cpu"]
-    num_threads = sum(device.num_threads for device in cpus)
-    return len(cpus) <= 1 or cpus[0].host_cores is None or num_threads <= cpus[0].host_cores
+    if len(cpus) <= 1 or cpus[0].host_cores is None:
+        return True
+    beside = [d for d in problem.cluster.devices if d.host == cpus[0].host and d.kind == "cpu"]
+    return sum(device.num_threads for device in beside) <= cpus[0].host_cores
 
 
 def group_link(problem: Problem, group: Group) -> Link | None:
