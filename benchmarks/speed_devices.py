@@ -8,7 +8,7 @@ import sys
 from speed_model import Engines, devices, heading, medians, planned, ratio
 
 ROUNDS = 2
-OUTPUT_TOKENS = 20
+OUTPUT_TOKENS = 48
 
 
 def main() -> None:
