@@ -238,6 +238,12 @@ def test_bytes_on_every_link():
     }
 
 
+def test_the_samples_of_a_prompt_draw_their_first_tokens_from_one_row():
+    """Each then processes one token and draws from its own row: 3 + 2 tokens, 1 + 2 rows of the member's 3."""
+    sampled = run_link_bytes(plan((PAIR,)), [3], [2, 2], further_samples=1)
+    assert sampled["b", "a"] == (2 * 2 + 1) * 16 * 5 + 3 * 4 * 3
+
+
 def test_wide_norms_are_reduced_too():
     olmo = replace(MODEL, family="olmo2")
     extra = (

@@ -78,7 +78,8 @@ def run_stats(
         if output.sample == 0
     ]
     computed.append(metrics.preemptions.recomputed_tokens)
-    predicted_bytes = run_link_bytes(plan, computed, output_tokens)
+    further = sum(output.sample > 0 for output in outputs)
+    predicted_bytes = run_link_bytes(plan, computed, output_tokens, further_samples=further)
     return RunStats(
         outputs=outputs,
         measured=Speed.of(timing),

@@ -54,14 +54,17 @@ def host_link(cluster: Cluster, src_host: str, dst_host: str) -> Link | None:
     return next((link for link in cluster.links if {link.src, link.dst} == {src_host, dst_host}), None)
 
 
-def run_link_bytes(plan: Plan, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> LinkBytes:
+def run_link_bytes(
+    plan: Plan, prompt_tokens: Sequence[int], output_tokens: Sequence[int], *, further_samples: int = 0
+) -> LinkBytes:
     """Payload bytes on each directed (src, dst) link for prompts and outputs of these lengths.
 
     A prompt passes through the stages once, less what the prefix cache has of it, and so do all tokens of an
-    output but the last.
+    output but the last. `further_samples` of the outputs draw their first token from the logits of a prompt's first
+    sample.
     """
-    sampled = sum(output_tokens)
-    processed = sum(prompt_tokens) + sampled - len(output_tokens)
+    processed = sum(prompt_tokens) + sum(output_tokens) - len(output_tokens)
+    sampled = sum(output_tokens) - further_samples
     carried: Counter[tuple[str, str]] = Counter()
     for stage, following in pairwise(plan.stages):
         carried.update(_hop_link_bytes(plan.model, stage, following, processed))
