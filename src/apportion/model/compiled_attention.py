@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from apportion.model.batch import DecodeRows, SequenceSpan
+from apportion.model.kernels.attend_op import NO_WINDOW
 from apportion.model.kernels.decode import attend_decode
 from apportion.model.kernels.prefill import attend_prefill, num_parts
 from apportion.model.kernels.team import team_of
 from apportion.model.kv_pool import KVPool
-
-_NO_WINDOW = 2**62
 
 
 class Compiled:
@@ -36,7 +35,7 @@ class Compiled:
         self._query_TKGD = query_TKGD.contiguous().numpy()
         self._out_TKGD = out_TKGD.numpy()
         self._arrays, self._beyond_1 = kv_pool.arrays(layer), kv_pool.beyond_1
-        window = _NO_WINDOW if window_tokens is None else window_tokens
+        window = NO_WINDOW if window_tokens is None else window_tokens
         self._options = window, np.float32(scale), np.float32(softcap or 0)
         kv_heads, group = out_TKGD.shape[1:3]
         self._sinks_KGX = (

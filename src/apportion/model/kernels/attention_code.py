@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from apportion.model.kernels.tile_code import LANES
+from apportion.model.kernels.tile_code import ELEMENT_BYTES, LANES, load, offset, repeated, store, widened
 
 TILE_KEYS = 4
 TILE_ROWS = 2 if LANES == 8 else 4
@@ -24,8 +24,6 @@ _UNROLLED = 4
 _FP32, _INT32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 _VECTOR = ir.VectorType(_FP32, LANES)
-_BYTES = {types.float32: 4, types.int16: 2, types.uint16: 2}
-"""Of an element: int16 stands for fp16, uint16 for bfloat16."""
 
 
 def score_tile(rows: int, keys: int) -> Any:
@@ -47,15 +45,17 @@ def score_tile(rows: int, keys: int) -> Any:
 
             def add(number: Any, sums: Sequence[Any]) -> Sequence[Any]:
                 at = builder.mul(number, code.index(LANES))
-                query = [code.vector(code.shifted(row, at, types.float32), types.float32) for row in queries]
-                key = (code.vector(code.shifted(row, at, element), element) for row in stored_rows)
+                query = [
+                    widened(builder, code.shifted(row, at, types.float32), types.float32) for row in queries
+                ]
+                key = (widened(builder, code.shifted(row, at, element), element) for row in stored_rows)
                 pairs = ((q, k) for k in key for q in query)
                 return [code.multiply_add(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
 
             sums = code.loop(arguments[5], [code.zero] * (rows * keys), add)
             outputs = code.rows(signature, arguments, 6, arguments[8], rows)
             for row, pointer in enumerate(outputs):
-                code.store(code.summed(sums[row::rows]), pointer)
+                store(builder, code.summed(sums[row::rows]), pointer)
             return context.get_dummy_value()
 
         arguments = (query, query_at, stored, stored_at, head_dim, vectors, scores, scores_at, stride)
@@ -82,21 +82,22 @@ def value_tile(rows: int, vectors: int) -> Any:
             element = signature.args[3].dtype
 
             def add(number: Any, sums: Sequence[Any]) -> list[Any]:
-                weights = [code.repeated(code.shifted(row, number, types.float32)) for row in weight_rows]
+                starts = (code.shifted(row, number, types.float32) for row in weight_rows)
+                weights = [repeated(builder, load(builder, start, _FP32)) for start in starts]
                 start = code.shifted(value_row, builder.mul(number, arguments[5]), element)
-                step = LANES * _BYTES[element]
-                value = [code.vector(code.offset(start, step * i), element) for i in range(vectors)]
+                step = LANES * ELEMENT_BYTES[element]
+                value = [widened(builder, offset(builder, start, step * i), element) for i in range(vectors)]
                 pairs = [(w, v) for w in weights for v in value]
                 return [code.multiply_add(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
 
             pointers = [
-                code.offset(row, 4 * LANES * i)
+                offset(builder, row, 4 * LANES * i)
                 for row in code.rows(signature, arguments, 7, arguments[5], rows)
                 for i in range(vectors)
             ]
-            before = [code.vector(pointer, types.float32) for pointer in pointers]
+            before = [widened(builder, pointer, types.float32) for pointer in pointers]
             for total, pointer in zip(code.loop(arguments[6], before, add), pointers, strict=True):
-                code.store(total, pointer)
+                store(builder, total, pointer)
             return context.get_dummy_value()
 
         arguments = (weights, weights_at, stride, values, values_at, head_dim, count, out, out_at)
@@ -139,36 +140,11 @@ class _Code:
         array = self._context.make_array(array_type)(self._context, self._builder, arguments[number])
         start = self._builder.bitcast(array.data, _BYTE_POINTER)
         start = self.shifted(start, arguments[number + 1], array_type.dtype)
-        offsets = (self._builder.mul(stride, self.index(row)) for row in range(count))
-        return [self.shifted(start, offset, array_type.dtype) for offset in offsets]
+        distances = (self._builder.mul(stride, self.index(row)) for row in range(count))
+        return [self.shifted(start, distance, array_type.dtype) for distance in distances]
 
     def shifted(self, pointer: Any, elements: Any, element: Any) -> Any:
-        return self._builder.gep(pointer, [self._builder.mul(elements, self.index(_BYTES[element]))])
-
-    def offset(self, pointer: Any, num_bytes: int) -> Any:
-        return self._builder.gep(pointer, [self.index(num_bytes)])
-
-    def load(self, pointer: Any, llvm_type: Any) -> Any:
-        return self._builder.load(self._builder.bitcast(pointer, llvm_type.as_pointer()), align=1)
-
-    def store(self, value: Any, pointer: Any) -> None:
-        self._builder.store(value, self._builder.bitcast(pointer, value.type.as_pointer()), align=1)
-
-    def vector(self, pointer: Any, element: Any) -> Any:
-        """In fp32."""
-        builder = self._builder
-        if element == types.float32:
-            return self.load(pointer, _VECTOR)
-        if element == types.int16:
-            return builder.fpext(self.load(pointer, ir.VectorType(ir.HalfType(), LANES)), _VECTOR)
-        words = ir.VectorType(_INT32, LANES)
-        bits = builder.zext(self.load(pointer, ir.VectorType(ir.IntType(16), LANES)), words)
-        return builder.bitcast(builder.shl(bits, ir.Constant(words, [16] * LANES)), _VECTOR)
-
-    def repeated(self, pointer: Any) -> Any:
-        undefined = ir.Constant(_VECTOR, ir.Undefined)
-        first = self._builder.insert_element(undefined, self.load(pointer, _FP32), ir.Constant(_INT32, 0))
-        return self._shuffled(first, undefined, [0] * LANES)
+        return self._builder.gep(pointer, [self._builder.mul(elements, self.index(ELEMENT_BYTES[element]))])
 
     def multiply_add(self, one: Any, other: Any, total: Any) -> Any:
         return self._builder.call(self._multiply_add, [one, other, total])

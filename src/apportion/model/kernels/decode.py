@@ -27,9 +27,8 @@ from apportion.model.kernels.attention_code import (
 )
 from apportion.model.kernels.exponential import LOG2_E, exp2
 from apportion.model.kernels.kv_elements import beyond_range, narrowed, widened
+from apportion.model.kernels.op_code import FAST
 
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
-"""Sums may be reordered; infinities keep their meaning."""
 _BLOCK_KEYS = 256
 """Positions of a block."""
 _SUMMED_KEYS = 16
@@ -45,7 +44,7 @@ _value_most, _value_2, _value_1 = (value_tile(rows, TILE_VECTORS) for rows in (T
 _value_narrow = value_tile(1, 1)
 
 
-@njit(fastmath=_FAST, inline="always")
+@njit(fastmath=FAST, inline="always")
 def _prefetch_rows(rows_SD, start, count):
     head_dim = rows_SD.shape[1]
     stop = min(start + count, len(rows_SD)) * head_dim
@@ -53,7 +52,7 @@ def _prefetch_rows(rows_SD, start, count):
         prefetch(rows_SD, at)
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _score(query_GD, keys_SD, start, count, scores_GC, at):
     """scores[g, at + i] = query[g] · keys[start + i] for `count` keys."""
     group, head_dim = query_GD.shape
@@ -84,7 +83,7 @@ def _score(query_GD, keys_SD, start, count, scores_GC, at):
                 scores_GC[g, at + i] += query_GD[g, d] * widened(keys_SD[start + i, d])
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _accumulate(weights_GC, at, values_SD, start, count, out_GD):
     """out[g] += sum over i of weights[g, at + i] · values[start + i], for `count` values, in their order"""
     group, head_dim = out_GD.shape
@@ -117,7 +116,7 @@ def _accumulate(weights_GC, at, values_SD, start, count, out_GD):
                 out_GD[g, d] += weights_GC[g, at + i] * widened(values_SD[start + i, d])
 
 
-@njit(fastmath=_FAST | {"nnan"}, error_model="numpy")
+@njit(fastmath=FAST | {"nnan"}, error_model="numpy")
 def _weigh(scores_C, scale, softcap, highest, total, out_D):
     """Replaces a block's scores by exp(score − the highest so far), to which what there was before is scaled; returns
     the highest and the sum."""
@@ -142,7 +141,7 @@ def _weigh(scores_C, scale, softcap, highest, total, out_D):
     return highest, total * rest + block_total
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _next_run(runs_R2, run, passed, count):
     """From `passed` slots into a run, `count` further: the run and how many of its slots are passed."""
     passed += count
@@ -152,7 +151,7 @@ def _next_run(runs_R2, run, passed, count):
     return run, passed
 
 
-@njit(fastmath=_FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy")
 def _attend_head(
     query_GD, keys_SD, values_SD, runs_R2, first_key, num_tokens, scale, softcap, sinks_GX, out_GD
 ):
@@ -190,7 +189,7 @@ def _attend_head(
             out_GD[g, d] *= share
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _write(x_D, stored_D):
     """Returns whether a number was too large for the pool's format."""
     beyond = 0
@@ -241,4 +240,4 @@ def _attend_decode(
         )  # fmt: skip
 
 
-attend_decode: Callable[..., None] = njit(fastmath=_FAST, nogil=True, cache=True)(_attend_decode)
+attend_decode: Callable[..., None] = njit(fastmath=FAST, nogil=True, cache=True)(_attend_decode)

@@ -8,6 +8,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from apportion.model.kernels.op_code import FAST
+
 LOG2_E = np.float32(1.4426950408889634)
 _LN_2 = np.float32(0.6931471805599453)
 _EXPONENT_BIAS, _MANTISSA_BITS = 127, 23
@@ -29,7 +31,7 @@ def _emit_power_of_2(_context: Any, exponent: Any) -> Any:
 _power_of_2: Callable[..., np.float32] = intrinsic(_emit_power_of_2)
 
 
-@njit(fastmath={"reassoc", "contract", "arcp", "nsz"}, inline="always")
+@njit(fastmath=FAST, inline="always")
 def exp2(x):
     """2^k · e^r with |r| ≤ ln 2 / 2, relative error below 2e-7; x is cut off at ± `_HIGHEST_EXPONENT`."""
     x = min(max(x, -_HIGHEST_EXPONENT), _HIGHEST_EXPONENT)

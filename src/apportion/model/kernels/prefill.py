@@ -16,11 +16,10 @@ import numpy as np
 from numba import njit
 
 from apportion.model.kernels.exponential import LOG2_E, exp2
+from apportion.model.kernels.op_code import FAST
 from apportion.model.kernels.tile_code import LANES, TILE_ROWS, tile
 from apportion.types.layout import PREFILL_BLOCK_KEYS, PREFILL_ROWS
 
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
-"""Sums may be reordered; infinities keep their meaning."""
 _PANEL_VECTORS = 2
 PANEL_LANES = _PANEL_VECTORS * LANES
 _F = np.float32
@@ -30,7 +29,7 @@ _NO_SCALES = np.empty(0, np.float32)
 _tile_most, _tile_4, _tile_2, _tile_1 = (tile(rows, _PANEL_VECTORS) for rows in (TILE_ROWS, 4, 2, 1))
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _multiply(x_EC, panels, columns, out_EV, add):
     """x · panels, of `columns` columns each, as many as fill the rows of `out_EV`; added to it where `add` is 1."""
     rows, width, lanes = len(x_EC), out_EV.shape[1], _PANEL_VECTORS * LANES
@@ -69,7 +68,7 @@ def _pack(keys_SD, values_SD, slots_C, count, key_panels, value_panels):
                 value_panels[to + d] = value_D[first + d]
 
 
-@njit(fastmath=_FAST, inline="always")
+@njit(fastmath=FAST, inline="always")
 def _highest(scores_EC, e, lanes_16):
     """Lane by lane, then half by half: a chain of single maxima would take longer than the weights."""
     for lane in range(16):
@@ -84,7 +83,7 @@ def _highest(scores_EC, e, lanes_16):
     return max(max(lanes_16[0], lanes_16[1]), max(lanes_16[2], lanes_16[3]))
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _hide(scores_EC, e, first, stop):
     """All but `[first, stop)`."""
     for c in range(first):
@@ -93,7 +92,7 @@ def _hide(scores_EC, e, first, stop):
         scores_EC[e, c] = -np.inf
 
 
-@njit(fastmath=_FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy")
 def _weigh(scores_EC, first_row, stop_row, state_E2, out_EV):
     """Replaces the scores, in units of ln 2, by their weights against the highest so far; brings what was gathered
     before to the same measure."""
@@ -122,7 +121,7 @@ def _cap(scores_EC, first_row, stop_row, softcap):
             scores_EC[e, c] = softcap * np.tanh(scores_EC[e, c] / softcap) * LOG2_E
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _start(query_QGD, softcap, scale, sinks_GX, query_ED, state_E2, out_EV):
     """Rows token by token; `state_E2` holds the highest score and the sum of weights against it."""
     num, group, head_dim = query_QGD.shape
@@ -136,7 +135,7 @@ def _start(query_QGD, softcap, scale, sinks_GX, query_ED, state_E2, out_EV):
     out_EV[: num * group] = 0
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _finish(out_EV, state_E2, out_QGD):
     num, group, head_dim = out_QGD.shape
     for e in range(num * group):

@@ -27,7 +27,7 @@ _FP32, _INT32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 _VECTOR, _INT_VECTOR = ir.VectorType(_FP32, LANES), ir.VectorType(_INT32, LANES)
 _FP32_BYTES, _VECTOR_BYTES = 4, 4 * LANES
-_WEIGHT_BYTES = {types.float32: 4, types.int16: 2, types.uint16: 2, types.int8: 1}
+ELEMENT_BYTES = {types.float32: 4, types.int16: 2, types.uint16: 2, types.int8: 1}
 """By the type of their array: int16 stands for fp16, uint16 for bfloat16."""
 
 
@@ -50,15 +50,13 @@ def tile(rows: int, vectors: int) -> Any:
             loop = _Loop(builder, x.rows(rows), panel.start, arguments[4], vectors, signature.args[2].dtype)
             sums = loop.sums()
             if signature.args[2].dtype == types.int8:
-                scale = [
-                    _load(builder, pointer, _VECTOR) for pointer in scales.vectors(scales.start, vectors)
-                ]
+                scale = [load(builder, pointer, _VECTOR) for pointer in scales.vectors(scales.start, vectors)]
                 sums = [builder.fmul(total, scale[at % vectors]) for at, total in enumerate(sums)]
             pointers = [pointer for row in out.rows(rows) for pointer in out.vectors(row, vectors)]
             adding = builder.icmp_signed("!=", arguments[9], _constant(0))
             for pointer, total in zip(pointers, sums, strict=True):
-                more = builder.fadd(_load(builder, pointer, _VECTOR), total)
-                _store(builder, builder.select(adding, more, total), pointer)
+                more = builder.fadd(load(builder, pointer, _VECTOR), total)
+                store(builder, builder.select(adding, more, total), pointer)
             return context.get_dummy_value()
 
         return types.void(x, x_at, weights, weights_at, count, scales, first, out, out_at, add), emit
@@ -70,15 +68,15 @@ def _constant(value: int) -> ir.Constant:
     return ir.Constant(_INDEX, value)
 
 
-def _load(builder: Any, pointer: Any, llvm_type: Any) -> Any:
+def load(builder: Any, pointer: Any, llvm_type: Any) -> Any:
     return builder.load(builder.bitcast(pointer, llvm_type.as_pointer()), align=1)
 
 
-def _store(builder: Any, value: Any, pointer: Any) -> None:
+def store(builder: Any, value: Any, pointer: Any) -> None:
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=1)
 
 
-def _offset(builder: Any, pointer: Any, num_bytes: int) -> Any:
+def offset(builder: Any, pointer: Any, num_bytes: int) -> Any:
     return builder.gep(pointer, [_constant(num_bytes)])
 
 
@@ -94,11 +92,11 @@ class _Operand:
         """Where the row begins that `start` is in, and those below it: as far into each as `start` is."""
         columns = cgutils.unpack_tuple(self._builder, self._array.shape)[1]
         row_bytes = self._builder.mul(columns, _constant(_FP32_BYTES))
-        offsets = (self._builder.mul(row_bytes, _constant(row)) for row in range(count))
-        return [self._builder.gep(self.start, [offset]) for offset in offsets]
+        distances = (self._builder.mul(row_bytes, _constant(row)) for row in range(count))
+        return [self._builder.gep(self.start, [distance]) for distance in distances]
 
     def vectors(self, pointer: Any, count: int) -> list[Any]:
-        return [_offset(self._builder, pointer, number * _VECTOR_BYTES) for number in range(count)]
+        return [offset(self._builder, pointer, number * _VECTOR_BYTES) for number in range(count)]
 
 
 class _Loop:
@@ -109,7 +107,7 @@ class _Loop:
     ) -> None:
         self._builder, self._rows, self._weights, self._columns = builder, rows, weights, columns
         self._vectors, self._weight_type = vectors, weight_type
-        self._vector_bytes = LANES * _WEIGHT_BYTES[weight_type]
+        self._vector_bytes = LANES * ELEMENT_BYTES[weight_type]
         self._column_bytes = vectors * self._vector_bytes
         declare = cgutils.get_or_insert_function
         multiply_add, hint = f"llvm.fma.v{LANES}f32", [_BYTE_POINTER, *[_INT32] * 3]
@@ -147,19 +145,17 @@ class _Loop:
         for ahead in range(0, self._column_bytes * count, _LINE_BYTES):
             read, everywhere, data = (ir.Constant(_INT32, value) for value in (0, 3, 1))
             builder.call(
-                self._prefetch, [_offset(builder, weights, _AHEAD_BYTES + ahead), read, everywhere, data]
+                self._prefetch, [offset(builder, weights, _AHEAD_BYTES + ahead), read, everywhere, data]
             )
         for number in range(count):
-            offset = builder.add(x_bytes, _constant(number * _FP32_BYTES))
-            values = [
-                _repeated(builder, _load(builder, builder.gep(row, [offset]), _FP32)) for row in self._rows
-            ]
-            sums = self._with_column(_offset(builder, weights, number * self._column_bytes), values, sums)
+            x_at = builder.add(x_bytes, _constant(number * _FP32_BYTES))
+            values = [repeated(builder, load(builder, builder.gep(row, [x_at]), _FP32)) for row in self._rows]
+            sums = self._with_column(offset(builder, weights, number * self._column_bytes), values, sums)
         return sums
 
     def _with_column(self, weights: Any, values: Sequence[Any], sums: Sequence[Any]) -> list[Any]:
-        starts = [_offset(self._builder, weights, at * self._vector_bytes) for at in range(self._vectors)]
-        panel = [_widened(self._builder, start, self._weight_type) for start in starts]
+        starts = [offset(self._builder, weights, at * self._vector_bytes) for at in range(self._vectors)]
+        panel = [widened(self._builder, start, self._weight_type) for start in starts]
         factors = ((value, vector) for value in values for vector in panel)
         return [
             self._builder.call(self._multiply_add, [*pair, total])
@@ -167,20 +163,20 @@ class _Loop:
         ]
 
 
-def _repeated(builder: Any, value: Any) -> Any:
+def repeated(builder: Any, value: Any) -> Any:
     undefined = ir.Constant(_VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_INT32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_INT_VECTOR, [0] * LANES))
 
 
-def _widened(builder: Any, pointer: Any, weight_type: Any) -> Any:
-    """A vector of weights in fp32."""
-    if weight_type == types.float32:
-        return _load(builder, pointer, _VECTOR)
-    if weight_type == types.int16:
-        return builder.fpext(_load(builder, pointer, ir.VectorType(ir.HalfType(), LANES)), _VECTOR)
-    if weight_type == types.int8:
-        integers = builder.sext(_load(builder, pointer, ir.VectorType(ir.IntType(8), LANES)), _INT_VECTOR)
+def widened(builder: Any, pointer: Any, element: Any) -> Any:
+    """A vector of elements in fp32."""
+    if element == types.float32:
+        return load(builder, pointer, _VECTOR)
+    if element == types.int16:
+        return builder.fpext(load(builder, pointer, ir.VectorType(ir.HalfType(), LANES)), _VECTOR)
+    if element == types.int8:
+        integers = builder.sext(load(builder, pointer, ir.VectorType(ir.IntType(8), LANES)), _INT_VECTOR)
         return builder.sitofp(integers, _VECTOR)
-    bits = builder.zext(_load(builder, pointer, ir.VectorType(ir.IntType(16), LANES)), _INT_VECTOR)
+    bits = builder.zext(load(builder, pointer, ir.VectorType(ir.IntType(16), LANES)), _INT_VECTOR)
     return builder.bitcast(builder.shl(bits, ir.Constant(_INT_VECTOR, [16] * LANES)), _VECTOR)

@@ -100,7 +100,7 @@ def warm_up(weight_format: str, torch_dtype: torch.dtype, torch_device: str) -> 
     linear = PackedLinear(source, weight_format, torch_dtype, torch_device)
     linear(torch.ones(2, _SIZE, dtype=torch_dtype, device=torch_device))
     small = torch.ones(_SIZE // 2, _SIZE, dtype=torch_dtype, device=torch_device)
-    F.linear(small, small)  # of routers and streamed layers: the library keeps its buffers
+    F.linear(small, small)  # of routers and tied heads: the library keeps its buffers
 
 
 class WidenedProduct:
