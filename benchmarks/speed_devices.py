@@ -5,9 +5,9 @@ python benchmarks/speed_devices.py [fp32|fp16|int8]
 
 import sys
 
-from speed_model import Engines, devices, heading, medians, planned, ratio
+from speed_model import Engines, devices, heading, medians, memory_ceiling, planned, ratio
 
-ROUNDS = 2
+ROUNDS = 5
 OUTPUT_TOKENS = 48
 
 
@@ -37,6 +37,7 @@ def main() -> None:
         ),
     }
     with Engines(plans) as engines:
+        memory_ceiling()
         seen = medians(
             {
                 "one, 16 sequences, tokens/s": lambda: engines.decode("one", 16, OUTPUT_TOKENS),

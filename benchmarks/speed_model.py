@@ -21,7 +21,7 @@ from statistics import median
 from apportion.catalog.cluster_rules import emulate, make_cluster
 from apportion.catalog.model_config import read_model_spec
 from apportion.planner.build import make_plan
-from apportion.probe.cpu import measure_cpu
+from apportion.probe.cpu import measure_cpu, read_bytes_per_s
 from apportion.probe.processor import cpu_model
 from apportion.runtime.engine import Engine
 from apportion.runtime.timing import Timing
@@ -185,6 +185,15 @@ def medians(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 def ratio(label: str, value: float, target: float) -> None:
     print(f"=> {label}: {value:.2f} (target {target:g})", flush=True)
+
+
+def memory_ceiling() -> None:
+    """The most that a second device can add where reading weights is all the work."""
+    one, two = (median(read_bytes_per_s(cores) for _ in range(3)) for cores in (1, 2))
+    print(
+        f"one core reads {one / 1e9:.0f} GB/s, two together {two / 1e9:.0f}: {two / one:.2f} times",
+        flush=True,
+    )
 
 
 def heading(title: str) -> None:

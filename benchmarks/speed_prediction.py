@@ -1,7 +1,10 @@
-"""Measured against predicted TPOT and throughput on divisions that were not calibrated on: calibration sees the model
-undivided, alone and 16 at once; the others are predicted from that."""
+"""Measured against predicted TPOT and throughput on divisions that were not calibrated on. In every round calibration
+sees what the host's memory gives to all cores and the model undivided, alone and 16 at once; the others are predicted
+from that."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 
 from speed_model import Engines, by_hand, devices, heading, model
 
@@ -9,6 +12,7 @@ from apportion.calibrate.apply import apply
 from apportion.calibrate.observation import PHASES, Observation, observe
 from apportion.cli.bench_choices import Lengths
 from apportion.cli.bench_levels import Bench, Round, level
+from apportion.probe.cpu import read_bytes_per_s
 from apportion.probe.hardware import hardware_names
 from apportion.types.plan import Plan
 
@@ -16,7 +20,10 @@ LENGTHS = Lengths(prompt_tokens=32, output_tokens=12)
 CONTEXT = LENGTHS.prompt_tokens + LENGTHS.output_tokens
 SEEN = ("whole",)
 LEVELS = {"whole": (1, 16), "two stages": (1, 16, 32), "group of two": (1,)}
-ROUNDS = 3
+ROUNDS = 5
+Case = tuple[str, int]
+Ratios = tuple[float, float]
+"""Measured to predicted TPOT and tokens/s."""
 
 
 def plans() -> dict[str, Plan]:
@@ -34,40 +41,55 @@ def observations(plan: Plan, one: Round, run: str) -> tuple[Observation, ...]:
     return observe(plan, work, hardware_names(plan.cluster), run=run, alone_tpot_s=alone_tpot_s)
 
 
-def main() -> None:
-    heading(f"Predicted and measured, fp32, prompts of {LENGTHS.prompt_tokens}")
-    all_plans = plans()
-    rounds: dict[tuple[str, int], list[Round]] = {}
-    with Engines(all_plans) as engines:
-        benches = {name: Bench(engines.engine(name), LENGTHS, lambda: None) for name in all_plans}
-        for _ in range(ROUNDS):
-            for name, bench in benches.items():
-                for num in LEVELS[name]:
-                    rounds.setdefault((name, num), []).append(bench.round(num))
+def as_seen(plan: Plan, seen: Sequence[Observation], host_bytes_per_s: float) -> Plan:
+    """Calibrated by these, on a host whose memory gives that much to all."""
+    shared = tuple(replace(device, host_bytes_per_s=host_bytes_per_s) for device in plan.cluster.devices)
+    cluster = replace(plan.cluster, devices=shared)
+    return replace(plan, cluster=apply(cluster, seen, ("fp32",), hardware_names(cluster)).cluster)
+
+
+def one_round(benches: Mapping[str, Bench], all_plans: Mapping[str, Plan], number: int) -> dict[Case, Ratios]:
+    host_bytes_per_s = read_bytes_per_s(2)
+    print(f"round {number}: both cores read {host_bytes_per_s / 1e9:.0f} GB/s", flush=True)
+    rounds = {(name, num): bench.round(num) for name, bench in benches.items() for num in LEVELS[name]}
     seen = [
         observation
-        for (name, _), measured in rounds.items()
+        for (name, num), one in rounds.items()
         if name in SEEN
-        for index, one in enumerate(measured)
-        for observation in observations(all_plans[name], one, str(index))
+        for observation in observations(all_plans[name], one, str(num))
     ]
+    return {
+        (name, num): ratios(as_seen(all_plans[name], seen, host_bytes_per_s), one)
+        for (name, num), one in rounds.items()
+    }
+
+
+def ratios(plan: Plan, one: Round) -> Ratios:
+    result = level(plan, [one], LENGTHS, dict.fromkeys(plan.device_ids, 1.0))
+    measured, predicted = result.measured, result.predicted
+    return measured.tpot_s / predicted.tpot_s, measured.tokens_per_s / predicted.tokens_per_s
+
+
+def main() -> None:
+    heading(
+        f"Predicted and measured, fp32, prompts of {LENGTHS.prompt_tokens}, model of {model().num_layers} layers"
+    )
+    all_plans = plans()
+    with Engines(all_plans) as engines:
+        benches = {name: Bench(engines.engine(name), LENGTHS, lambda: None) for name in all_plans}
+        seen = [one_round(benches, all_plans, number) for number in range(ROUNDS)]
     worst = 0.0
-    for (name, num), measured in rounds.items():
-        plan = all_plans[name]
-        names = hardware_names(plan.cluster)
-        calibrated = replace(plan, cluster=apply(plan.cluster, seen, ("fp32",), names).cluster)
-        result = level(calibrated, measured, LENGTHS, dict.fromkeys(plan.device_ids, 1.0))
-        tpot = result.measured.tpot_s / result.predicted.tpot_s
-        rate = result.measured.tokens_per_s / result.predicted.tokens_per_s
+    for name, num in seen[0]:
+        tpots, rates = zip(*(one[name, num] for one in seen), strict=True)
+        tpot, rate = median(tpots), median(rates)
         known = name in SEEN
         worst = worst if known else max(worst, abs(tpot - 1), abs(rate - 1))
         print(
-            f"{name}, {num} at once{' (calibrated on)' if known else ''}: TPOT {result.measured.tpot_s * 1e3:.1f} ms,"
-            f" ×{tpot:.2f} of the prediction; {result.measured.tokens_per_s:.1f} tokens/s, ×{rate:.2f}"
+            f"{name}, {num} at once{' (calibrated on)' if known else ''}, measured / predicted: "
+            f"TPOT {tpot:.2f} ({min(tpots):.2f} to {max(tpots):.2f}), "
+            f"tokens/s {rate:.2f} ({min(rates):.2f} to {max(rates):.2f})"
         )
-    print(
-        f"=> worst deviation where not calibrated on: {worst:.0%} (target 15%), model of {model().num_layers} layers"
-    )
+    print(f"=> worst deviation where not calibrated on: {worst:.0%} (target 15%)")
 
 
 if __name__ == "__main__":

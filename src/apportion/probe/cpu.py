@@ -38,8 +38,13 @@ def measure_cpu(num_devices: int) -> Device:
     elif cores in saved:
         together = saved[cores].read_bytes_per_s
     else:
-        together = float(_printed("apportion.probe.cpu_rates", cores, "read"))
+        together = read_bytes_per_s(cores)
     return cpu_device(own, num_threads, max(own.read_bytes_per_s, together))
+
+
+def read_bytes_per_s(num_threads: int) -> float:
+    """What so many of BLAS's threads read now out of memory, all together."""
+    return float(_printed("apportion.probe.cpu_rates", num_threads, "read"))
 
 
 def cpu_device(rates: CpuRates, num_threads: int, host_bytes_per_s: float) -> Device:
