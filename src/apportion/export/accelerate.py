@@ -7,7 +7,7 @@ catalog/families.py have the five names used here.
 
 from apportion.export.accelerators import VISIBLE, ordinal
 from apportion.export.differences import differences
-from apportion.export.launch import Division, Export
+from apportion.export.launch import EngineDivision, Export
 from apportion.export.regroup import all_members, regroup
 from apportion.export.weights import weight_notes
 from apportion.types.cluster import Device
@@ -37,7 +37,7 @@ def to_accelerate(plan: Plan) -> Export:
         notes.append(
             f"accelerate knows one 'cpu': {', '.join(cpus)} become one, whose speed the plan does not say"
         )
-    division = Division(stages=stages, microbatches=1, pipelined_prefill=False)
+    division = EngineDivision(stages=stages, microbatches=1, pipelined_prefill=False)
     return Export(
         launches=(),
         device_map=device_map(plan, stages),

@@ -5,7 +5,7 @@ from itertools import groupby
 from math import gcd
 
 from apportion.export.accelerators import visible
-from apportion.export.launch import Division
+from apportion.export.launch import EngineDivision
 from apportion.export.price import division_tokens_per_s, overfull
 from apportion.export.regroup import Group, can_share_equally, gpu_members, regroup
 from apportion.types.errors import PlanError
@@ -14,7 +14,7 @@ from apportion.types.plan import Plan
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
-def even_division(plan: Plan, engine: str) -> Division:
+def even_division(plan: Plan, engine: str) -> EngineDivision:
     """The fastest such division of the plan's GPUs, of those that fit if any does.
 
     Raises PlanError for a plan without GPUs, or one whose hosts take turns in the pipeline.
@@ -27,12 +27,12 @@ def even_division(plan: Plan, engine: str) -> Division:
         )
     _check_host_order(members, engine)
     largest = gcd(*sizes)
-    divisions: list[Division] = []
+    divisions: list[EngineDivision] = []
     for size in range(largest, 0, -1):
         if largest % size == 0 and can_share_equally(plan.model, size):
             stages = regroup(plan, members, size)
             microbatches = min(len(stages), plan.workload.concurrency)
-            divisions.append(Division(stages=stages, microbatches=microbatches, pipelined_prefill=True))
+            divisions.append(EngineDivision(stages=stages, microbatches=microbatches, pipelined_prefill=True))
     return max(divisions, key=lambda one: (not overfull(plan, one), division_tokens_per_s(plan, one)))
 
 
@@ -45,12 +45,12 @@ def _check_host_order(members: tuple[Group, ...], engine: str) -> None:
         )
 
 
-def stages_by_host(plan: Plan, division: Division) -> Counter[str]:
+def stages_by_host(plan: Plan, division: EngineDivision) -> Counter[str]:
     """How many stages each host has, in pipeline order."""
     return Counter(plan.cluster.device(stage.split.device_ids[0]).host for stage in division.stages)
 
 
-def host_variables(plan: Plan, division: Division, host: str) -> dict[str, str]:
+def host_variables(plan: Plan, division: EngineDivision, host: str) -> dict[str, str]:
     """Show a host's devices in rank order: ranks take the visible devices one after another."""
     used = (
         plan.cluster.device(device_id) for stage in division.stages for device_id in stage.split.device_ids
@@ -63,5 +63,5 @@ def dtype(plan: Plan) -> str:
     return DTYPES[plan.activation_format]
 
 
-def layer_partition(division: Division) -> str:
+def layer_partition(division: EngineDivision) -> str:
     return ",".join(str(stage.num_layers) for stage in division.stages)

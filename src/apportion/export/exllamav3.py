@@ -12,7 +12,7 @@ from math import ceil
 from apportion.cost.memory import plan_capacity, stages_memory
 from apportion.export.accelerators import visible
 from apportion.export.differences import differences
-from apportion.export.launch import MODEL, Division, Export, Launch
+from apportion.export.launch import MODEL, EngineDivision, Export, Launch
 from apportion.export.regroup import Group, apportion_units, gpu_members, one_stage, regroup
 from apportion.export.weights import one_weight_format, weight_bits, weight_notes
 from apportion.types.errors import PlanError
@@ -31,7 +31,7 @@ def to_exllamav3(plan: Plan) -> Export:
         raise PlanError("exllamav3 runs on CUDA or ROCm devices, and this plan has none; use --to llama.cpp")
     if len(hosts) > 1:
         raise PlanError(f"exllamav3 runs on one host, and this plan uses {', '.join(hosts)}; use --to vllm")
-    division = Division(stages=_stages(plan, members), microbatches=1, pipelined_prefill=False)
+    division = EngineDivision(stages=_stages(plan, members), microbatches=1, pipelined_prefill=False)
     return Export(
         launches=(
             Launch(
@@ -54,7 +54,7 @@ def _stages(plan: Plan, members: Sequence[Group]) -> tuple[Stage, ...]:
     return one_stage(plan, weights, apportion_units)
 
 
-def _command(plan: Plan, division: Division) -> tuple[str, ...]:
+def _command(plan: Plan, division: EngineDivision) -> tuple[str, ...]:
     tokens = plan.num_kv_blocks * plan.block_tokens
     return (
         *("python", "examples/chat.py", "-m", MODEL),
@@ -65,7 +65,7 @@ def _command(plan: Plan, division: Division) -> tuple[str, ...]:
     )
 
 
-def _limits_gib(plan: Plan, division: Division) -> list[float]:
+def _limits_gib(plan: Plan, division: EngineDivision) -> list[float]:
     """What the division lets each device hold, rounded up.
 
     A group shares by the limits' ratio; in a pipeline the last may use all it has, so that nothing is left over.
@@ -77,7 +77,7 @@ def _limits_gib(plan: Plan, division: Division) -> list[float]:
     return [ceil(size * 100 / GIB) / 100 for size in sizes]
 
 
-def _notes(plan: Plan, division: Division) -> list[str]:
+def _notes(plan: Plan, division: EngineDivision) -> list[str]:
     notes = [
         f"exllamav3 computes in fp16 from fp16 or EXL3 weights; the plan's bytes are for "
         f"{one_weight_format(plan)} ({weight_bits(plan):.3g} bits a parameter)",

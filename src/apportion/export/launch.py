@@ -25,7 +25,7 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Division:
+class EngineDivision:
     """What the engine would execute, as stages of ours."""
 
     stages: tuple[Stage, ...]
@@ -39,7 +39,7 @@ class Division:
 class Export:
     launches: tuple[Launch, ...]
     device_map: dict[str, int | str] | None
-    division: Division | None
+    division: EngineDivision | None
     """None where the plan's figures do not say how fast that would be; a note says why."""
     notes: tuple[str, ...]
     """What the engine cannot express, one sentence each; the predicted cost comes last."""

@@ -15,7 +15,7 @@ from itertools import pairwise
 from apportion.cost.traffic import coordinator_host
 from apportion.export.accelerators import LLAMA_CPP_NAMES, VISIBLE, ordinal, visible
 from apportion.export.differences import differences
-from apportion.export.launch import MODEL, Division, Export, Launch
+from apportion.export.launch import MODEL, EngineDivision, Export, Launch
 from apportion.export.price import division_tokens_per_s
 from apportion.export.regroup import all_members, cut_down, one_stage, regroup
 from apportion.export.weights import is_gguf, one_weight_format, weight_notes
@@ -49,7 +49,7 @@ def _tensor_split(plan: Plan, members: Sequence[Device], main: str) -> Export:
     """One group of the main host's GPUs: the better of the two ratios that the plan uses."""
     split = plan.stages[0].split
     divisions = {
-        ratio: Division(
+        ratio: EngineDivision(
             stages=one_stage(plan, [Fraction(share) for share in ratio], cut_down),
             microbatches=1,
             pipelined_prefill=False,
@@ -79,7 +79,7 @@ def _layer_split(plan: Plan, main: str) -> Export:
     local = [place.device for place in placements if place.name is not None and place not in servers]
     cpus = [place for place in placements if place.name is None]
     pipelined = not servers and not cpus and len(local) > 1
-    division = Division(stages=stages, microbatches=1, pipelined_prefill=pipelined)
+    division = EngineDivision(stages=stages, microbatches=1, pipelined_prefill=pipelined)
     return Export(
         launches=(
             *(_rpc_server(place.device, _port(servers, place)) for place in servers),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from apportion.cost.estimate import estimate, plan_estimate, plan_timings, workload_steps
 from apportion.cost.memory import plan_capacity, stages_memory
-from apportion.export.launch import Division
+from apportion.export.launch import EngineDivision
 from apportion.types.plan import Plan
 from apportion.types.units import format_bytes
 
@@ -31,7 +31,7 @@ class Price:
         return text
 
 
-def price(plan: Plan, division: Division) -> Price:
+def price(plan: Plan, division: EngineDivision) -> Price:
     return Price(
         planned_tokens_per_s=plan_estimate(plan).tokens_per_s,
         tokens_per_s=division_tokens_per_s(plan, division),
@@ -44,7 +44,7 @@ def price(plan: Plan, division: Division) -> Price:
     )
 
 
-def division_tokens_per_s(plan: Plan, division: Division) -> float:
+def division_tokens_per_s(plan: Plan, division: EngineDivision) -> float:
     if not division.pipelined_prefill:
         return _serial_tokens_per_s(plan, division)
     predicted = estimate(
@@ -58,7 +58,7 @@ def division_tokens_per_s(plan: Plan, division: Division) -> float:
     return predicted.tokens_per_s
 
 
-def _serial_tokens_per_s(plan: Plan, division: Division) -> float:
+def _serial_tokens_per_s(plan: Plan, division: EngineDivision) -> float:
     """One batch on its way: prompts one after the other, then all sequences' tokens together."""
     workload = plan.workload
     steps = workload_steps(workload, plan.chunk_tokens, workload.concurrency)
@@ -69,7 +69,7 @@ def _serial_tokens_per_s(plan: Plan, division: Division) -> float:
     return workload.concurrency * workload.output_tokens / total_s
 
 
-def overfull(plan: Plan, division: Division) -> tuple[str, ...]:
+def overfull(plan: Plan, division: EngineDivision) -> tuple[str, ...]:
     memory = stages_memory(plan.model, plan.cluster, division.stages, plan_capacity(plan))
     return tuple(
         f"{device_id} needs {format_bytes(used.total_bytes)} of {format_bytes(budget)}"

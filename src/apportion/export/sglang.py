@@ -8,7 +8,7 @@ srt/entrypoints/engine.py (`_calculate_rank_ranges`: each node has pp_size / nno
 from apportion.cost.objective import microbatch_sequences
 from apportion.export.differences import differences
 from apportion.export.even import dtype, even_division, host_variables, layer_partition, stages_by_host
-from apportion.export.launch import MODEL, Division, Export, Launch
+from apportion.export.launch import MODEL, EngineDivision, Export, Launch
 from apportion.export.weights import weight_notes
 from apportion.types.errors import PlanError
 from apportion.types.plan import Plan
@@ -38,7 +38,7 @@ def to_sglang(plan: Plan) -> Export:
     )
 
 
-def _launches(plan: Plan, division: Division, hosts: list[str]) -> tuple[Launch, ...]:
+def _launches(plan: Plan, division: EngineDivision, hosts: list[str]) -> tuple[Launch, ...]:
     several = len(hosts) > 1
     return tuple(
         Launch(
@@ -62,7 +62,7 @@ def _node(hosts: list[str], rank: int) -> tuple[str, ...]:
     return ("--nnodes", str(len(hosts)), "--node-rank", str(rank), "--dist-init-addr", rendezvous)
 
 
-def _arguments(plan: Plan, division: Division) -> tuple[str, ...]:
+def _arguments(plan: Plan, division: EngineDivision) -> tuple[str, ...]:
     workload = plan.workload
     options = {
         "--pp-size": len(division.stages),

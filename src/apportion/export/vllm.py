@@ -8,7 +8,7 @@ v1/executor/ray_executor.py (order of ranks: the driver's node, then nodes with 
 
 from apportion.export.differences import differences
 from apportion.export.even import dtype, even_division, host_variables, layer_partition, stages_by_host
-from apportion.export.launch import MODEL, Division, Export, Launch
+from apportion.export.launch import MODEL, EngineDivision, Export, Launch
 from apportion.export.weights import weight_notes
 from apportion.types.plan import Plan
 
@@ -28,7 +28,7 @@ def to_vllm(plan: Plan) -> Export:
     )
 
 
-def _launches(plan: Plan, division: Division) -> tuple[Launch, ...]:
+def _launches(plan: Plan, division: EngineDivision) -> tuple[Launch, ...]:
     hosts = list(stages_by_host(plan, division))
     variables = {"VLLM_PP_LAYER_PARTITION": layer_partition(division)}
     serve = ("vllm", "serve", MODEL, *_arguments(plan, division))
@@ -49,7 +49,7 @@ def _launches(plan: Plan, division: Division) -> tuple[Launch, ...]:
     )
 
 
-def _arguments(plan: Plan, division: Division) -> tuple[str, ...]:
+def _arguments(plan: Plan, division: EngineDivision) -> tuple[str, ...]:
     workload = plan.workload
     options = {
         "--pipeline-parallel-size": len(division.stages),
@@ -66,7 +66,7 @@ def _arguments(plan: Plan, division: Division) -> tuple[str, ...]:
     return tuple(str(word) for pair in options.items() for word in pair)
 
 
-def _notes(plan: Plan, division: Division) -> list[str]:
+def _notes(plan: Plan, division: EngineDivision) -> list[str]:
     notes = [
         "vLLM has one --gpu-memory-utilization for all devices, no budget for each: what other programs need of "
         "one card is set aside on all"

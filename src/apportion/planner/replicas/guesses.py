@@ -17,13 +17,13 @@ from apportion.planner.stages.groups import Used
 MANY = 16
 """Up to so many replicas all numbers are tried, beyond the doubles."""
 
-Division = list[tuple[Used, Found]]
+Pipelines = list[tuple[Used, Found]]
 
 
-def best_guess(task: Task, sets: DeviceSets) -> Division | None:
+def best_guess(task: Task, sets: DeviceSets) -> Pipelines | None:
     """None where none of the divisions holds the model."""
     known: dict[object, Found | None] = {}
-    best: Division | None = None
+    best: Pipelines | None = None
     for parts in _divisions(task, sets):
         found = _found(task, sets, parts, known)
         if found is not None and (best is None or _tokens_per_s(found) > _tokens_per_s(best)):
@@ -31,7 +31,7 @@ def best_guess(task: Task, sets: DeviceSets) -> Division | None:
     return best
 
 
-def _tokens_per_s(division: Division) -> float:
+def _tokens_per_s(division: Pipelines) -> float:
     return sum(1 / found.value for _, found in division)
 
 
@@ -70,9 +70,9 @@ def _dealt(available: Sequence[int], number: int) -> list[Used]:
 
 def _found(
     task: Task, sets: DeviceSets, parts: Sequence[Used], known: dict[object, Found | None]
-) -> Division | None:
+) -> Pipelines | None:
     """None where one of them does not hold the model."""
-    division: Division = []
+    division: Pipelines = []
     for counts, sequences in zip(parts, _shares(task, sets, parts), strict=True):
         key = (sets.signature(counts), sequences)
         if key not in known:
