@@ -147,7 +147,7 @@ def run(
         for request_id in (cancels or {}).get(step, []):
             scheduler.cancel(request_id)
         while (batch := scheduler.schedule()) is not None:
-            assert batch.num_tokens <= scheduler.limits.chunk_tokens
+            assert batch.num_tokens <= scheduler.limits.step_tokens
             pipeline.submit(batch)
         assert len(pipeline) <= scheduler.limits.max_in_flight
         if len(pipeline):

@@ -165,7 +165,7 @@ def test_device_memory_adds_up():
     memory = stages_memory(MODEL, cluster, [PAIR], CAPACITY)["b"]
     assert memory.weights_bytes == 4 * (2 * 132 + 12 + 4)
     assert memory.kv_bytes == 8 * 2 * 2 * 5 * 1 * 4
-    assert memory.buffer_bytes == 4 * 3 * 4 * 4
+    assert memory.buffer_bytes == 4 * (3 + 2 - 1) * 4 * 4
     assert memory.workspace_bytes > RUNTIME_BYTES
     assert memory.total_bytes == memory.engine_bytes + 7
 
@@ -200,7 +200,7 @@ def workspace(
         replace(model, vocab_rows=vocab_rows),
         stage_shards(model, stage)[rank],
         device,
-        chunk_tokens=tokens,
+        step_tokens=tokens,
         context_tokens=8,
         sequences=2,
     )

@@ -16,14 +16,14 @@ from apportion.planner.plan_file import write_plan
 from apportion.types.errors import PlanError
 
 COMMON_VLLM = (
-    "--dtype bfloat16 --max-model-len 2048 --max-num-seqs 4 --max-num-batched-tokens 256 --block-size 4 "
+    "--dtype bfloat16 --max-model-len 2048 --max-num-seqs 4 --max-num-batched-tokens 259 --block-size 4 "
     "--num-gpu-blocks-override 2049"
 )
 COMMON_SGLANG = (
     "--dtype bfloat16 --context-length 2048 --max-running-requests 4 --chunked-prefill-size 256 "
     "--max-total-tokens 8192"
 )
-COMMON_LLAMA_CPP = "--ctx-size 8192 --parallel 4 --ubatch-size 256 --cache-type-k bf16 --cache-type-v bf16"
+COMMON_LLAMA_CPP = "--ctx-size 8192 --parallel 4 --ubatch-size 259 --cache-type-k bf16 --cache-type-v bf16"
 
 
 def gpu(name, ordinal, gib=8.0, speed=1.0, host="local"):

@@ -78,7 +78,39 @@ def test_a_batch_that_leaves_ready_sequences_to_the_next_carries_no_prefill():
     scheduler.add(request(9, 60, max_tokens=1))
     batches = [[len(c.token_ids) for c in b.chunks] for b in iter(scheduler.schedule, None)]
     assert batches[0] == [1, 1]
-    assert batches[1] == [1, 1, 14]
+    assert batches[1] == [1, 1, 16]
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 5])
+@pytest.mark.parametrize("chunk_tokens", [1, 8, 32])
+def test_a_prompt_is_through_in_as_many_turns_as_it_has_chunks(microbatches: int, chunk_tokens: int):
+    """Whoever decodes beside it: 31 sequences, more than a chunk holds."""
+    scheduler = make_scheduler(
+        costs=even_costs(1),
+        num_kv_blocks=2000,
+        max_context_tokens=250,
+        max_sequences=32,
+        chunk_tokens=chunk_tokens,
+        microbatches=microbatches,
+        max_in_flight=max(microbatches, 2),
+    )
+    pipeline = FakePipeline(4)
+    for i in range(31):
+        scheduler.add(request(i, 3, max_tokens=200))
+    drawn, chunks, decoded = [0] * 32, [], 0
+    while not drawn[31]:
+        while (batch := scheduler.schedule()) is not None:
+            pipeline.submit(batch)
+            chunks += [len(c.token_ids) for c in batch.chunks if c.sequence_id == 31]
+            assert batch.num_tokens <= scheduler.limits.step_tokens == chunk_tokens + 31
+        for event in scheduler.complete(pipeline.finish_first()):
+            drawn[event.request_id] += 1
+        if not decoded and all(drawn[:31]):
+            scheduler.add(request(31, 70, max_tokens=1))
+            decoded = sum(drawn)
+    assert chunks == [chunk_tokens] * (70 // chunk_tokens) + [70 % chunk_tokens] * (70 % chunk_tokens > 0)
+    # The turn that was under way when it came, and its own; in each every other sequence draws a token.
+    assert sum(drawn[:31]) - decoded <= 31 * (len(chunks) + 1)
 
 
 def test_microbatches_are_balanced_in_time():

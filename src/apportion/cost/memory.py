@@ -13,14 +13,15 @@ from apportion.cost.workspace import workspace_bytes
 from apportion.types.cluster import Cluster, Device
 from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
-from apportion.types.plan import DeviceMemory, Plan, Stage
+from apportion.types.plan import DeviceMemory, Plan, Stage, most_step_tokens
 from apportion.types.units import FORMAT_BYTES, format_bytes
 from apportion.types.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What memory is planned for: `concurrency` sequences of `max_context_tokens` at most, steps of `chunk_tokens`."""
+    """What memory is planned for: `concurrency` sequences of `max_context_tokens` at most, prompts in chunks of
+    `chunk_tokens`."""
 
     num_kv_blocks: int
     block_tokens: int
@@ -29,6 +30,11 @@ class Capacity:
     max_context_tokens: int
     messages_in_flight: int
     num_swap_blocks: int = 0
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens of a step."""
+        return most_step_tokens(self.chunk_tokens, self.concurrency)
 
 
 def messages_in_flight(concurrency: int, num_devices: int) -> int:
@@ -77,11 +83,11 @@ def shard_memory(model: ModelSpec, shard: Shard, capacity: Capacity, device: Dev
             model,
             shard,
             device,
-            chunk_tokens=capacity.chunk_tokens,
+            step_tokens=capacity.step_tokens,
             context_tokens=capacity.max_context_tokens,
             sequences=capacity.concurrency,
         ),
-        buffer_bytes=capacity.messages_in_flight * capacity.chunk_tokens * model.hidden_size * element_bytes,
+        buffer_bytes=capacity.messages_in_flight * capacity.step_tokens * model.hidden_size * element_bytes,
         reserved_bytes=device.reserved_bytes,
         stream_buffer_bytes=device.stream_buffers * largest_streamed_bytes(shard),
         streamed_bytes=streamed_bytes(shard),

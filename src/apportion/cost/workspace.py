@@ -93,14 +93,14 @@ class _Step:
 
 
 def workspace_bytes(
-    model: ModelSpec, shard: Shard, device: Device, *, chunk_tokens: int, context_tokens: int, sequences: int
+    model: ModelSpec, shard: Shard, device: Device, *, step_tokens: int, context_tokens: int, sequences: int
 ) -> int:
-    """Of steps of up to `chunk_tokens` for up to `sequences` of up to `context_tokens`."""
+    """Of steps of up to `step_tokens` for up to `sequences` of up to `context_tokens`."""
     step = _Step(
         model=model,
         shard=shard,
         device=device,
-        tokens=chunk_tokens,
+        tokens=step_tokens,
         context=context_tokens,
         sequences=sequences,
     )

@@ -145,7 +145,7 @@ def _server(plan: Plan, main: str, gpus: Sequence[Device], offload: Sequence[str
         if workload.kv_tokens is None
         else plan.num_kv_blocks * plan.block_tokens,
         "--parallel": workload.concurrency,
-        "--ubatch-size": plan.chunk_tokens,
+        "--ubatch-size": plan.step_tokens,
         "--cache-type-k": cache,
         "--cache-type-v": cache,
     }

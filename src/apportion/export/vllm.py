@@ -57,8 +57,8 @@ def _arguments(plan: Plan, division: EngineDivision) -> tuple[str, ...]:
         "--dtype": dtype(plan),
         "--max-model-len": workload.max_context_tokens,
         "--max-num-seqs": workload.concurrency,
-        # vLLM counts decode tokens too, so a chunk must have room for every sequence.
-        "--max-num-batched-tokens": max(plan.chunk_tokens, workload.concurrency),
+        # vLLM counts decode tokens too.
+        "--max-num-batched-tokens": plan.step_tokens,
         "--block-size": plan.block_tokens,
         # Block 0 is vLLM's own placeholder.
         "--num-gpu-blocks-override": plan.num_kv_blocks + 1,

@@ -19,7 +19,7 @@ from apportion.planner.problem import (
     chunk_choices,
     make_problem,
     microbatch_candidates,
-    roomy_chunks,
+    useful_chunks,
 )
 from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
@@ -54,7 +54,7 @@ class Finder:
         """Where one chunk was searched: that which is best for the division found is searched too."""
         workload, own = found.problem.workload, found.problem.capacity.chunk_tokens
         # Memory falls with the chunk, so the division fits with every smaller one.
-        smaller = [chunk for chunk in roomy_chunks(workload) if chunk < own]
+        smaller = [chunk for chunk in useful_chunks(workload) if chunk < own]
         best = min((own, *smaller), key=lambda chunk: self._value(found, chunk))
         if best == own:
             return found

@@ -148,19 +148,17 @@ def chunk_candidates(max_context_tokens: int) -> tuple[int, ...]:
 
 
 def chunk_choices(workload: Workload, num_devices: int) -> tuple[int, ...]:
-    """Chunks that are searched: the roomy ones, with many devices the largest."""
+    """Chunks that are searched: the useful ones, with many devices the largest."""
     if num_devices > MAX_DEVICES_OF_ALL_CHUNKS:
         return chunk_candidates(workload.max_context_tokens)[:1]
-    return roomy_chunks(workload)
+    return useful_chunks(workload)
 
 
-def roomy_chunks(workload: Workload) -> tuple[int, ...]:
-    """With room for a token of every sequence, and of those that hold the whole prompt the smallest, as the others take
-    as long and more memory."""
-    largest, *others = chunk_candidates(workload.max_context_tokens)
-    roomy = [chunk for chunk in (largest, *others) if chunk >= min(workload.concurrency, largest)]
-    holding = [chunk for chunk in roomy if chunk >= workload.prompt_tokens]
-    return tuple(chunk for chunk in roomy if chunk not in holding[:-1])
+def useful_chunks(workload: Workload) -> tuple[int, ...]:
+    """Of those that hold the whole prompt the smallest, as the others take as long and more memory."""
+    candidates = chunk_candidates(workload.max_context_tokens)
+    holding = [chunk for chunk in candidates if chunk >= workload.prompt_tokens]
+    return tuple(chunk for chunk in candidates if chunk not in holding[:-1])
 
 
 def sequence_numbers(most: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from apportion.types.plan import Plan
+from apportion.types.plan import Plan, most_step_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,12 +15,18 @@ class SchedulerLimits:
     """Into so many batches the running sequences are divided for decoding."""
     max_in_flight: int
     chunk_tokens: int
+    """Most prompt tokens in one batch, beside its decode tokens."""
     num_swap_blocks: int = 0
 
     @property
     def capacity_tokens(self) -> int:
         """The longest sequence that can run."""
         return min(self.max_context_tokens, self.num_kv_blocks * self.block_tokens)
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens in one batch."""
+        return most_step_tokens(self.chunk_tokens, self.max_sequences)
 
     @staticmethod
     def of(plan: Plan) -> "SchedulerLimits":

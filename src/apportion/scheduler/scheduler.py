@@ -2,8 +2,9 @@
 
 Up to `max_in_flight` batches are on their way, at most `microbatches` of them with decode tokens. A batch takes those
 first, and leaves to a lighter batch what would make it the heavier (Graham's rule, by time, not by number). Then it
-takes prefill chunks by rank, up to `chunk_tokens` new tokens in all. Chunks of one prompt follow each other through
-the stages without waiting.
+takes prefill chunks by rank, up to `chunk_tokens` of them whatever decodes beside: the prompt that comes first is
+through in ⌈its tokens / chunk_tokens⌉ batches that carry prefill. Chunks of one prompt follow each other through the
+stages without waiting.
 
 - Decode waits for prefill no longer than one chunk takes on the slowest stage: while any sequence decodes, at most
   `prefill_depth` batches in flight carry prefill, which is what keeps that stage busy (Little's law) and no more; and a
@@ -97,6 +98,7 @@ class Scheduler:
         flight = self._fill()
         if not flight.chunks:
             return None
+        assert flight.num_tokens <= self.limits.step_tokens
         for sequence in flight.sequences:
             self.tables.publish(sequence)
         batch = ScheduledBatch(
@@ -182,7 +184,7 @@ class Scheduler:
         leaves_ready = False
         for sequence in ready:
             cost_s = self._costs.decode_s(len(sequence.token_ids))
-            if flight.num_tokens == self.limits.chunk_tokens or (others_s and flight.decode_s > others_s[0]):
+            if others_s and flight.decode_s > others_s[0]:
                 leaves_ready = num_unformed > 0
                 if others_s:
                     heapreplace(others_s, others_s[0] + cost_s)
@@ -198,15 +200,17 @@ class Scheduler:
     def _take_prefill(self, flight: _Flight) -> None:
         """Chunks of prompts, and of what is computed anew, by rank."""
         coming: set[bytes] = set()
+        left_tokens = self.limits.chunk_tokens
         for sequence in tuple(self._running.sequences):
             if sequence.num_pending <= 1 or sequence not in self._running:
                 continue
             self._admission.adopt(sequence)
             if self._follows(sequence, coming):
                 continue
-            num_tokens = min(sequence.num_pending, self.limits.chunk_tokens - flight.num_tokens)
+            num_tokens = min(sequence.num_pending, left_tokens)
             if num_tokens > 0 and self._take(flight, sequence, num_tokens):
                 flight.prefills = True
+                left_tokens -= num_tokens
 
     def _follows(self, sequence: Sequence, coming: set[bytes]) -> bool:
         """Whether the sequence's next block is among those that earlier ones are at, and can be shared soon; else

@@ -6,7 +6,12 @@ from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
+
+
+def most_step_tokens(chunk_tokens: int, sequences: int) -> int:
+    """In one microbatch: whoever is not being prefilled decodes beside the chunk."""
+    return chunk_tokens + sequences - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +158,7 @@ class Plan:
     num_kv_blocks: int
     microbatches: int
     chunk_tokens: int
-    """Most new tokens in one microbatch: the prefill chunk, and what the workspace is sized for."""
+    """Most prompt tokens in one microbatch, beside the tokens of the sequences that decode in it."""
     estimate: Estimate
     certificate: Certificate
     balance: Balance
@@ -161,6 +166,11 @@ class Plan:
     """Blocks that every device can swap to its host's memory."""
     kv_rooms: tuple[KvRoom, ...] = ()
     """By stage; the least of them limits the KV cache of all."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens in one microbatch, which the workspace is sized for."""
+        return most_step_tokens(self.chunk_tokens, self.workload.concurrency)
 
     @property
     def weight_formats_in_use(self) -> tuple[str, ...]:

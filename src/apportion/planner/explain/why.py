@@ -11,7 +11,7 @@ from apportion.cost.estimate import objective_steps, plan_timings
 from apportion.cost.objective import goal
 from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.explain.forced import faster, forced_division, replan, with_device
-from apportion.planner.problem import plan_problem, roomy_chunks
+from apportion.planner.problem import plan_problem, useful_chunks
 from apportion.planner.weigh import Division, weigh
 from apportion.types.cluster import Cluster, Link
 from apportion.types.plan import Plan, Stage
@@ -125,7 +125,7 @@ def links_in_use(plan: Plan) -> tuple[Link, ...]:
 
 def full_devices(plan: Plan) -> tuple[str, ...]:
     """Those in use without room for their share of one more layer, and all where no chunk to choose among fits."""
-    if plan.chunk_tokens not in roomy_chunks(plan.workload):
+    if plan.chunk_tokens not in useful_chunks(plan.workload):
         return plan.device_ids
     return tuple(
         device_id
