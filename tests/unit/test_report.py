@@ -62,7 +62,7 @@ def test_steps_are_added_up_by_phase_and_mixed_ones_left_out(clock: Clock):
     for one in (batch(1), batch(1, 1), batch(1), batch(1, 1), batch(4, 3), batch(4, 1)):
         meter.begin_step(clock.now_s)
         clock.now_s += 0.5
-        meter.spent("exchange", 0.01)
+        meter.spent("exchange", clock.now_s - 0.01, clock.now_s)
         meter.end_step(one)
     decode, prefill = report(meter).phase(DECODE), report(meter).phase(PREFILL)
     assert (decode.num_steps, decode.num_sequences, decode.num_tokens, decode.busy_s) == (2, 4, 4, 1.0)
@@ -87,8 +87,8 @@ def test_waiting_is_link_from_when_the_message_was_sent(
     clock.now_s += 4
     meter.begin_step(sent_s)
     clock.now_s += 2
-    meter.spent("exchange", 0.5)
-    meter.spent("swap", 0.25)
+    meter.spent("exchange", clock.now_s - 0.5, clock.now_s)
+    meter.spent("swap", clock.now_s - 0.25, clock.now_s)
     clock.now_s += 1
     meter.end_step(batch(1))
     clock.now_s += 10

@@ -14,8 +14,8 @@ from apportion.model.lean.build import lean_modules
 from apportion.model.lean.compile import lean_program
 from apportion.model.lean.config import LeanConfig, lean_config
 from apportion.model.lean.program import LeanProgram
+from apportion.model.reduction import AllReduce, compiled
 from apportion.model.rope import Rope
-from apportion.model.sharded_modules import AllReduce
 from apportion.model.stage import StageModel
 from apportion.model.weights.checkpoint import FORMAT_DTYPES, Weights
 from apportion.model.weights.layer_store import OpenStore, PageCacheStore
@@ -64,7 +64,7 @@ def build_stage(
 
         modules = hf_modules(reader, folder, model, stage, rank, all_reduce, open_store)
     pool = _kv_pool(model, stage, shares, num_kv_blocks, block_tokens, torch_device)
-    programs = _programs(modules, pool, reader, model, stage)
+    programs = _programs(modules, pool, reader, model, stage, all_reduce)
     memory.observe()
     return DecoderStage(
         modules,
@@ -83,14 +83,20 @@ def _lean_config(folder: Path, model: ModelSpec, stage: Stage, weights: Weights)
 
 
 def _programs(
-    modules: StageModules, pool: KVPool, reader: ParameterReader, model: ModelSpec, stage: Stage
+    modules: StageModules,
+    pool: KVPool,
+    reader: ParameterReader,
+    model: ModelSpec,
+    stage: Stage,
+    all_reduce: AllReduce,
 ) -> list[LeanProgram | None]:
     """By the buffer in which a step's first streamed layer arrives."""
     num_buffers = modules.stream.num_buffers if modules.stream else 1
     ropes = [rotary for rotary in modules.rotaries if isinstance(rotary, Rope)]
     if reader.torch_device != "cpu" or reader.dtype != torch.float32 or not ropes:
         return [None] * num_buffers
-    make = partial(lean_program, modules.layers, ropes, pool, model.hidden_size, grouped=stage.split.size > 1)
+    reduction = compiled(all_reduce) if stage.split.size > 1 else None
+    make = partial(lean_program, modules.layers, ropes, pool, model.hidden_size, all_reduce=reduction)
     return [make(first_buffer=buffer) for buffer in range(num_buffers)]
 
 

@@ -3,17 +3,13 @@
 Shapes: T = tokens, H = hidden size; the member's: I = input columns, V = vocabulary rows, W = norm weights.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from apportion.model.reduction import AllReduce
 from apportion.model.weights.linear import PackedLinear
 from apportion.model.weights.shard import Share
 from apportion.model.weights.vocabulary import LookupTable
-
-AllReduce = Callable[[Tensor], Tensor]
-"""Sums a partial result over the members of the group."""
 
 
 class RowParallelLinear(nn.Module):

@@ -18,6 +18,11 @@ from apportion.parallel.shared import SharedExchange, can_share_memory
 class Exchange(Protocol):
     """Tensors are on the host. Both raise PeerLostError."""
 
+    @property
+    def summed_bytes(self) -> int:
+        """That went to every other member for sums."""
+        ...
+
     def total(self, mine: Tensor) -> Tensor:
         """The sum over all members in rank order; it may take the place of `mine`."""
         ...
@@ -30,7 +35,8 @@ class Exchange(Protocol):
 
 
 class TensorGroup:
-    """Member `rank` of `size`; `sent_bytes[r]` counts what went to rank `r`.
+    """Member `rank` of `size`; `sent_bytes[r]` counts what went to rank `r`; `shared` is the exchange where that is
+    through shared memory.
 
     A member waits actively for at most `spin_s`: right where every member has a core to itself.
     """
@@ -39,21 +45,22 @@ class TensorGroup:
         self.rank, self.size = rank, size
         pairs = connect_pairs(run_dir, name, rank, size)
         self._peers = sorted(pairs)
-        share = size > 1 and can_share_memory()
-        self._exchange: Exchange = (
-            SharedExchange(rank, pairs, spin_s) if share else SocketExchange(rank, pairs)
-        )
+        self.shared = SharedExchange(rank, pairs, spin_s) if size > 1 and can_share_memory() else None
+        self._exchange: Exchange = self.shared or SocketExchange(rank, pairs)
         self.reset_counts()
 
     def reset_counts(self) -> None:
-        self.sent_bytes = dict.fromkeys(self._peers, 0)
+        self._summed_before, self._gathered_bytes = self._exchange.summed_bytes, 0
+
+    @property
+    def sent_bytes(self) -> dict[int, int]:
+        summed = self._exchange.summed_bytes - self._summed_before
+        return {peer: summed + (0 if peer else self._gathered_bytes) for peer in self._peers}
 
     def all_reduce(self, partial: Tensor) -> Tensor:
         """The sum over all members, on each of them; like `partial`, whose place it may take. Raises PeerLostError."""
         if self.size == 1:
             return partial
-        for peer in self._peers:
-            self.sent_bytes[peer] += partial.nbytes
         if partial.is_cpu:
             return self._exchange.total(partial)
         return self._exchange.total(partial.cpu()).to(partial.device)
@@ -64,7 +71,7 @@ class TensorGroup:
             return part_NV
         parts = self._exchange.collect(part_NV.cpu().contiguous(), num_columns)
         if self.rank != 0:
-            self.sent_bytes[0] += part_NV.nbytes
+            self._gathered_bytes += part_NV.nbytes
             return None
         return torch.cat(parts, dim=1).to(part_NV.device)
 

@@ -30,9 +30,11 @@ class SocketExchange:
 
     def __init__(self, rank: int, pairs: Pairs) -> None:
         self._rank, self._pairs = rank, pairs
+        self.summed_bytes = 0
 
     def total(self, mine: Tensor) -> Tensor:
         mine = mine.contiguous()
+        self.summed_bytes += mine.nbytes
         parts = {peer: torch.empty_like(mine) for peer in self._pairs}
         self._exchange(flat_bytes(mine), {peer: flat_bytes(part) for peer, part in parts.items()})
         parts[self._rank] = mine

@@ -2,32 +2,24 @@
 its counter; the others wait for the counter and read.
 
 Messages are numbered, in the same order at all members. A member has two slots, used in turn: it writes message n once
-all others have counted n − 1, and so have read n − 2. That a counter is seen after the slot it speaks of is the
-memory order of x86 (stores are seen in program order, loads are done in it); elsewhere the sockets are used.
+all others have counted n − 1, and so have read n − 2. Waiting, waking and fp32 sums are compiled (`shared_code`), for
+x86-64; elsewhere the sockets are used.
 """
 
 import mmap
 import os
 import platform
-import select
 import socket
-from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apportion.parallel.pairs import Pairs, PeerLostError
-from apportion.parallel.shared_code import LINE_WORDS, UNREAD, UNSEEN, add_parts, await_word, exchange
+from apportion.parallel.shared_code import EXCHANGE, LINE_BYTES, add_up, await_number, count
 
 PIECE_BYTES = 2**16
 """Of a slot; larger messages go in pieces. Small enough to stay in a core's cache between writing and reading."""
-_WORD_BYTES = 8
-_LOOKS = 10_000
-"""Between two looks at the clock: some microseconds."""
-_SLEEP_MS = 5
-"""A sleeping member is woken by a byte on its socket. A member that counts may not yet see that another has just
-gone to sleep (a store may pass a later load); the sleeper then finds out by itself after this long."""
 _MOST_VIEWS = 16
 
 
@@ -40,31 +32,46 @@ class SharedExchange:
 
     def __init__(self, rank: int, pairs: Pairs, spin_s: float) -> None:
         size = len(pairs) + 1
-        self._rank, self._size, self._pairs, self._spin_s = rank, size, pairs, spin_s
-        self._peers = sorted(pairs)
-        head_bytes = size * LINE_WORDS * _WORD_BYTES
+        self._rank, self._size, self._pairs = rank, size, pairs
+        head_bytes = size * LINE_BYTES
         self._map = _shared_map(rank, pairs, head_bytes + 2 * size * PIECE_BYTES)
-        self._words = np.frombuffer(self._map, np.int64, size * LINE_WORDS)
-        self._floats = np.frombuffer(self._map, np.float32, offset=head_bytes).reshape(2, size, -1)
         slots = torch.frombuffer(self._map, dtype=torch.uint8, offset=head_bytes)
         self._slots = [list(half.view(size, PIECE_BYTES)) for half in slots.view(2, -1)]
         self._views: dict[tuple[torch.dtype, torch.Size], list[list[Tensor]]] = {}
-        self._number = 0
-        self._polls = {peer: select.poll() for peer in pairs}
-        for peer, pair in pairs.items():
-            self._polls[peer].register(pair, select.POLLIN)
+        sockets = [pairs[peer].fileno() if peer in pairs else -1 for peer in range(size)]
+        self._sockets_R = np.array(sockets, np.int64)
+        self._state = np.zeros((), EXCHANGE)
+        self.address = self._state.ctypes.data
+        for name, value in {
+            "rank": rank,
+            "size": size,
+            "lines": slots.data_ptr() - head_bytes,
+            "slots": slots.data_ptr(),
+            "elements": PIECE_BYTES // torch.float32.itemsize,
+            "spin_ns": round(spin_s * 1e9),
+            "sockets": self._sockets_R.ctypes.data,
+        }.items():
+            self._state[name] = value
+
+    @property
+    def summed_bytes(self) -> int:
+        return int(self._state["summed_bytes"])
+
+    def check(self) -> None:
+        """Raises PeerLostError where a member was found gone."""
+        if self._state["lost"]:
+            raise PeerLostError(f"rank {self._state['lost'] - 1} closed its socket")
 
     def total(self, mine: Tensor) -> Tensor:
         """In place of `mine`, where that is contiguous."""
         mine = mine.contiguous()
-        elements = PIECE_BYTES // mine.element_size()
         if mine.dtype == torch.float32:
-            mine_X = mine.numpy().reshape(-1)
-            for start in range(0, len(mine_X), elements):
-                self._add_fp32(mine_X[start : start + elements])
-        else:
-            for piece in mine.view(-1).split(elements):
-                self._add(piece)
+            add_up(self.address, mine.data_ptr(), mine.numel())
+            self.check()
+            return mine
+        self._state["summed_bytes"] += mine.nbytes
+        for piece in mine.view(-1).split(PIECE_BYTES // mine.element_size()):
+            self._add(piece)
         return mine
 
     def collect(self, mine: Tensor, num_columns: list[int]) -> list[Tensor]:
@@ -85,19 +92,6 @@ class SharedExchange:
         for pair in self._pairs.values():
             pair.close()
 
-    def _add_fp32(self, mine_X: np.ndarray) -> None:
-        """One piece."""
-        number = self._number
-        state = exchange(self._words, self._floats, self._rank, number, _LOOKS, mine_X)
-        if state == UNREAD:
-            self._await_all(number)
-            state = exchange(self._words, self._floats, self._rank, number, _LOOKS, mine_X)
-        self._number += 1
-        if state == UNSEEN:
-            self._wake_sleepers()
-            self._await_all(self._number)
-            add_parts(self._floats, number % 2, mine_X)
-
     def _add(self, mine: Tensor) -> None:
         parts = self._write(mine)
         self._await_all(self._number)
@@ -110,7 +104,7 @@ class SharedExchange:
         parts = self._shaped(mine)[self._number % 2]
         self._await_all(self._number)
         parts[self._rank].copy_(mine)
-        self._count()
+        count(self.address)
         return parts
 
     def _read(self, pieces: list[Tensor]) -> None:
@@ -119,7 +113,7 @@ class SharedExchange:
         slots = self._slots[self._number % 2]
         for piece, slot in zip(pieces, slots[1:], strict=True):
             piece.copy_(slot[: piece.nbytes].view(piece.dtype))
-        self._count()
+        count(self.address)
 
     def _shaped(self, mine: Tensor) -> list[list[Tensor]]:
         """Both slots of every member as tensors like `mine`."""
@@ -134,42 +128,13 @@ class SharedExchange:
             ]
         return views
 
-    def _count(self) -> None:
-        self._number += 1
-        self._words[self._rank * LINE_WORDS] = self._number
-        self._wake_sleepers()
-
-    def _wake_sleepers(self) -> None:
-        for peer in self._peers:
-            if self._words[peer * LINE_WORDS + 1] == self._rank + 1:
-                _wake(self._pairs[peer])
+    @property
+    def _number(self) -> int:
+        return int(self._state["number"])
 
     def _await_all(self, number: int) -> None:
-        for peer in self._peers:
-            if self._words[peer * LINE_WORDS] < number:
-                self._await(peer, number)
-
-    def _await(self, peer: int, number: int) -> None:
-        words, word = self._words, peer * LINE_WORDS
-        stop_s = perf_counter() + self._spin_s
-        while True:  # without yielding: on a busy machine that gives the core away for milliseconds
-            if await_word(words, word, number, _LOOKS):
-                return
-            if perf_counter() >= stop_s:
-                break
-        words[self._rank * LINE_WORDS + 1] = peer + 1
-        try:
-            self._sleep_until(peer, number)
-        finally:
-            words[self._rank * LINE_WORDS + 1] = 0
-
-    def _sleep_until(self, peer: int, number: int) -> None:
-        word = peer * LINE_WORDS
-        while self._words[word] < number:
-            if self._polls[peer].poll(_SLEEP_MS) and not _drain(self._pairs[peer]):
-                if self._words[word] >= number:  # counted, then closed
-                    return
-                raise PeerLostError(f"rank {peer} closed its socket")
+        if not await_number(self.address, number):
+            self.check()
 
 
 def _shared_map(rank: int, pairs: Pairs, num_bytes: int) -> mmap.mmap:
@@ -187,21 +152,3 @@ def _shared_map(rank: int, pairs: Pairs, num_bytes: int) -> mmap.mmap:
     shared = mmap.mmap(descriptor, num_bytes)
     os.close(descriptor)
     return shared
-
-
-def _wake(pair: socket.socket) -> None:
-    """A full socket has wakes enough in it, and a closed one is noticed by who waits for its member."""
-    try:
-        pair.send(b"w", socket.MSG_DONTWAIT)
-    except OSError:
-        return
-
-
-def _drain(pair: socket.socket) -> bool:
-    """Takes the wakes; False where the other side has closed."""
-    try:
-        return bool(pair.recv(4096, socket.MSG_DONTWAIT))
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False

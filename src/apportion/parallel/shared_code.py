@@ -1,95 +1,131 @@
-"""The usual course of an exchange through shared memory (`shared`), compiled: no other member is asleep or far behind.
+"""Exchange through shared memory (`shared`), compiled, so that one call may hold many.
 
 numba compiles it when this module is first imported on a machine, and keeps the result on disk.
 
-Shapes: W = words, of which each member has a line; R = members, E = elements of a slot, X = elements exchanged.
+Shapes: R = members, E = elements of a slot, X = elements exchanged.
 """
 
 from collections.abc import Callable
-from typing import Any
 
-from llvmlite import ir
+import numpy as np
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
-LINE_WORDS = 8
+from apportion.native.libc import is_hung_up, now_ns, sleep_while, wake_all
+from apportion.native.words import load_word, pointer, store_word
+
+LINE_BYTES = 64
 """Each member's counters have a cache line to themselves: how many messages it has published, and, while it sleeps,
 1 + the member that it waits for."""
-DONE, UNREAD, UNSEEN = range(3)
-_WORD_BYTES = 8
+_SLEEPER = 8
+"""Where the second one is."""
+_LOOKS = 2_000
+"""Between two looks at the clock: some microseconds."""
+_SLEEP_NS = 5_000_000
+"""Between two looks whether the other member is still there."""
+_FP32_BYTES = 4
 
-
-def _word(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-    return builder.gep(data, [arguments[1]])
-
-
-def _emit_load(_context: Any, words: Any, index: Any) -> Any:
-    """A word that another process may change at any time."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(_word(context, builder, signature, arguments), "acquire", _WORD_BYTES)
-
-    return types.int64(words, index), emit
-
-
-def _emit_store(_context: Any, words: Any, index: Any, value: Any) -> Any:
-    """After all that was written before."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _word(context, builder, signature, arguments)
-        value = builder.zext(arguments[2], ir.IntType(64)) if arguments[2].type.width < 64 else arguments[2]
-        builder.store_atomic(value, pointer, "release", _WORD_BYTES)
-        return context.get_dummy_value()
-
-    return types.void(words, index, value), emit
-
-
-_load: Callable[..., int] = intrinsic(_emit_load)
-_store: Callable[..., None] = intrinsic(_emit_store)
-
-
-def _await_word(words_W, index, number, looks):
-    """Whether the word reached `number` within so many looks."""
-    while looks > 0 and _load(words_W, index) < number:
-        looks -= 1
-    return looks > 0
-
-
-def _add_parts(slots_2RE, half, out_X):
-    """In rank order."""
-    elements = len(out_X)
-    out_X[:] = slots_2RE[half, 0, :elements] + slots_2RE[half, 1, :elements]
-    for rank in range(2, slots_2RE.shape[1]):
-        out_X[:] += slots_2RE[half, rank, :elements]
-
-
-def _exchange(words_W, slots_2RE, rank, number, looks, mine_X):
-    """Publishes `mine_X` as message `number` and replaces it by the sum; UNREAD before the first, where others have not
-    read what its slot holds, UNSEEN before the second, where others are late or asleep."""
-    size, half = slots_2RE.shape[1], number % 2
-    for peer in range(size):
-        if peer != rank and not await_word(words_W, peer * LINE_WORDS, number, looks):
-            return UNREAD
-    slots_2RE[half, rank, : len(mine_X)] = mine_X
-    _store(words_W, rank * LINE_WORDS, number + 1)
-    for peer in range(size):
-        if peer != rank and _load(words_W, peer * LINE_WORDS + 1) == rank + 1:
-            return UNSEEN
-    for peer in range(size):
-        if peer != rank and not await_word(words_W, peer * LINE_WORDS, number + 1, looks):
-            return UNSEEN
-    add_parts(slots_2RE, half, mine_X)
-    return DONE
-
-
-_WORDS, _ELEMENTS, _SLOTS = types.int64[::1], types.float32[::1], types.float32[:, :, ::1]
-await_word: Callable[..., bool] = njit(
-    types.boolean(_WORDS, types.intp, types.int64, types.intp), nogil=True, cache=True
-)(_await_word)
-add_parts: Callable[..., None] = njit(types.void(_SLOTS, types.intp, _ELEMENTS), nogil=True, cache=True)(
-    _add_parts
+EXCHANGE = np.dtype(
+    [(name, "i8") for name in ("rank", "size", "lines", "slots", "elements", "spin_ns", "sockets")]
+    + [(name, "i8") for name in ("number", "summed_bytes", "lost")]
 )
-exchange: Callable[..., int] = njit(
-    types.intp(_WORDS, _SLOTS, types.intp, types.int64, types.intp, _ELEMENTS), nogil=True, cache=True
-)(_exchange)
+"""What a member knows: addresses of all members' counters, of their two slots of so many fp32 elements, and of the
+sockets' descriptors by rank; the number of the next message; bytes that went to every other member; 1 + the member
+that is gone, after which nothing is exchanged any more."""
+
+
+@njit(inline="always")
+def _sleep_until(a, peer, number):
+    """Whether the member has counted up to `number`: not where it is gone."""
+    word, sleeper = a.lines + peer * LINE_BYTES, a.lines + a.rank * LINE_BYTES + _SLEEPER
+    descriptor = carray(pointer(a.sockets), a.size, np.int64)[peer]
+    store_word(
+        sleeper, peer + 1
+    )  # before the look at the counter, as the other member counts before it looks here
+    seen, gone = load_word(word), False
+    while seen < number and not gone:
+        sleep_while(word, seen, _SLEEP_NS)
+        seen = load_word(word)
+        if seen < number and is_hung_up(descriptor):
+            seen, gone = load_word(word), True  # it may have counted, and then closed
+    store_word(sleeper, 0)
+    return seen >= number
+
+
+@njit(inline="always")
+def _await(a, peer, number):
+    """Actively at first, and without yielding: on a busy machine that gives the core away for milliseconds."""
+    word = a.lines + peer * LINE_BYTES
+    stop_ns = 0
+    while True:
+        for _ in range(_LOOKS):
+            if load_word(word) >= number:
+                return True
+        now = now_ns()
+        stop_ns = stop_ns or now + a.spin_ns
+        if now >= stop_ns:
+            return _sleep_until(a, peer, number)
+
+
+@njit(inline="always")
+def _await_all(a, number):
+    for peer in range(a.size):
+        if peer != a.rank and a.lost == 0 and not _await(a, peer, number):
+            a.lost = peer + 1
+    return a.lost == 0
+
+
+@njit(inline="always")
+def _publish(a):
+    a.number += 1
+    own = a.lines + a.rank * LINE_BYTES
+    store_word(own, a.number)
+    for peer in range(a.size):
+        if load_word(a.lines + peer * LINE_BYTES + _SLEEPER) == a.rank + 1:
+            wake_all(own)
+
+
+def _await_number(address, number):
+    """Whether all other members have published so many messages; not where one is gone."""
+    return _await_all(carray(pointer(address), 1, EXCHANGE)[0], number)
+
+
+def _count(address):
+    """Publishes what lies in this member's slot."""
+    _publish(carray(pointer(address), 1, EXCHANGE)[0])
+
+
+def _add_up(address, floats, count):
+    """Replaces `count` fp32 numbers at an address by the sum over all members, in rank order: once the others have read
+    what its slot held, each writes a piece to its slot, and reads the others'."""
+    a = carray(pointer(address), 1, EXCHANGE)[0]
+    slots_2RE = carray(pointer(a.slots), (2, a.size, a.elements), np.float32)
+    a.summed_bytes += count * _FP32_BYTES
+    for start in range(0, count, a.elements):
+        num = min(a.elements, count - start)
+        mine_X = carray(pointer(floats + start * _FP32_BYTES), num, np.float32)
+        slots_RE = slots_2RE[a.number % 2]
+        if not _await_all(a, a.number):
+            return
+        mine_E = slots_RE[a.rank]
+        for x in range(num):
+            mine_E[x] = mine_X[x]
+        _publish(a)
+        if not _await_all(a, a.number):
+            return
+        first_E, second_E = slots_RE[0], slots_RE[1]
+        for x in range(num):
+            mine_X[x] = first_E[x] + second_E[x]
+        for rank in range(2, a.size):
+            part_E = slots_RE[rank]
+            for x in range(num):
+                mine_X[x] += part_E[x]
+
+
+await_number: Callable[[int, int], bool] = njit(
+    types.boolean(types.int64, types.int64), nogil=True, cache=True
+)(_await_number)
+count: Callable[[int], None] = njit(types.void(types.int64), nogil=True, cache=True)(_count)
+add_up: Callable[[int, int, int], None] = njit(
+    types.void(types.int64, types.int64, types.int64), nogil=True, cache=True, error_model="numpy"
+)(_add_up)

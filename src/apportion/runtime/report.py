@@ -128,12 +128,11 @@ class WorkMeter:
         self._within_s = {"exchange": 0.0, "swap": 0.0}
         self._mark_s = now_s
 
-    def spent(self, use: Literal["exchange", "swap"], seconds: float) -> None:
-        """Of the running step, until now."""
-        self._within_s[use] += seconds
+    def spent(self, use: Literal["exchange", "swap"], begun_s: float, ended_s: float) -> None:
+        """Of the running step."""
+        self._within_s[use] += ended_s - begun_s
         if self._spans is not None:
-            now_s = time.perf_counter()
-            self._spans.add(use, now_s - seconds, now_s)
+            self._spans.add(use, begun_s, ended_s)
 
     def end_step(self, batch: ScheduledBatch) -> None:
         now_s = time.perf_counter()

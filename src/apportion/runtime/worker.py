@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import parent_process
@@ -39,6 +38,7 @@ from apportion.parallel.wire import Kind, pack, pack_result
 from apportion.runtime.memory import lift_limit, memory_meter
 from apportion.runtime.pacing import Pacer
 from apportion.runtime.place import WorkerPlace
+from apportion.runtime.reduction import paced_all_reduce
 from apportion.runtime.report import WorkerReport, WorkMeter
 from apportion.types.errors import ApportionError, InfeasibleError
 from apportion.types.request import BlockMove, Chunk, Draw, SamplingParams, ScheduledBatch, StepResult
@@ -46,6 +46,8 @@ from apportion.types.units import format_bytes
 
 _SPIN_S = 2e-4
 """How long a member of a group with a core of its own waits actively for another's partial."""
+_MOST_REDUCTIONS = 4
+"""Of a layer in a step (olmo2's); the embedding has one."""
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 
@@ -111,6 +113,9 @@ class _Worker:
         self._group = TensorGroup(
             place.run_dir, name, place.rank, size, spin_s=_SPIN_S if place.cores else 0.0
         )
+        self._all_reduce = paced_all_reduce(
+            self._group, self._pacer, _MOST_REDUCTIONS * (self._stage.num_layers + 1)
+        )
         self._work = WorkMeter(trace=place.trace)
         self._meter = memory_meter(self._device)
         self._model = self._build_stage()
@@ -136,7 +141,7 @@ class _Worker:
             weights=weights,
             num_kv_blocks=plan.num_kv_blocks,
             block_tokens=plan.block_tokens,
-            all_reduce=_timed_all_reduce(self._group, self._pacer, self._work),
+            all_reduce=self._all_reduce if self._group.size > 1 else _identity,
             torch_device=self._device.torch_device,
             memory=self._meter,
             open_store=partial(layer_store, self._device),
@@ -176,6 +181,7 @@ class _Worker:
                 stop - start, self._plan.model.hidden_size, dtype=self._dtype, device=flat.token_ids_T.device
             )
             self._model.forward(flat.token_ids_T if self._stage.has_embedding else hidden_TD, flat)
+            self._all_reduce.take_spans()
         if self._stage.has_head:
             drawing = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.5)
             sample(torch.zeros(1, self._plan.model.vocab_rows), [(0, Draw(0, drawing), 0)])
@@ -200,10 +206,12 @@ class _Worker:
         if batch.moves:
             begun_s = time.perf_counter()
             self._mover.apply(batch.moves)
-            self._work.spent("swap", time.perf_counter() - begun_s)
+            self._work.spent("swap", begun_s, time.perf_counter())
         flat = self._flat(batch)
         inputs = flat.token_ids_T if self._stage.has_embedding else self._hidden(payload)
         outputs = self._model.forward(inputs, flat)
+        for begun_s, ended_s in self._all_reduce.take_spans():
+            self._work.spent("exchange", begun_s, ended_s)
         if self._stage.has_head:
             self._finish(batch, outputs)
             return
@@ -224,7 +232,7 @@ class _Worker:
         begun_s = time.perf_counter()
         whole_NV = self._group.gather_columns(logits_NV, vocab_rows) if drawing else logits_NV
         if self._group.size > 1:
-            self._work.spent("exchange", time.perf_counter() - begun_s)
+            self._work.spent("exchange", begun_s, time.perf_counter())
         self._pacer.start()
         if self._place.rank != 0 or whole_NV is None:
             return
@@ -258,15 +266,5 @@ class _Worker:
         )
 
 
-def _timed_all_reduce(group: TensorGroup, pacer: Pacer, work: WorkMeter) -> Callable[[Tensor], Tensor]:
-    """Not a method of the worker: that would hold a model that holds it, in a cycle that delays the end of both."""
-
-    def all_reduce(partial: Tensor) -> Tensor:
-        pacer.settle()
-        begun_s = time.perf_counter()
-        total = group.all_reduce(partial)
-        work.spent("exchange", time.perf_counter() - begun_s)
-        pacer.start()  # what an emulated device does slowly is computing, not exchanging
-        return total
-
-    return all_reduce if group.size > 1 else lambda partial: partial
+def _identity(partial: Tensor) -> Tensor:
+    return partial

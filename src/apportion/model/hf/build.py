@@ -18,8 +18,9 @@ from apportion.model.batch import FlatBatch
 from apportion.model.decoder_stage import StageModules
 from apportion.model.hf.config import ATTENTION, AXES, FamilyConfigs, read_config, skeleton_of
 from apportion.model.kv_pool import KVPool
+from apportion.model.reduction import AllReduce
 from apportion.model.rope import Rotary
-from apportion.model.sharded_modules import AllReduce, RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
+from apportion.model.sharded_modules import RowParallelLinear, VocabParallelEmbedding, WideRMSNorm
 from apportion.model.weights.layer_store import OpenStore
 from apportion.model.weights.parameters import ParameterReader, parameter_shapes
 from apportion.model.weights.shard import Axis, Shape

@@ -13,6 +13,7 @@ from numba.np.numpy_support import carray
 
 from apportion.model.kernels.exponential import LOG2_E, exp2
 from apportion.model.kernels.op_code import FAST, floats, op, pointer, row_type, share
+from apportion.native.words import call
 
 _F = np.float32
 _COLUMNS = 64
@@ -72,6 +73,17 @@ def add(row, number, size):
     x, total = floats(a.x, a.rows * a.width), floats(a.y, a.rows * a.width)
     for at in range(start, stop):
         total[at] += x[at]
+
+
+_REDUCE = row_type("width", "function", "context")
+
+
+@op(_REDUCE)
+def reduce(row, number, _size):
+    """x = its sum over the members of the group, by code of (context, address, rows, columns), for one thread."""
+    a = carray(pointer(row), 1, _REDUCE)[0]
+    if number == 0:
+        call(a.function, (a.context, a.x, a.rows, a.width))
 
 
 _ADD_BIAS = row_type("width", "bias")

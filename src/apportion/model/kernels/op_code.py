@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import cfunc, njit, types
-from numba.extending import intrinsic
 from numba.np.numpy_support import carray
+
+from apportion.native.words import call, count_word, load_word, pointer
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 """Sums may be reordered; infinities keep their meaning."""
@@ -25,7 +25,6 @@ ROWS_WORD, BUFFER_WORDS = 1, slice(2, 6)
 """Of a row: how many rows (tokens) its operands have, and the addresses of those that lie in scratch memory."""
 _LOOKS = 20_000
 """At the others before a thread offers its core to another: some 10 µs."""
-_WORD, _BYTE_POINTER = ir.IntType(64), ir.IntType(8).as_pointer()
 
 
 def row_type(*words: str, floats: tuple[str, ...] = ()) -> np.dtype[Any]:
@@ -64,47 +63,6 @@ def op(operands: "np.dtype[Any]") -> Callable[[Callable[..., None]], Op]:
     return compiled
 
 
-def _emit_pointer(_context: Any, address: Any) -> Any:
-    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], _BYTE_POINTER)
-
-    return types.voidptr(address), emit
-
-
-def _emit_call(_context: Any, address: Any, row: Any, number: Any, size: Any) -> Any:
-    def emit(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        function = ir.FunctionType(ir.VoidType(), [_WORD] * 3).as_pointer()
-        builder.call(builder.inttoptr(arguments[0], function), arguments[1:])
-        return context.get_dummy_value()
-
-    return types.void(address, row, number, size), emit
-
-
-def _emit_arrive(_context: Any, words: Any) -> Any:
-    """Adds 1 to the first word; returns what it was."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.atomic_rmw("add", data, ir.Constant(_WORD, 1), "acq_rel")
-
-    return types.int64(words), emit
-
-
-def _emit_arrived(_context: Any, words: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load_atomic(data, "acquire", 8)
-
-    return types.int64(words), emit
-
-
-pointer: Callable[..., Any] = intrinsic(_emit_pointer)
-"""What lies at an address, for numba's `carray`."""
-_call: Callable[..., None] = intrinsic(_emit_call)
-_arrive: Callable[..., int] = intrinsic(_emit_arrive)
-_arrived: Callable[..., int] = intrinsic(_emit_arrived)
-
-
 @njit(inline="always")
 def floats(address, shape):
     """The fp32 array at an address."""
@@ -119,12 +77,13 @@ def share(count, number, size):
 
 @njit(inline="always")
 def _meet(words, size):
-    everyone = (_arrive(words) // size + 1) * size
+    arrived = words.ctypes.data
+    everyone = (count_word(arrived) // size + 1) * size
     while True:
         for _ in range(_LOOKS):
-            if _arrived(words) >= everyone:
+            if load_word(arrived) >= everyone:
                 return
-        _call(words[1], 0, 0, 0)
+        call(words[1], ())
 
 
 def _run(table_OW, first, stop, words, number, size):
@@ -132,9 +91,8 @@ def _run(table_OW, first, stop, words, number, size):
     for at in range(first, stop):
         if size > 1 and at > first:
             _meet(words, size)
-        _call(
-            table_OW[at, 0], table_OW.ctypes.data + at * table_OW.itemsize * table_OW.shape[1], number, size
-        )
+        row = table_OW.ctypes.data + at * table_OW.itemsize * table_OW.shape[1]
+        call(table_OW[at, 0], (row, number, size))
 
 
 run: Callable[..., None] = njit(

@@ -8,13 +8,12 @@ import os
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numba import njit, types
-from numba.extending import intrinsic
 
 from apportion.model.kernels.op_code import meeting_words, run
+from apportion.native.words import load_word
 
 Part = Callable[[int, int], None]
 """Computes `[start, stop)`; lets go of Python's lock."""
@@ -25,23 +24,10 @@ _STACK_BYTES = 2**18
 """Of a helper: address space counts against a worker's budget."""
 
 
-def _emit_load(_context: Any, words: Any, index: Any) -> Any:
-    """An element that another thread may change at any time."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load_atomic(builder.gep(data, [arguments[1]]), "acquire", 8)
-
-    return types.int64(words, index), emit
-
-
-_load: Callable[..., int] = intrinsic(_emit_load)
-
-
 def _watch(words, index, known, looks):
     """Returns once the word is no longer `known`, or after `looks`."""
     for _ in range(looks):
-        if _load(words, index) != known:
+        if load_word(words.ctypes.data + index * words.itemsize) != known:
             return
 
 

@@ -11,8 +11,9 @@ from apportion.model.lean.experts import Experts, Router
 from apportion.model.lean.layers import Attention, FeedForward, LeanLayer, ReducedLinear
 from apportion.model.lean.ops import ACTIVATIONS, Norm
 from apportion.model.lean.reader import LayerReader
+from apportion.model.reduction import AllReduce
 from apportion.model.rope import Rope
-from apportion.model.sharded_modules import AllReduce, VocabParallelEmbedding
+from apportion.model.sharded_modules import VocabParallelEmbedding
 from apportion.model.weights.layer_store import OpenStore
 from apportion.model.weights.parameters import ParameterReader
 from apportion.model.weights.shard import ShardedDim

@@ -5,7 +5,6 @@ W = N + 2·K, F = FFN columns.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ from apportion.model.kv_pool import KVPool
 from apportion.model.lean.layers import Attention, FeedForward, LeanLayer, ReducedLinear, Transform
 from apportion.model.lean.ops import Norm, gate_coefficients
 from apportion.model.lean.program import Between, Half, LeanProgram, Step
+from apportion.model.reduction import CompiledAllReduce
 from apportion.model.rope import Rope
-from apportion.model.sharded_modules import AllReduce
 from apportion.model.weights.cpu_products import PackedProduct
 from apportion.model.weights.linear import PackedLinear
 from apportion.model.weights.streaming import Layer, StreamedLayer
@@ -32,12 +31,12 @@ def lean_program(
     kv_pool: KVPool,
     hidden_size: int,
     *,
-    grouped: bool,
+    all_reduce: CompiledAllReduce | None,
     first_buffer: int,
 ) -> LeanProgram | None:
     """Of a step whose first streamed layer arrives in buffer `first_buffer`; None where not all are lean layers.
-    `grouped`: the device is one of several members."""
-    compiler = _Compiler(kv_pool, hidden_size, grouped=grouped)
+    `all_reduce` where the device is one of several members."""
+    compiler = _Compiler(kv_pool, hidden_size, all_reduce)
     for layer, rope in zip(layers, ropes, strict=True):
         arrived = layer
         if isinstance(layer, StreamedLayer):
@@ -50,8 +49,8 @@ def lean_program(
 
 
 class _Compiler:
-    def __init__(self, kv_pool: KVPool, hidden_size: int, *, grouped: bool) -> None:
-        self._pool, self._grouped = kv_pool, grouped
+    def __init__(self, kv_pool: KVPool, hidden_size: int, all_reduce: CompiledAllReduce | None) -> None:
+        self._pool, self._all_reduce = kv_pool, all_reduce
         self._table, self._operand = OpTable(team_of(torch.get_num_threads())), StepOperand()
         self._halves: list[Half] = []
         self._hidden, self._normed, self._partial = (Place.in_step(n * hidden_size) for n in range(3))
@@ -65,7 +64,7 @@ class _Compiler:
 
     def program(self) -> LeanProgram:
         self._add_pending()
-        self._end_half(0, None)
+        self._end_half(0)
         self._table.finish()
         return LeanProgram(
             table=self._table,
@@ -73,13 +72,14 @@ class _Compiler:
             halves=self._halves,
             step_floats=self._step_floats,
             kv_pool=self._pool,
+            all_reduce=self._all_reduce,
         )
 
     def arrival(self, layer: StreamedLayer) -> None:
         def arrive(_: Step) -> None:
             layer.arrive()
 
-        self._end_half(0, arrive)
+        self._end_half(0, then=arrive)
 
     def lean_layer(self, layer: LeanLayer, rope: Rope) -> None:
         before, after = layer.attention_norms
@@ -124,9 +124,8 @@ class _Compiler:
         self._table.add(lean_kernels.split, operands, x=projected, y=cos, z=sin, out=query_key_value)
         op, operands = attend_op(self._pool.elements), self._attend_operands(attention)
         number = self._table.add(op, operands, x=query_key_value, out=attended)
-        self._product(attention.project_out.linear, attended, self._partial)
-        then = self._reduction(attention.project_out)
-        self._end_half(2 * width, then, attend=number, attention=attention)
+        self._reduced_product(attention.project_out, attended)
+        self._end_half(2 * width, attend=number, attention=attention)
 
     def _turned(self, rope: Rope, head_dim: int) -> tuple[Place, Place]:
         """Where its cos and sin lie."""
@@ -165,7 +164,7 @@ class _Compiler:
         if isinstance(feed_forward, FeedForward):
             coefficients = gate_coefficients(feed_forward.activation)
         if not isinstance(feed_forward, FeedForward) or coefficients is None:
-            self._end_half(0, lambda step: _transform(feed_forward, step))
+            self._end_half(0, then=lambda step: _transform(feed_forward, step))
             return None
         both, columns = feed_forward.gate_up.out_features, feed_forward.gate_up.out_features // 2
         gate_up, gated = Place.in_half(0), Place.in_half(both)
@@ -173,8 +172,8 @@ class _Compiler:
         self._product(feed_forward.gate_up, self._normed, gate_up)
         operands = {"columns": columns, "linear": linear, "cubic": cubic}
         self._table.add(lean_kernels.gate, operands, x=gate_up, out=gated)
-        self._product(feed_forward.down.linear, gated, self._partial)
-        self._end_half(both + columns, self._reduction(feed_forward.down))
+        self._reduced_product(feed_forward.down, gated)
+        self._end_half(both + columns)
         return feed_forward.down.bias_H
 
     def _product(self, linear: PackedLinear, x: Place, out: Place) -> None:
@@ -183,13 +182,18 @@ class _Compiler:
         bias = 0 if linear.bias is None else linear.bias.data_ptr()
         self._table.add(product.op, {**product.operands, "bias": bias}, x=x, out=out)
 
-    def _reduction(self, reduced: ReducedLinear) -> Between | None:
-        return partial(_reduce, reduced.all_reduce) if self._grouped else None
+    def _reduced_product(self, reduced: ReducedLinear, x: Place) -> None:
+        self._product(reduced.linear, x, self._partial)
+        if self._all_reduce is None:
+            return
+        operands = {"function": self._all_reduce.function, "context": self._all_reduce.context}
+        self._table.add(lean_kernels.reduce, {**operands, "width": self._hidden_size}, x=self._partial)
 
     def _end_half(
         self,
         scratch_floats: int,
-        then: Between | None,
+        *,
+        then: Between | None = None,
         attend: int | None = None,
         attention: Attention | None = None,
     ) -> None:
@@ -217,12 +221,6 @@ def _split_operands(attention: Attention) -> Mapping[str, float]:
     query, key = attention.norms
     weights = {"query_weight": query.weight.data_ptr(), "key_weight": key.weight.data_ptr()}
     return {**heads, **weights, "eps": query.eps}
-
-
-def _reduce(all_reduce: AllReduce, step: Step) -> None:
-    total_TH = all_reduce(step.partial_TH)
-    if total_TH is not step.partial_TH:
-        step.partial_TH.copy_(total_TH)
 
 
 def _transform(feed_forward: Transform, step: Step) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apportion.model.lean.ops import gated
-from apportion.model.sharded_modules import AllReduce
+from apportion.model.reduction import AllReduce
 from apportion.model.weights.linear import PackedLinear
 
 

@@ -15,7 +15,7 @@ from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean.ops import Norm, gated, split_heads
-from apportion.model.sharded_modules import AllReduce
+from apportion.model.reduction import AllReduce
 from apportion.model.weights.linear import PackedLinear
 
 Transform = Callable[[Tensor], Tensor]

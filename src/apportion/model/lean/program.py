@@ -1,7 +1,7 @@
 """Layers of a stage as one table of compiled operations, on a CPU in fp32.
 
-A decode step of a stage of one device is one call; of a member of a group one call between two reductions. What is not
-compiled stands between the operations: attention of several new tokens, experts, layers of transformers' own.
+A decode step of a stage is one call, with a group's reductions in it. What is not compiled stands between the
+operations: attention of several new tokens, experts, the arrival of streamed layers.
 
 Shapes: T = tokens of the batch, H = hidden size, D = head dim; the member's: N = query heads, K = KV heads.
 """
@@ -18,6 +18,7 @@ from apportion.model.kernels.op_table import OpTable
 from apportion.model.kernels.step_operand import StepOperand
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean.layers import Attention
+from apportion.model.reduction import CompiledAllReduce
 
 
 class Step:
@@ -57,13 +58,16 @@ class LeanProgram:
     step_floats: int
     """Of each token, which a step keeps from half to half."""
     kv_pool: KVPool
+    all_reduce: CompiledAllReduce | None
 
     def __call__(self, hidden_TH: Tensor, batch: FlatBatch) -> Tensor:
         hidden_TH = hidden_TH.contiguous()
         self.operand.point_to(hidden_TH, batch)
-        if batch.longer_spans or not self.kv_pool.compiled:
-            return self._run_apart(hidden_TH, batch)
-        return self._run_together(hidden_TH, batch)
+        apart = batch.longer_spans or not self.kv_pool.compiled
+        hidden_TH = (self._run_apart if apart else self._run_together)(hidden_TH, batch)
+        if self.all_reduce is not None:
+            self.all_reduce.check()
+        return hidden_TH
 
     def _run_together(self, hidden_TH: Tensor, batch: FlatBatch) -> Tensor:
         num_tokens, stop = len(hidden_TH), len(self.table)
