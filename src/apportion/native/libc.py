@@ -82,11 +82,11 @@ def _emit_hung_up(_context: Any, _descriptor: Any) -> Any:
     return types.boolean(types.int64), emit
 
 
-_clock: Callable[[int], int] = intrinsic(_emit_clock)
-_futex: Callable[[int, int, int, int], None] = intrinsic(_emit_futex)
-sleep_ns: Callable[[int], None] = intrinsic(_emit_sleep)
+_clock: Callable[..., int] = intrinsic(_emit_clock)
+_futex: Callable[..., None] = intrinsic(_emit_futex)
+sleep_ns: Callable[..., None] = intrinsic(_emit_sleep)
 """A signal may end it early."""
-is_hung_up: Callable[[int], bool] = intrinsic(_emit_hung_up)
+is_hung_up: Callable[..., bool] = intrinsic(_emit_hung_up)
 """Whether the other side of the socket of this descriptor is closed."""
 
 

@@ -59,13 +59,13 @@ def _emit_call(_context: Any, address: Any, words: Any) -> Any:
     return types.void(address, words), emit
 
 
-pointer: Callable[[int], Any] = intrinsic(_emit_pointer)
+pointer: Callable[..., Any] = intrinsic(_emit_pointer)
 """What lies at an address, for numba's `carray`."""
-load_word: Callable[[int], int] = intrinsic(_emit_load)
+load_word: Callable[..., int] = intrinsic(_emit_load)
 """A word that another thread or process may change at any time, before all that is read after."""
-store_word: Callable[[int, int], None] = intrinsic(_emit_store)
+store_word: Callable[..., None] = intrinsic(_emit_store)
 """After all that was written before, and before all that is read after."""
-count_word: Callable[[int], int] = intrinsic(_emit_count)
+count_word: Callable[..., int] = intrinsic(_emit_count)
 """Adds 1 to the word; returns what it was."""
-call: Callable[[int, tuple[int, ...]], None] = intrinsic(_emit_call)
+call: Callable[..., None] = intrinsic(_emit_call)
 """The function at an address, of so many words."""
