@@ -7,7 +7,7 @@ import pytest
 from hand_model import CAPACITY, DECODE, LAYER, LINK, MODEL, device
 from plans import CERTAIN
 
-from apportion.cost.estimate import estimate, hop_timing, workload_steps
+from apportion.cost.estimate import estimate, hop_timing, microbatch_steps, workload_steps
 from apportion.cost.formats import Formats
 from apportion.cost.group_step import group_step_s, stage_members, unsynchronised_step_s
 from apportion.cost.memory import (
@@ -284,8 +284,29 @@ def test_throughput_is_the_busiest_stage_or_the_longest_path():
         prompt_tokens=8, output_tokens=5, concurrency=4, max_context_tokens=64, objective="throughput"
     )
     timings = [Timing(prefill_s=6.0, decode_s=1.0), Timing(prefill_s=4.0, decode_s=2.0)]
-    assert goal(workload, 4, 2).value(timings) == max(4 * 6 + 5 * 2 * 1, 4 * 4 + 5 * 2 * 2, 5 + 15) / 20
-    assert goal(workload, 4, 1).value([*timings] * 9) == 9 * (5 + 15) / 20
+    # Two chunks a prompt. Of the five tokens two, or three, come with a chunk of the other three prompts.
+    busy_s, path_s = max(4 * 6 + 5 * 2 * 1, 4 * 4 + 5 * 2 * 2), 10 * (1 + 2) / 2 + 15
+    assert goal(workload, 4, 2).value(timings) == max(busy_s, path_s) / 20
+    assert goal(workload, 4, 1).value([*timings] * 9) == 9 * (10 * (1 + 3) / 2 + 15) / 20
+
+
+def test_a_chunk_takes_the_place_of_a_part_of_a_decode_step():
+    """Nine sequences in a microbatch: of the others half decode while one is prefilled, in every second batch."""
+    workload = Workload(
+        prompt_tokens=8, output_tokens=5, concurrency=9, max_context_tokens=64, objective="throughput"
+    )
+    steps = microbatch_steps(workload, 4, 1)
+    assert [step.tokens for step in steps.prefill] == [4 + 2, 4 + 2]
+    assert [step.sampled_rows for step in steps.prefill] == [2, 1 + 2]
+    timing = Timing(prefill_s=6.0, decode_s=1.0)
+    # 18 chunks take over 36 of the 45 tokens; all five of a sequence's come with one.
+    busy_s, path_s = 9 * 6 + (5 - 4) * 1, 3 * 6 + (5 - 5 * 2 / 9) * 1
+    assert goal(workload, 4, 1).value([timing]) == busy_s / 45
+    assert isclose(goal(workload, 4, 1).value([timing] * 4), 4 * path_s / 45)
+    assert [step.tokens for step in microbatch_steps(replace(workload, output_tokens=1), 4, 1).prefill] == [
+        4,
+        4,
+    ]
 
 
 def test_estimate_of_one_device():

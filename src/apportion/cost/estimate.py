@@ -1,13 +1,14 @@
 """From stages to seconds: each stage's and link's time, and what a user sees of them (TTFT, TPOT, tokens/s)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from apportion.cost.group_step import group_step_s, members_at_work, stage_members
-from apportion.cost.objective import Timing, goal, microbatch_sequences
+from apportion.cost.objective import Timing, goal, microbatch_sequences, serving
 from apportion.cost.roofline import (
     AnyStep,
+    MixedStep,
     Step,
     decode_step,
     prefill_steps,
@@ -32,7 +33,8 @@ from apportion.types.workload import Workload
 class Steps:
     """The steps that a workload consists of."""
 
-    prefill: tuple[Step, ...]
+    prefill: tuple[AnyStep, ...]
+    """A prompt's chunks, each with the tokens of the sequences that decode beside it."""
     decode: AnyStep
     overlapping: bool = False
     """Whether other stages are at work meanwhile, as where several microbatches are under way."""
@@ -42,19 +44,28 @@ class Steps:
 
 
 def workload_steps(
-    workload: Workload, chunk_tokens: int, sequences: int, *, overlapping: bool = False
+    workload: Workload, chunk_tokens: int, sequences: int, *, beside: int = 0, overlapping: bool = False
 ) -> Steps:
+    prompt, output = workload.prompt_tokens, workload.output_tokens
+    chunks: tuple[AnyStep, ...] = prefill_steps(prompt, chunk_tokens)
+    if beside:
+        chunks = tuple(MixedStep(steps=(chunk, decode_step(beside, prompt, output))) for chunk in chunks)
     return Steps(
-        prefill=prefill_steps(workload.prompt_tokens, chunk_tokens),
-        decode=decode_step(sequences, workload.prompt_tokens, workload.output_tokens),
+        prefill=chunks,
+        decode=decode_step(sequences, prompt, output),
         overlapping=overlapping,
     )
 
 
 def microbatch_steps(workload: Workload, chunk_tokens: int, microbatches: int) -> Steps:
     """All sequences running, shared out among the microbatches."""
-    sequences = microbatch_sequences(workload.concurrency, microbatches)
-    return workload_steps(workload, chunk_tokens, sequences, overlapping=microbatches > 1)
+    return workload_steps(
+        workload,
+        chunk_tokens,
+        microbatch_sequences(workload.concurrency, microbatches),
+        beside=int(serving(workload, chunk_tokens, microbatches).beside),
+        overlapping=microbatches > 1,
+    )
 
 
 def objective_steps(workload: Workload, chunk_tokens: int, microbatches: int) -> Steps:
@@ -155,11 +166,12 @@ def estimate(
     num_chunks = len(steps.prefill)
     first_chunk_s = sum(timing.prefill_s for timing in timings.all) / num_chunks
     slowest_chunk_s = max(timing.prefill_s for timing in timings.all) / num_chunks
-    decode_s = [timing.decode_s for timing in timings.all]
-    tpot_s = max(microbatches * max(decode_s), sum(decode_s))
+    tpot_s = _round_s(timings, microbatches)
     prefill_s = first_chunk_s + (workload.concurrency * num_chunks - 1) * slowest_chunk_s
     mean_chunks = num_chunks * (workload.concurrency + 1) / 2
-    total_s = prefill_s + (workload.output_tokens - 1) * tpot_s
+    drawing = _mean_drawing(workload, num_chunks, microbatches)
+    rest_s = plan_timings(model, cluster, stages, replace(steps, prefill=(), decode=drawing))
+    total_s = prefill_s + (workload.output_tokens - 1) * _round_s(rest_s, microbatches)
     return Estimate(
         ttft_s=first_chunk_s + (mean_chunks - 1) * slowest_chunk_s,
         tpot_s=tpot_s,
@@ -169,6 +181,22 @@ def estimate(
         bottleneck=_bottleneck(stages, timings),
         uncertainty=uncertainty(cluster, stages, prefill_s / total_s),
     )
+
+
+def _round_s(timings: Timings, microbatches: int) -> float:
+    """One token of every sequence."""
+    decode_s = [timing.decode_s for timing in timings.all]
+    return max(microbatches * max(decode_s), sum(decode_s))
+
+
+def _mean_drawing(workload: Workload, num_chunks: int, microbatches: int) -> Step:
+    """A microbatch of as many as still draw, on average, once all prompts are through: the first to begin, which have
+    drawn a token with every P + 1 chunks since (see cost/objective.py), are the first to end."""
+    output, others = workload.output_tokens, workload.concurrency - 1
+    ahead = others * num_chunks / (microbatches + 1)
+    left = 1 - ahead / (2 * output) if ahead < output else output / (2 * ahead)
+    sequences = max(1, round(left * microbatch_sequences(workload.concurrency, microbatches)))
+    return decode_step(sequences, workload.prompt_tokens, output)
 
 
 def _bottleneck(stages: Sequence[Stage], timings: Timings) -> str:

@@ -4,22 +4,30 @@ A stage or link j takes p_j for one whole prompt (n chunks) and d_j for one deco
 
 latency, one request alone: chunks follow one another through the pipeline, then o − 1 tokens one by one:
     Σ_j (p_j/n + (o−1)·d_j) + max_j (n−1)/n·p_j
-throughput, R requests of o tokens in P microbatches, per output token:
-    max( max_j (R·p_j + o·P·d_j), Σ_j (p_j/n + o·d_j) ) / (R·o)
-No stage can be busy for longer than the whole, and no sequence is done before its first chunk and its tokens
-have passed every stage; its later chunks are in the busy times.
+throughput, R requests of o tokens in P microbatches of m = ⌈R/P⌉, per output token, where a chunk goes beside k tokens
+of other sequences (p_j counts them), which is k/m of a decode step less:
+    max( max_j (R·p_j + (o·P − R·n·k/m)·d_j), Σ_j ((1 + r)·p_j/n + (o − r·k/m)·d_j) ) / (R·o)
+No stage can be busy for longer than the whole, and no sequence is done before its first chunk and its o tokens have
+passed every stage; with r = min(o, (R−1)·n/(P+1)) of them comes a chunk of another, as P + 1 batches carry the chunks.
 Source: makespan of a permutation flow shop with equal jobs, Σ s_j + (n−1)·s_max.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from apportion.types.workload import Objective, Workload
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """One stage's or link's time for a whole prompt and for one decode microbatch."""
+    """One stage's or link's time for a whole prompt, with what goes beside its chunks, and for one decode
+    microbatch."""
 
     prefill_s: float
     decode_s: float
@@ -64,6 +72,59 @@ def microbatch_sequences(concurrency: int, microbatches: int) -> int:
     return -(-concurrency // microbatches)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """Ways to serve a workload under throughput, in any shape of arrays: so many chunks to a prompt, sequences at once,
+    and microbatches."""
+
+    output_tokens: int
+    num_chunks: IntArray
+    sequences: IntArray
+    microbatches: IntArray
+
+    @property
+    def beside(self) -> IntArray:
+        """Sequences that decode in a step with a chunk, k above.
+
+        Of requests that come together none decode beside the first prompt and all others beside the last: half of
+        them on average. Chunks go in one batch more than the P that decode, which hides the way of results to the
+        coordinator. And beside the n chunks of every prompt go no more tokens than there are to draw.
+        """
+        half = (self.sequences - 1) // (2 * (self.microbatches + 1))
+        return np.minimum(half, self.output_tokens // self.num_chunks)
+
+    @property
+    def saved(self) -> FloatArray:
+        """Of a decode step, by each chunk."""
+        return self.beside / -(-self.sequences // self.microbatches)
+
+    @property
+    def others(self) -> FloatArray:
+        """Of a sequence's tokens, those that come with another's chunk."""
+        chunks = (self.sequences - 1) * self.num_chunks / (self.microbatches + 1)
+        return np.minimum(chunks, self.output_tokens)
+
+    @property
+    def path(self) -> tuple[FloatArray, FloatArray]:
+        """Weights of (prefill, decode) in the time of one sequence."""
+        return (1 + self.others) / self.num_chunks, self.output_tokens - self.others * self.saved
+
+    @property
+    def occupied(self) -> tuple[FloatArray, FloatArray]:
+        """In the time that all sequences occupy a stage."""
+        decode = self.output_tokens * self.microbatches - self.sequences * self.num_chunks * self.saved
+        return self.sequences.astype(np.float64), decode
+
+
+def serving(workload: Workload, chunk_tokens: int, microbatches: int) -> Serving:
+    return Serving(
+        output_tokens=workload.output_tokens,
+        num_chunks=np.array(-(-workload.prompt_tokens // chunk_tokens)),
+        sequences=np.array(workload.concurrency),
+        microbatches=np.array(microbatches),
+    )
+
+
 def goal(workload: Workload, chunk_tokens: int, microbatches: int) -> Goal:
     num_chunks = -(-workload.prompt_tokens // chunk_tokens)
     output, concurrency = workload.output_tokens, workload.concurrency
@@ -76,11 +137,13 @@ def goal(workload: Workload, chunk_tokens: int, microbatches: int) -> Goal:
             occupied_decode=0.0,
             per=1.0,
         )
+    way = serving(workload, chunk_tokens, microbatches)
+    path, occupied = way.path, way.occupied
     return Goal(
         objective="throughput",
-        path_prefill=1 / num_chunks,
-        path_decode=output,
-        occupied_prefill=concurrency,
-        occupied_decode=output * microbatches,
+        path_prefill=float(path[0]),
+        path_decode=float(path[1]),
+        occupied_prefill=float(occupied[0]),
+        occupied_decode=float(occupied[1]),
         per=concurrency * output,
     )

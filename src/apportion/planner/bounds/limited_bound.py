@@ -1,10 +1,11 @@
 """Whether any division can keep limits on TTFT and TPOT and be as fast as asked: a Lagrangian relaxation.
 
-With p_j for a prompt of n chunks and d_j for a decode microbatch on stage or link j (cost/objective.py), R sequences
-in P microbatches keep a time v per output token and the limits T on TTFT and U on TPOT where
+With p_j for a prompt of n chunks and d_j for a decode microbatch on stage or link j, of which the objective adds up
+a·p_j + b·d_j on a path and A·p_j + B·d_j of occupation (cost/objective.py), R sequences in P microbatches keep a time v
+per output token of each of o and the limits T on TTFT and U on TPOT where
 
-    Σ (p_j/n + o·d_j) ≤ v·R·o,   Σ d_j ≤ U,   Σ p_j/n + c·max p_j ≤ T,   c = (R+1)/2 − 1/n
-    p_j + o·P·d_j/R ≤ v·o and P·d_j ≤ U for every j.
+    Σ (a·p_j + b·d_j) ≤ v·R·o,   Σ d_j ≤ U,   Σ p_j/n + c·max p_j ≤ T,   c = (R+1)/2 − 1/n
+    A·p_j + B·d_j ≤ v·R·o and P·d_j ≤ U for every j.
 
 Each j that breaks its own condition is left out. Of the sums, each over its limit, a weighted mean is at most 1 for
 every division that keeps them; so where the least of that mean over all groups and numbers of layers, in any order
@@ -12,8 +13,8 @@ every division that keeps them; so where the least of that mean over all groups 
 is a linear bound on all others. max p_j is taken to lie in an interval, which is halved while that may help.
 
 For several ways of serving at once every figure is the least that it is in one of them: memory and c with the fewest
-sequences and the smallest chunk, times with the largest chunk (one that holds others takes no longer than they) and the
-smallest microbatches, v·R with the most sequences.
+sequences and the smallest chunk, times with the largest chunk (one that holds others takes no longer than they), the
+smallest microbatches and the fewest beside a chunk, a, b, A and B over R·o each by itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.estimate import workload_steps
-from apportion.cost.objective import Timing, microbatch_sequences
+from apportion.cost.objective import Serving, Timing, microbatch_sequences
 from apportion.planner.bounds.ways import Ways
 from apportion.planner.problem import Problem, with_sequences
 from apportion.planner.search.selection import FIRST, LAST, Taken, cheapest_selection
@@ -77,10 +78,23 @@ class LimitedBound:
         self.problem = with_sequences(problem, ways.chunks[-1], ways.sequences[0])
         workload = self.problem.workload
         sequences = microbatch_sequences(ways.sequences[0], ways.microbatches[1])
-        overlapping = ways.microbatches[0] > 1
-        self.steps = workload_steps(workload, ways.chunks[0], sequences, overlapping=overlapping)
-        self.chunk_parts = [1 / -(-workload.prompt_tokens // chunk) for chunk in ways.chunks]
+        num_chunks = [-(-workload.prompt_tokens // chunk) for chunk in ways.chunks]
+        serving = _every(ways, num_chunks, workload.output_tokens)
+        self.steps = workload_steps(
+            workload,
+            ways.chunks[0],
+            sequences,
+            beside=int(serving.beside.min()),
+            overlapping=ways.microbatches[0] > 1,
+        )
+        self.chunk_parts = [1 / num for num in num_chunks]
         """Of a prompt, that a chunk is."""
+        drawn = serving.sequences * workload.output_tokens
+        self.path, self.busy = (
+            np.array([(prefill / drawn).min(), (decode / drawn).min()])
+            for prefill, decode in (serving.path, serving.occupied)
+        )
+        """Least weights of (prefill, decode) seconds, per token drawn."""
         alike = first_alike(problem, groups)
         options = {number: self._options(groups[number]) for number in dict.fromkeys(alike)}
         self.times = {id(one): _times(one) for one in options.values()}
@@ -124,11 +138,9 @@ class LimitedBound:
     def _conditions(
         self, seconds: float, first_token: Sequence[float] = (0.0, 0.0), longest: Sequence[float] = (0.0, 0.0)
     ) -> Conditions:
-        workload, most, few = self.problem.workload, self.ways.sequences[1], self.ways.microbatches[0]
-        output = workload.output_tokens
-        busy = np.array([1.0, output * few / most]) / (seconds * output)
-        path = np.array([min(self.chunk_parts), output]) / (seconds * most * output)
-        token = np.array([0.0, 1 / (workload.tpot_limit_s or inf)])
+        few = self.ways.microbatches[0]
+        busy, path = self.busy / seconds, self.path / seconds
+        token = np.array([0.0, 1 / (self.problem.workload.tpot_limit_s or inf)])
         sums = np.array([row for row in (path, token, np.array(first_token)) if row.any()]).reshape(-1, 2)
         return Conditions(
             sums if len(sums) else np.zeros((1, 2)), np.array([busy, few * token, np.array(longest)])
@@ -204,6 +216,17 @@ class LimitedBound:
         way = min(ways, key=link_cost)
         assert way is not None
         yield way
+
+
+def _every(ways: Ways, num_chunks: Sequence[int], output_tokens: int) -> Serving:
+    """Each of the ways, on three axes."""
+    (least, most), (few, many) = ways.sequences, ways.microbatches
+    return Serving(
+        output_tokens=output_tokens,
+        num_chunks=np.array(num_chunks)[:, None, None],
+        sequences=np.arange(least, most + 1)[:, None],
+        microbatches=np.arange(few, many + 1),
+    )
 
 
 def _times(options: Options) -> tuple[NDArray[np.bool_], FloatArray, FloatArray]:

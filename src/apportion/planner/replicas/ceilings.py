@@ -2,9 +2,9 @@
 
 A replica of c sequences in P microbatches of b = ⌈c/P⌉ that draws q tokens/s puts f of them a second through the layers
 of a group. Each sort of layer, and the head, is a part of its own: over the groups Σ f = q for each. With p and d the
-group's seconds for a part of a whole prompt and decode step (replicas/work.py), n chunks and o tokens of output, a
-token keeps it busy for at least U = p/o + P·d(b)/c, and takes V = p/(n·o) + d(b) on its way, of which no more than c
-sequences' worth go on at once:
+group's seconds for a part of a whole prompt and decode step (replicas/work.py) and o tokens of output, a token keeps it
+busy for at least U = (A·p + B·d(b))/(c·o), and takes V = (a·p + b·d(b))/o on its way, with the weights of occupation
+and path of cost/objective.py; no more than c sequences' worth go on at once:
 
     Σ_{parts} f·U ≤ 1 for every group,    Σ f·V ≤ c.
 
@@ -23,11 +23,12 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from apportion.cost.objective import Timing, microbatch_sequences
+from apportion.cost.objective import Serving, Timing, microbatch_sequences
 from apportion.planner.problem import Problem, chunk_candidates
 from apportion.planner.replicas.device_sets import DeviceSets
 from apportion.planner.replicas.work import GroupWork, Work
 from apportion.planner.stages.groups import Group, possible_groups
+from apportion.types.workload import Workload
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -48,6 +49,35 @@ class Way:
     @property
     def microbatch(self) -> int:
         return microbatch_sequences(self.sequences, self.microbatches)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a way asks of its devices; of several ways alike in chunk and microbatch, the least."""
+
+    chunk_tokens: int
+    microbatch: int
+    beside: int
+    busy: tuple[float, float]
+    """Weights of (prefill, decode) seconds per token drawn."""
+    passing: tuple[float, float]
+
+    @staticmethod
+    def of(workload: Workload, chunk_tokens: int, microbatch: int, ways: Sequence[tuple[int, int]]) -> "Load":
+        """`ways` by (sequences, microbatches)."""
+        sequences, microbatches = np.array(ways).T
+        num_chunks = np.array(-(-workload.prompt_tokens // chunk_tokens))
+        serving = Serving(
+            output_tokens=workload.output_tokens,
+            num_chunks=num_chunks,
+            sequences=sequences,
+            microbatches=microbatches,
+        )
+        output = workload.output_tokens
+        busy = [float((weight / sequences).min()) / output for weight in serving.occupied]
+        passing = [float(weight.min()) / output for weight in serving.path]
+        beside = int(serving.beside.min())
+        return Load(chunk_tokens, microbatch, beside, (busy[0], busy[1]), (passing[0], passing[1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +149,9 @@ class Ceilings:
         self.groups: tuple[Group, ...] = possible_groups(problem)
         self.hosts = list(dict.fromkeys(kind[0].host for kind in sets.kinds))
         self._work = GroupWork(problem, self.groups)
-        self._known: dict[tuple[int, int], Work] = {}
-        self._hops: dict[tuple[str, str, int, int], Timing | None] = {}
+        self._prefills: dict[tuple[int, int], Work] = {}
+        self._decodes: dict[int, Work] = {}
+        self._hops: dict[tuple[str, str, int, int, int], Timing | None] = {}
         counts = np.array([group.counts for group in self.groups])
         self._counts: FloatArray = counts.astype(float)
         self._held: NDArray[np.bool_] = counts > 0
@@ -140,12 +171,13 @@ class Ceilings:
 
     def tokens_per_s(self, ways: Sequence[Way]) -> FloatArray:
         """[set, way]: what no replica of these devices, run in this way, exceeds."""
-        seconds = self._group_seconds(ways)
+        loads = [self._load(way) for way in ways]
+        seconds = self._group_seconds(loads)
         sequences = np.array([way.sequences for way in ways], dtype=float)
         hosts = [HostSets(self.sets, host, self.groups) for host in self.hosts]
         alone = [np.full((host.num_sets, len(ways)), inf) for host in hosts]
         together = np.full((len(self.sets.counts), len(ways)), inf)
-        crossing = self._crossing(hosts, ways)
+        crossing = self._crossing(hosts, loads)
         for price in self._prices(seconds):
             costs = [host.costs(seconds, price) for host in hosts]
             for least, cost in zip(alone, costs, strict=True):
@@ -158,8 +190,18 @@ class Ceilings:
     def of_all(self, sequences: int) -> tuple[FloatArray, float]:
         """Prices of a device of each kind and of a sequence: no replicas, however many, make more tokens/s together
         than their devices and sequences cost."""
-        ways = [Way(chunk, number, 1) for chunk in self._chunks() for number in range(1, sequences + 1)]
-        seconds = self._group_seconds(ways)
+        by_microbatch: dict[int, list[tuple[int, int]]] = {}
+        for number in range(1, sequences + 1):
+            for microbatches in range(1, number + 1):
+                alike = by_microbatch.setdefault(microbatch_sequences(number, microbatches), [])
+                alike.append((number, microbatches))
+        seconds = self._group_seconds(
+            [
+                Load.of(self.problem.workload, chunk, microbatch, alike)
+                for chunk in self._chunks()
+                for microbatch, alike in by_microbatch.items()
+            ]
+        )
         slowest, fastest = float(seconds.passing.max()), float(seconds.passing.min())
         prices: FloatArray = np.append(0.0, np.geomspace(1 / slowest, 1 / fastest, 64))
         devices = np.array([self._dearest(seconds, price).max(axis=1) for price in prices])
@@ -177,62 +219,61 @@ class Ceilings:
             fewest.setdefault(microbatch_sequences(sequences, microbatches), microbatches)
         return list(fewest.values())
 
-    def _group_seconds(self, ways: Sequence[Way]) -> Seconds:
-        output = self.problem.workload.output_tokens
+    def _load(self, way: Way) -> Load:
+        one = [(way.sequences, way.microbatches)]
+        return Load.of(self.problem.workload, way.chunk_tokens, way.microbatch, one)
+
+    def _group_seconds(self, loads: Sequence[Load]) -> Seconds:
         busy: list[FloatArray] = []
         passing: list[FloatArray] = []
         speed: list[FloatArray] = []
-        for way in ways:
-            prefill, decode = self._prefill(way.chunk_tokens), self._decode(way.microbatch)
-            per_prompt, per_step = 1 / output, way.microbatches / way.sequences
+        for load in loads:
+            prefill, decode = self._prefill(load.chunk_tokens, load.beside), self._decode(load.microbatch)
+            per_prompt, per_step = load.busy
             parts = per_prompt * prefill.parts + per_step * decode.parts
             weights = 1 / (1 / parts[:, self._singles]).sum(axis=1)
             weights = (weights / weights.sum())[:, None]
             busy.append(parts / weights + per_prompt * prefill.once + per_step * decode.once)
-            per_prompt /= self._num_chunks(way)
-            on_its_way = per_prompt * prefill.parts + decode.parts
-            passing.append(on_its_way / weights + per_prompt * prefill.once + decode.once)
+            per_prompt, per_step = load.passing
+            on_its_way = per_prompt * prefill.parts + per_step * decode.parts
+            passing.append(on_its_way / weights + per_prompt * prefill.once + per_step * decode.once)
             speed.append(1 / (weights * busy[-1]).sum(axis=0)[self._singles])
         speeds = np.stack(speed, axis=1)
         return Seconds(np.stack(busy, axis=2), np.stack(passing, axis=2), speeds, self._counts @ speeds)
 
-    def _crossing(self, hosts: Sequence[HostSets], ways: Sequence[Way]) -> Crossing:
+    def _crossing(self, hosts: Sequence[HostSets], loads: Sequence[Load]) -> Crossing:
         used = np.array([host.counts[host.of_set].any(axis=1) for host in hosts]).T
-        busy = np.full((len(used), len(ways)), inf)
+        busy = np.full((len(used), len(loads)), inf)
         passing = busy.copy()
         for (one, src), (other, dst) in combinations(enumerate(self.hosts), 2):
             both = used[:, one] & used[:, other]
-            seconds = np.array([self._hop(src, dst, way) for way in ways])
+            seconds = np.array([self._hop(src, dst, load) for load in loads])
             busy[both] = np.minimum(busy[both], seconds[:, 0])
             passing[both] = np.minimum(passing[both], seconds[:, 1])
         return Crossing(busy, np.where(np.isinf(passing), 0.0, passing))
 
-    def _hop(self, src_host: str, dst_host: str, way: Way) -> tuple[float, float]:
-        key = (src_host, dst_host, way.chunk_tokens, way.microbatch)
+    def _hop(self, src_host: str, dst_host: str, load: Load) -> tuple[float, float]:
+        key = (src_host, dst_host, load.chunk_tokens, load.microbatch, load.beside)
         if key not in self._hops:
-            self._hops[key] = self._work.hop(src_host, dst_host, way.chunk_tokens, way.microbatch)
+            self._hops[key] = self._work.hop(*key)
         hop = self._hops[key]
         if hop is None:
             return inf, inf
-        output = self.problem.workload.output_tokens
-        busy_s = hop.prefill_s / output + way.microbatches / way.sequences * hop.decode_s
-        return busy_s, hop.prefill_s / (self._num_chunks(way) * output) + hop.decode_s
+        busy_s, passing_s = (
+            prefill * hop.prefill_s + decode * hop.decode_s for prefill, decode in (load.busy, load.passing)
+        )
+        return busy_s, passing_s
 
-    def _num_chunks(self, way: Way) -> int:
-        return -(-self.problem.workload.prompt_tokens // way.chunk_tokens)
-
-    def _prefill(self, chunk_tokens: int) -> Work:
-        return self._once((chunk_tokens, 0))
+    def _prefill(self, chunk_tokens: int, beside: int) -> Work:
+        key = (chunk_tokens, beside)
+        if key not in self._prefills:
+            self._prefills[key] = self._work.prefill(chunk_tokens, beside)
+        return self._prefills[key]
 
     def _decode(self, sequences: int) -> Work:
-        return self._once((0, sequences))
-
-    def _once(self, key: tuple[int, int]) -> Work:
-        if key not in self._known:
-            chunk_tokens, sequences = key
-            decode = self._work.decode
-            self._known[key] = decode(sequences) if sequences else self._work.prefill(chunk_tokens)
-        return self._known[key]
+        if sequences not in self._decodes:
+            self._decodes[sequences] = self._work.decode(sequences)
+        return self._decodes[sequences]
 
     def _dearest(self, seconds: Seconds, price: float) -> FloatArray:
         """[kind, way]: what a device costs by the dearest group that it may be in."""

@@ -34,7 +34,7 @@ class Work:
 
 
 class GroupWork:
-    """`prefill` of one prompt in a chunk size, `decode` of a step of so many sequences."""
+    """`prefill` of one prompt in a chunk size, beside so many sequences' tokens, `decode` of a step of so many."""
 
     def __init__(self, problem: Problem, groups: Sequence[Group]) -> None:
         self.problem = problem
@@ -43,20 +43,22 @@ class GroupWork:
         self._activations = least_activations(problem)
         self._kv = least_kv(problem)
 
-    def prefill(self, chunk_tokens: int) -> Work:
-        return self._work(self._steps(chunk_tokens, 1).prefill)
+    def prefill(self, chunk_tokens: int, beside: int) -> Work:
+        return self._work(self._steps(chunk_tokens, 1, beside).prefill)
 
     def decode(self, sequences: int) -> Work:
-        return self._work((self._steps(self.problem.capacity.chunk_tokens, sequences).decode,))
+        return self._work((self._steps(self.problem.capacity.chunk_tokens, sequences, 0).decode,))
 
-    def hop(self, src_host: str, dst_host: str, chunk_tokens: int, sequences: int) -> Timing | None:
+    def hop(
+        self, src_host: str, dst_host: str, chunk_tokens: int, sequences: int, beside: int
+    ) -> Timing | None:
         """Hidden states between two hosts, None where there is no link."""
         link = host_link(self.problem.cluster, src_host, dst_host)
-        steps = self._steps(chunk_tokens, sequences)
+        steps = self._steps(chunk_tokens, sequences, beside)
         return link and hop_timing(self.problem.model, link, 1, steps, self._activations)
 
-    def _steps(self, chunk_tokens: int, sequences: int) -> Steps:
-        return workload_steps(self.problem.workload, chunk_tokens, sequences)
+    def _steps(self, chunk_tokens: int, sequences: int, beside: int) -> Steps:
+        return workload_steps(self.problem.workload, chunk_tokens, sequences, beside=beside)
 
     def _work(self, steps: Sequence[AnyStep]) -> Work:
         alone: dict[str, FloatArray] = {}
