@@ -2,8 +2,8 @@
 out of the page cache, and from a disk beside computing.
 
 A stage of one core in this process, of random weights, its steps one after the other; rounds of all ways to hold the
-weights are interleaved. Predicted: the step that holds everything, measured, and the streamed bytes at the rate at
-which the probe copies out of the page cache (their sum), or reads from the disk (the longer of the two).
+weights are interleaved, and so is the probe of rates. Predicted: by cost/streaming.py from the step that holds
+everything, as measured. `--small` and `--large` give other shapes than the one for which the model was made.
 """
 
 import json
@@ -13,24 +13,25 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from math import nan
 from pathlib import Path
 from statistics import median
 
 import torch
 
 from apportion.catalog.model_config import read_model_spec
+from apportion.cost.roofline import Step
 from apportion.cost.shard import stage_shards
-from apportion.cost.streaming import evenly_streamed, streamed_bytes
+from apportion.cost.streaming import evenly_streamed, streaming_step_s
 from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
 from apportion.model.stage import StageModel
 from apportion.model.weights.layer_store import DiskStore, LayerStore, PageCacheStore
 from apportion.model.weights.load_memory import Unmetered
 from apportion.model.weights.random_weights import RandomWeights
-from apportion.probe.cpu_rates import copied_bytes_per_s
+from apportion.probe.cpu import cpu_device, measured_rates, product_rates
 from apportion.probe.disk import disk_bytes_per_s
 from apportion.types.cache import cache_folder
+from apportion.types.cluster import Device
 from apportion.types.plan import Stage
 from apportion.types.request import Chunk, SamplingParams, ScheduledBatch
 
@@ -52,6 +53,15 @@ CONFIG = {
     "torch_dtype": "float16",
 }
 FORMATS = ("fp32", "bf16", "fp16", "int8")
+SHAPES = {
+    "--small": {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
+    "--large": {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32},
+}
 STEPS = {"decode": (32, 1), "prefill of 64": (0, 64)}
 """Where a step's new tokens start, and how many there are."""
 ROUNDS = 5
@@ -103,29 +113,61 @@ def measure(config: Path, weight_format: str) -> dict[str, object]:
         name: replace(plan.stages[0], streamed_layers=evenly_streamed(spec, 0, NUM_LAYERS, count))
         for name, (count, _) in WAYS.items()
     }
-    sizes = {name: streamed_bytes(stage_shards(spec, stage)[0]) for name, stage in stages.items()}
     models = {name: build(config, stages[name], open_store) for name, (_, open_store) in WAYS.items()}
     times: dict[tuple[str, str], list[float]] = {(step, name): [] for step in STEPS for name in models}
-    copied: list[float] = []
-    read: list[float] = []
+    probed: list[Device] = []
+    products = product_rates(1)
+    assert products is not None
     for _ in range(ROUNDS):
-        copied.append(copied_bytes_per_s())
-        read.append(disk_bytes_per_s(cache_folder()) or nan)
+        rates = replace(measured_rates(1), flops_per_s=products.flops_per_s)
+        probed.append(cpu_device(rates, 1, rates.read_bytes_per_s, disk_bytes_per_s(cache_folder())))
         for step, name in times:
             step_s(models[name], *STEPS[step])  # what ran before is still in the caches
             times[step, name].append(step_s(models[name], *STEPS[step]))
-    rows: dict[str, object] = {"copied GB/s": _rounded(copied), "disk GB/s": _rounded(read)}
+    device = typical(probed)
+    rows: dict[str, object] = {"GB/s": rates_of(device)}
     for step, name in times:
-        held_s, size = median(times[step, "held"]), sizes[name]
-        predicted_s = held_s + size / median(copied)
-        if WAYS[name][1] is DiskStore:
-            predicted_s = max(held_s, size / median(read))
+        members = [(streaming_from(device, WAYS[name][1]), stage_shards(spec, stages[name])[0])]
+        start, tokens = STEPS[step]
+        work = Step(sequences=1, new_tokens=tokens, start_tokens=start, sampled_rows=1)
+        predicted_s = streaming_step_s(members, work, median(times[step, "held"]))
         rows[f"{step}, {name}"] = _row(median(times[step, name]), predicted_s)
     return rows
 
 
-def _rounded(rates: list[float]) -> float:
-    return round(median(rates) / 1e9, 2)
+def typical(probed: list[Device]) -> Device:
+    """Each rate is the median of the rounds'."""
+    caches = [device.cache for device in probed if device.cache is not None]
+    return replace(
+        probed[0],
+        mem_bytes_per_s=median(device.mem_bytes_per_s for device in probed),
+        stream_bytes_per_s=median(device.stream_bytes_per_s or 0.0 for device in probed),
+        disk_bytes_per_s=median(device.disk_bytes_per_s or 0.0 for device in probed),
+        cache=replace(
+            caches[0],
+            read_bytes_per_s=median(cache.read_bytes_per_s for cache in caches),
+            copied_bytes_per_s=median(cache.copied_bytes_per_s for cache in caches),
+        )
+        if caches
+        else None,
+    )
+
+
+def streaming_from(device: Device, open_store: Callable[[], LayerStore]) -> Device:
+    if open_store is not DiskStore:
+        return device
+    return replace(device, stream_from="disk", stream_bytes_per_s=device.disk_bytes_per_s)
+
+
+def rates_of(device: Device) -> dict[str, float]:
+    rates = {
+        "read": device.mem_bytes_per_s,
+        "copied": device.stream_bytes_per_s or 0.0,
+        "disk": device.disk_bytes_per_s or 0.0,
+        "read from cache": device.cache.read_bytes_per_s if device.cache else 0.0,
+        "copied into cache": device.cache.copied_bytes_per_s if device.cache else 0.0,
+    }
+    return {name: round(rate / 1e9, 2) for name, rate in rates.items()}
 
 
 def _row(measured_s: float, predicted_s: float) -> dict[str, float]:
@@ -139,13 +181,14 @@ def _row(measured_s: float, predicted_s: float) -> dict[str, float]:
 def main() -> None:
     os.sched_setaffinity(0, {0})
     torch.set_num_threads(1)
+    shape = next((SHAPES[name] for name in sys.argv[1:] if name in SHAPES), {})
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         config = Path(name) / "config.json"
-        config.write_text(json.dumps(CONFIG))
-        for weight_format in sys.argv[1:] or FORMATS:
+        config.write_text(json.dumps(CONFIG | shape))
+        for weight_format in [one for one in sys.argv[1:] if one not in SHAPES] or FORMATS:
             print(weight_format)
-            for name, row in measure(config, weight_format).items():
-                print(f"  {name}: {json.dumps(row)}")
+            for row_name, row in measure(config, weight_format).items():
+                print(f"  {row_name}: {json.dumps(row)}")
 
 
 if __name__ == "__main__":

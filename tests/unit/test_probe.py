@@ -17,15 +17,21 @@ from apportion.probe.hardware import hardware_names
 from apportion.probe.host_rates import LinkRates, loopback_rates, unix_socket_rates
 from apportion.probe.machine import Machine
 from apportion.probe.processor import cpu_model
-from apportion.probe.saved import probe_file, read_rates, save_rates
+from apportion.probe.saved import probe_file, read_disk_rate, read_rates, save_rates
 from apportion.types import cpu
-from apportion.types.cluster import Cluster, Link
+from apportion.types.cluster import Cache, Cluster, Link
 from apportion.types.cpu import CpuRates
 
 PROCESSOR = replace(cpu_device("cpu"), flops_per_s=cpu.rates_per_format(7e10), host_bytes_per_s=2e10)
 PROCESSOR_THAT_STREAMS = replace(PROCESSOR, stream_bytes_per_s=8e9)
 CARD = replace(PROCESSOR, id="card", kind="cuda", torch_device="cuda:0", host_bytes_per_s=None)
-ONE = CpuRates(read_bytes_per_s=1.5e10, flops_per_s={"fp32": 4e10}, copied_bytes_per_s=8e9)
+ONE = CpuRates(
+    read_bytes_per_s=1.5e10,
+    flops_per_s={"fp32": 4e10},
+    copied_bytes_per_s=8e9,
+    cached_read_bytes_per_s=7e10,
+    cached_copied_bytes_per_s=2e10,
+)
 MACHINE = Machine(
     devices=(PROCESSOR, CARD),
     names={"cpu": "a processor", "card": "a card"},
@@ -44,22 +50,23 @@ def test_the_file_is_a_cluster_file(tmp_path: Path):
     other = [replace(device, mem_bytes_per_s=1.0, layer_overhead_s=0.5) for device in MACHINE.devices]
     cluster = read_cluster_toml(file, lambda _: other)
     for device, probed in zip(cluster.devices, MACHINE.devices, strict=True):
-        assert device == replace(probed, layer_overhead_s=0.5)
+        assert device == replace(probed, layer_overhead_s=0.5, disk_bytes_per_s=2e9)
     (link,) = cluster.links
     assert link == Link(
         src="local", dst="local", latency_s=2.5e-5, bytes_per_s=1.25e9, source="measured", hop_s=HOP_S
     )
 
 
-def test_the_file_offers_the_disk_to_stream_from(tmp_path: Path):
-    """Its lines for that, taken in place of those for host memory."""
-    written = cluster_toml({"local": replace(MACHINE, devices=(PROCESSOR_THAT_STREAMS,))}, {})
-    assert "stream_from" not in cluster_toml({"local": replace(MACHINE, disk_bytes_per_s=None)}, {})
-    memory = next(line for line in written.splitlines() if line.startswith("stream ="))
+def test_the_file_says_where_streamed_weights_stay(tmp_path: Path):
+    """And through which cache they pass."""
+    cache = Cache(num_bytes=12_600_000, read_bytes_per_s=7e10, copied_bytes_per_s=2e10)
+    device = replace(PROCESSOR_THAT_STREAMS, host_memory_bytes=20 * 2**30, disk_bytes_per_s=2e9, cache=cache)
     file = tmp_path / "cluster.toml"
-    file.write_text(written.replace(memory + "\n", "").replace("# stream", "stream"))
-    (device,) = read_cluster_toml(file, lambda _: [PROCESSOR]).devices
-    assert (device.stream_bytes_per_s, device.stream_from) == (2e9, "disk")
+    file.write_text(cluster_toml({"local": replace(MACHINE, devices=(device,))}, {}))
+    assert read_cluster_toml(file, lambda _: [PROCESSOR]).devices[0] == device
+    without = replace(MACHINE, devices=(PROCESSOR_THAT_STREAMS,), disk_bytes_per_s=None)
+    file.write_text(cluster_toml({"local": without}, {}))
+    assert read_cluster_toml(file, lambda _: [PROCESSOR]).devices[0] == PROCESSOR_THAT_STREAMS
 
 
 def test_a_disk_is_read_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -133,11 +140,13 @@ def test_the_command_prints_writes_and_saves(
 def test_saved_rates_of_another_processor_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert read_rates() == {}
-    save_rates({1: ONE})
+    save_rates({1: ONE}, 2e9)
     assert read_rates() == {1: ONE}
+    assert read_disk_rate() == 2e9
     for damaged in (probe_file().read_text().replace('"processor": "', '"processor": "Other '), "[]", "{"):
         probe_file().write_text(damaged)
         assert read_rates() == {}
+        assert read_disk_rate() is None
 
 
 def test_a_file_that_cannot_be_written_is_one_line(

@@ -25,7 +25,13 @@ from apportion.types.errors import ClusterError, UsageError
 KEY = "a secret of enough characters"
 RATES = LinkRates(latency_s=2.5e-5, bytes_per_s=1.25e9)
 CPU = replace(cpu_device("cpu"), layer_overhead_s=1e-4, step_overhead_s=2e-4, host_bytes_per_s=2e10)
-ALL_CORES = CpuRates(read_bytes_per_s=2e10, flops_per_s={"fp32": 7e10}, copied_bytes_per_s=8e9)
+ALL_CORES = CpuRates(
+    read_bytes_per_s=2e10,
+    flops_per_s={"fp32": 7e10},
+    copied_bytes_per_s=8e9,
+    cached_read_bytes_per_s=7e10,
+    cached_copied_bytes_per_s=2e10,
+)
 MACHINE = Machine(
     products_measured=False,
     devices=(CPU,),

@@ -72,7 +72,7 @@ def test_a_cpu_copies_itself_and_others_beside(kind: DeviceKind, source: StreamS
 
 def test_copying_that_takes_longer_decides():
     device, shard = stage_members(MODEL, _cluster("cuda"), STAGE)[0]
-    assert streaming_step_s(device, shard, 5.0) == 6.0
+    assert streaming_step_s([(device, shard)], DECODE, 5.0) == 6.0
 
 
 def test_layers_are_streamed_evenly_and_the_largest_first():

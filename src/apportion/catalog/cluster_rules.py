@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isfinite
 
-from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.cluster import Cache, Cluster, Device, Link
 from apportion.types.errors import ClusterError
 from apportion.types.units import format_bytes, parse_bytes
 
@@ -21,14 +21,23 @@ Local = Callable[[int], Sequence[Device]]
 """This machine's devices, where so many CPU devices share its cores."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFigures:
+    """None where nothing is said."""
+
+    mem_bytes_per_s: float | None = None
+    memory_bytes: int | None = None
+    disk_bytes_per_s: float | None = None
+
+
 def make_cluster(
     devices: Sequence[Device],
     links: Sequence[Link],
     inside_bytes_per_s: Mapping[str, float] | None = None,
-    memory_bytes_per_s: Mapping[str, float] | None = None,
+    hosts: Mapping[str, HostFigures] | None = None,
 ) -> Cluster:
-    """Checks names and adds the link inside each host where none is given, of `inside_bytes_per_s` by host. What a
-    host's memory gives to all its devices is as in `memory_bytes_per_s`, else the most that is known of one.
+    """Checks names and adds the link inside each host where none is given, of `inside_bytes_per_s` by host. What
+    `hosts` does not say of a host is the most that is known of one of its devices.
 
     Hosts without a link between them cannot hold neighbouring stages. Raises ClusterError.
     """
@@ -53,9 +62,9 @@ def make_cluster(
         for host in dict.fromkeys(device.host for device in devices)
         if host not in joined
     ]
-    given = memory_bytes_per_s or {}
+    given = hosts or {}
     return Cluster(
-        devices=tuple(_on_host(device, devices, given.get(device.host)) for device in devices),
+        devices=tuple(_on_host(device, devices, given.get(device.host, HostFigures())) for device in devices),
         links=tuple(_of_engine(link, devices) for link in (*inside, *links)),
     )
 
@@ -67,12 +76,19 @@ def _of_engine(link: Link, devices: Sequence[Device]) -> Link:
     return replace(link, hop_s=HOP_S) if ours & {link.src, link.dst} else link
 
 
-def _on_host(device: Device, devices: Sequence[Device], given: float | None) -> Device:
-    """With its host's figure, where its memory is the host's: a CPU's, and a GPU's that the catalogue says it of."""
+def _on_host(device: Device, devices: Sequence[Device], given: HostFigures) -> Device:
+    """With its host's figures; the rate of memory where its own is the host's: a CPU's, and a GPU's that the catalogue
+    says it of."""
+    here = [other for other in devices if other.host == device.host]
+    device = replace(
+        device,
+        host_memory_bytes=given.memory_bytes or max(other.host_memory_bytes or 0 for other in here) or None,
+        disk_bytes_per_s=given.disk_bytes_per_s or max(other.disk_bytes_per_s or 0 for other in here) or None,
+    )
     if device.kind != "cpu" and device.host_bytes_per_s is None:
         return device
-    known = [other.host_bytes_per_s or 0.0 for other in devices if other.host == device.host]
-    return replace(device, host_bytes_per_s=given or max(known) or None)
+    known = [other.host_bytes_per_s or 0.0 for other in here]
+    return replace(device, host_bytes_per_s=given.mem_bytes_per_s or max(known) or None)
 
 
 def _slower_stream(device: Device, speed: float) -> float | None:
@@ -80,6 +96,16 @@ def _slower_stream(device: Device, speed: float) -> float | None:
     if device.stream_bytes_per_s is None or device.stream_from == "disk":
         return device.stream_bytes_per_s
     return device.stream_bytes_per_s * speed
+
+
+def _slower_cache(cache: Cache | None, speed: float) -> Cache | None:
+    if cache is None:
+        return None
+    return replace(
+        cache,
+        read_bytes_per_s=cache.read_bytes_per_s * speed,
+        copied_bytes_per_s=cache.copied_bytes_per_s * speed,
+    )
 
 
 def check_count(num_devices: int) -> None:
@@ -116,6 +142,7 @@ def emulate(device: Device, speed: float) -> Device:
         layer_overhead_s=device.layer_overhead_s / speed,
         step_overhead_s=device.step_overhead_s / speed,
         stream_bytes_per_s=_slower_stream(device, speed),
+        cache=_slower_cache(device.cache, speed),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from apportion.catalog.cluster_rules import (
+    HostFigures,
     Local,
     check_count,
     check_speed,
@@ -30,6 +31,7 @@ from apportion.catalog.toml_table import TomlTable
 from apportion.types.cluster import (
     ASSUMED_SPREAD,
     LOCAL_HOST,
+    Cache,
     Cluster,
     Device,
     DeviceKind,
@@ -203,6 +205,9 @@ def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None, kind: D
         stream_bytes_per_s=stream_bytes_per_s,
         host_bytes_per_s=like and like.host_bytes_per_s,
         stream_from=stream_from,
+        cache=_cache(table, like),
+        host_memory_bytes=like and like.host_memory_bytes,
+        disk_bytes_per_s=like and like.disk_bytes_per_s,
     )
     if device.usable_bytes <= 0:
         raise ClusterError(f"{table.place}: reserved: nothing is left of {memory_bytes} bytes of memory")
@@ -229,6 +234,21 @@ def _stream(
     return bytes_per_s, source
 
 
+def _cache(table: TomlTable, like: Device | None) -> Cache | None:
+    if not table.has("cache"):
+        return like and like.cache
+    figures = table.numbers("cache", None)
+    if figures.keys() != {"bytes", "read_bytes_per_s", "copied_bytes_per_s"}:
+        raise ClusterError(
+            f"{table.place}: cache: the keys are bytes, read_bytes_per_s and copied_bytes_per_s, not {sorted(figures)}"
+        )
+    return Cache(
+        num_bytes=int(figures["bytes"]),
+        read_bytes_per_s=figures["read_bytes_per_s"],
+        copied_bytes_per_s=figures["copied_bytes_per_s"],
+    )
+
+
 def _flops(table: TomlTable, like: Device | None) -> dict[str, float]:
     flops_per_s = table.numbers("flops_per_s", like and like.flops_per_s)
     unknown = flops_per_s.keys() - WEIGHT_BITS.keys()
@@ -239,16 +259,22 @@ def _flops(table: TomlTable, like: Device | None) -> dict[str, float]:
     return flops_per_s
 
 
-def _read_hosts(tables: Sequence[TomlTable], hosts: set[str]) -> dict[str, float]:
-    """What each host's memory gives to all that share it."""
-    memory: dict[str, float] = {}
+def _read_hosts(tables: Sequence[TomlTable], hosts: set[str]) -> dict[str, HostFigures]:
+    """What each host's memory gives to all that share it, how much it is, and how fast its disk is read."""
+    figures: dict[str, HostFigures] = {}
     for table in tables:
         name = _known_host(table, table.text("name"), hosts)
-        if name in memory:
+        if name in figures:
             raise ClusterError(f"{table.place}: host '{name}' is given twice")
-        memory[name] = table.number("mem_bytes_per_s")
+        figures[name] = HostFigures(
+            mem_bytes_per_s=table.number("mem_bytes_per_s") if table.has("mem_bytes_per_s") else None,
+            memory_bytes=table.size_bytes("memory") if table.has("memory") else None,
+            disk_bytes_per_s=table.rate("disk") if table.has("disk") else None,
+        )
+        if figures[name] == HostFigures():
+            raise ClusterError(f"{table.place}: give at least one of mem_bytes_per_s, memory and disk")
         table.finish()
-    return memory
+    return figures
 
 
 def _known_host(table: TomlTable, name: str, hosts: set[str]) -> str:

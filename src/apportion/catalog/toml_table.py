@@ -67,10 +67,14 @@ class TomlTable:
         """Bytes per second from `bytes_per_s`, or from `bandwidth` like "1Gbit"."""
         if "bandwidth" not in self._left:
             return self.number("bytes_per_s")
+        return self.rate("bandwidth")
+
+    def rate(self, key: str) -> float:
+        """Bytes per second, like "3 GB/s"."""
         try:
-            return parse_bandwidth(self.text("bandwidth"))
+            return parse_bandwidth(self.text(key))
         except ValueError as error:
-            raise ClusterError(f"{self.place}: bandwidth: {error}") from None
+            raise ClusterError(f"{self.place}: {key}: {error}") from None
 
     def stream(self, default: float | None) -> float | None:
         """Bytes per second from `stream` like "3 GB/s"; None with "never"."""

@@ -97,7 +97,7 @@ def _save(machine: "Machine") -> None:
     if not machine.products_measured:
         return
     try:
-        save_rates(machine.threads)
+        save_rates(machine.threads, machine.disk_bytes_per_s)
     except OSError as error:
         typer.echo(f"probe {probe_file()} cannot be written: {error.strerror}", err=True)
     else:

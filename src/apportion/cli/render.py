@@ -1,12 +1,12 @@
 """Plans and checks as tables that read without colour, in 80 to 100 columns."""
 
 from collections.abc import Iterator, Sequence
-from math import inf
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apportion.cli.render_streams import print_streams
 from apportion.planner.verify.check import Check
 from apportion.types.cluster import Device
 from apportion.types.plan import FewestDevices, Plan, Stage
@@ -69,7 +69,7 @@ def _kv_cache(plan: Plan) -> str:
 def print_division(console: Console, plan: Plan) -> None:
     console.print(_share_table(plan))
     console.print(_memory_table(plan))
-    _print_streams(console, plan)
+    print_streams(console, plan)
     if plan.kv_rooms:
         console.print(_kv_cache(plan))
 
@@ -142,35 +142,6 @@ def _share_table(plan: Plan) -> Table:
             end_section=rank == stage.split.size - 1,
         )
     return table
-
-
-def _print_streams(console: Console, plan: Plan) -> None:
-    """What is asked for beside the devices' memory, and what it costs."""
-    for number, stage in enumerate(plan.stages):
-        for device_id in stage.split.device_ids if stage.streamed_layers else ():
-            device, streamed_bytes = plan.cluster.device(device_id), plan.memory[device_id].streamed_bytes
-            member = f" to {device_id}" if stage.split.size > 1 else ""
-            where = "a disk" if device.stream_from == "disk" else "host memory"
-            if where == "host memory":
-                where += f" ({'the page cache' if device.kind == 'cpu' else 'pinned memory'})"
-            beside = "beside computing" if device.stream_buffers > 1 else "added to computing"
-            rate = device.stream_bytes_per_s or inf
-            console.print(
-                f"stage {number} streams {len(stage.streamed_layers)} of its {stage.num_layers} layers "
-                f"({_ranges(stage.streamed_layers)}){member}: {format_bytes(streamed_bytes)} of {where}, "
-                f"at {rate / 1e9:.3g} GB/s: {format_seconds(streamed_bytes / rate)} of every step, {beside}"
-            )
-
-
-def _ranges(layers: Sequence[int]) -> str:
-    """(0, 1, 2, 5) -> "0–2, 5"."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _share(shares: Sequence[int], rank: int) -> str:

@@ -22,7 +22,7 @@ def group_step_s(model: ModelSpec, members: Members, link: Link | None, step: An
         count * group_attention_s(model, members, layer, step) for layer, count in members[0][1].layers
     )
     computing_s = attention + group_rest_s(model, members, link, step)
-    return max(streaming_step_s(device, shard, computing_s) for device, shard in members)
+    return streaming_step_s(members, step, computing_s)
 
 
 def group_attention_s(model: ModelSpec, members: Members, layer: LayerSpec, step: AnyStep) -> float:

@@ -11,6 +11,7 @@ compute at once, for the share of the time that they do on average, which is exa
 At work with it are the other members of its group and, while several microbatches are under way, all such devices of
 its host in the cluster. These may be more than a plan uses; but so a stage's time depends on its own group alone,
 which the search and its bound rest on. A single microbatch that passes from stage to stage finds the others idle.
+A disk gives all that stream from it equal parts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,18 +42,31 @@ ALONE = Beside(most=0.0, share=0.0)
 def at_work(cluster: Cluster, devices: Sequence[Device], *, overlapping: bool) -> tuple[Device, ...]:
     """The devices of one stage as fast as they read in its steps; `overlapping` ones find other stages at work."""
     return tuple(
-        device
-        if device.host_bytes_per_s is None
-        else _slowed(
-            device, device.host_bytes_per_s, beside(cluster, device, devices, overlapping=overlapping)
+        _reading_disk(
+            _slowed(device, beside(cluster, device, devices, overlapping=overlapping)),
+            cluster.devices if overlapping else devices,
         )
         for device in devices
     )
 
 
-def _slowed(device: Device, host_bytes_per_s: float, others: Beside) -> Device:
-    slowdown = others.slowdown(device.mem_bytes_per_s / device.speed, host_bytes_per_s)
-    return replace(device, mem_bytes_per_s=device.mem_bytes_per_s / slowdown)
+def _slowed(device: Device, others: Beside) -> Device:
+    """Also in copying out of that memory."""
+    if device.host_bytes_per_s is None:
+        return device
+    slowdown = others.slowdown(device.mem_bytes_per_s / device.speed, device.host_bytes_per_s)
+    device = replace(device, mem_bytes_per_s=device.mem_bytes_per_s / slowdown)
+    if device.stream_bytes_per_s is None or device.stream_buffers > 1:
+        return device
+    return replace(device, stream_bytes_per_s=device.stream_bytes_per_s / slowdown)
+
+
+def _reading_disk(device: Device, at_work_too: Sequence[Device]) -> Device:
+    """With its part of the disk, where others stream from that too."""
+    if device.stream_bytes_per_s is None or not device.reads_disk:
+        return device
+    readers = [other for other in at_work_too if other.host == device.host and other.reads_disk]
+    return replace(device, stream_bytes_per_s=device.stream_bytes_per_s / len(readers))
 
 
 def beside(cluster: Cluster, device: Device, devices: Sequence[Device], *, overlapping: bool) -> Beside:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from apportion.cost.formats import outside_bytes, vocab_row_bytes
+from apportion.cost.host_room import host_rooms
 from apportion.cost.shard import Shard, stage_shards
 from apportion.cost.streaming import largest_streamed_bytes, streamed_bytes
 from apportion.cost.workspace import workspace_bytes
@@ -153,4 +154,10 @@ def with_swap_space(plan: Plan, swap_bytes: int) -> Plan:
             f" on {largest}; give more"
         )
     swapping = replace(plan, num_swap_blocks=num_blocks)
-    return replace(swapping, memory=plan_memory(swapping))
+    memory = plan_memory(swapping)
+    for room in host_rooms(plan.cluster, plan.stages, memory):
+        if room.crowded:
+            raise UsageError(
+                f"--swap-space {format_bytes(swap_bytes)} is too much: {room.statement()}; give less"
+            )
+    return replace(swapping, memory=memory)

@@ -10,11 +10,27 @@ so that no cycle is longer than the longer lane: a step takes max(Σc, Σw). For
 bound, at most a tenth below (tests/unit/test_streaming_cost.py).
 
 Out of the page cache a CPU copies with the core that computes: one buffer is enough, and the times add up, Σc + Σw.
+What was copied is then still in its cache: of a layer of b bytes, in a cache of Z, the part min(1, Z/b). That part is
+copied as fast as into the cache, and computed from as fast as that is read. A disk's reading takes some of the core as
+well. Members of a group wait for each other in every layer, so the slowest adds its time.
 """
 
-from apportion.cost.shard import Shard
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apportion.cost.formats import Formats, parameters_bytes
+from apportion.cost.roofline import RIDGE, AnyStep
+from apportion.cost.shard import LayerCounts, Shard
 from apportion.types.cluster import Device
-from apportion.types.model import ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec
+
+Counts = TypeVar("Counts", int, NDArray[np.int64])
+Figure = float | NDArray[np.float64]
+DIRECT_BYTES_PER_CORE_S = 2e10
+"""Read past the page cache in a second of a core's time, which sets up the transfers: docs/benchmarks/streaming.md."""
 
 
 def streamed_bytes(shard: Shard) -> int:
@@ -25,22 +41,123 @@ def largest_streamed_bytes(shard: Shard) -> int:
     return max((shard.layer_bytes(layer) for layer, _ in shard.streamed), default=0)
 
 
-def streaming_step_s(device: Device, shard: Shard, computing_s: float) -> float:
-    """Seconds of a step that computes for `computing_s`."""
-    if not shard.streamed:
+def streaming_step_s(members: Sequence[tuple[Device, Shard]], step: AnyStep, computing_s: float) -> float:
+    """Seconds of a group's step that computes for `computing_s` where it holds all its layers."""
+    if not members[0][1].streamed:
         return computing_s
+    itself_s = sum(
+        count
+        * max(
+            float(added_s(device, shard.formats, layer, shard.kv_heads, shard.ffn_columns, size, step.tokens))
+            for device, shard, size in (
+                (device, shard, shard.layer_bytes(layer)) for device, shard in members
+            )
+        )
+        for layer, count in members[0][1].streamed
+    )
+    beside_s = max(arriving_s(device, streamed_bytes(shard)) for device, shard in members)
+    return max(computing_s + itself_s, beside_s)
+
+
+def arriving_s(device: Device, num_bytes: Counts) -> Figure:
+    """That weights take to arrive beside computing."""
+    return num_bytes / _rate(device) if device.stream_buffers > 1 else 0.0 * num_bytes
+
+
+def added_s(
+    device: Device,
+    formats: Formats,
+    layer: LayerSpec,
+    kv_heads: Counts,
+    ffn_columns: Counts,
+    layer_bytes: Counts,
+    tokens: int,
+) -> Figure:
+    """What a layer takes longer in a step of so many tokens, of the device's own time, where it is streamed."""
+    if device.kind != "cpu":
+        return 0.0 * layer_bytes
+    if device.stream_buffers > 1:
+        return layer_bytes / DIRECT_BYTES_PER_CORE_S / device.speed
+    cached = _cached_part(device, layer_bytes)
+    copied_s = layer_bytes * _mean_s(cached, device.cache and device.cache.copied_bytes_per_s, _rate(device))
+    flops, read_bytes = _products(formats, layer, kv_heads, ffn_columns, tokens)
+    rate = device.rate(formats.weights)
+    assert rate is not None
+    from_memory_s = _overlapped_s(flops / rate, read_bytes / device.mem_bytes_per_s)
+    read_s = read_bytes * _mean_s(
+        cached, device.cache and device.cache.read_bytes_per_s, device.mem_bytes_per_s
+    )
+    return np.maximum(0.0, copied_s + _overlapped_s(flops / rate, read_s) - from_memory_s)
+
+
+def _cached_part(device: Device, layer_bytes: Counts) -> Figure:
+    if device.cache is None:
+        return 0.0 * layer_bytes
+    return np.minimum(1.0, device.cache.num_bytes / np.maximum(1, layer_bytes))
+
+
+def _mean_s(part: Figure, quick: float | None, slow: float) -> Figure:
+    """Per byte, of which a part goes at the quicker rate."""
+    return part / (quick or slow) + (1 - part) / slow
+
+
+def _products(
+    formats: Formats, layer: LayerSpec, kv_heads: Counts, ffn_columns: Counts, tokens: int
+) -> tuple[Figure, Figure]:
+    """(flops, bytes read) of a layer's products with its weights, attention apart: roofline.py."""
+    active = layer.experts_per_token / layer.num_experts if layer.num_experts else 1.0
+    touched = 1 - (1 - active) ** tokens
+    head, column = layer.per_kv_head, layer.per_ffn_column
+    flops = 2 * tokens * (kv_heads * head.count + ffn_columns * column.count * active)
+    read_bytes = kv_heads * parameters_bytes(head, formats) + ffn_columns * (
+        parameters_bytes(column, formats) * touched
+    )
+    return flops, read_bytes
+
+
+def _overlapped_s(computing_s: Figure, reading_s: Figure) -> Figure:
+    """As `roofline.overlapped_s`, of many at once."""
+    longer, shorter = np.maximum(computing_s, reading_s), np.minimum(computing_s, reading_s)
+    beyond = np.maximum(0.0, shorter - longer / 2)
+    return longer + RIDGE * beyond**2 / np.maximum(longer, 1e-300)
+
+
+def _rate(device: Device) -> float:
     assert device.stream_bytes_per_s is not None
-    copying_s = streamed_bytes(shard) / device.stream_bytes_per_s
-    return computing_s + copying_s if device.stream_buffers == 1 else max(computing_s, copying_s)
+    return device.stream_bytes_per_s
+
+
+def streaming_order(model: ModelSpec, layers: LayerCounts) -> LayerCounts:
+    """One of each sort of weights, with the number of layers that have such: the largest first, which is the order in
+    which they are streamed."""
+    counts: dict[object, int] = {}
+    for layer, count in layers:
+        counts[_weights(layer)] = counts.get(_weights(layer), 0) + count
+    return tuple((layer, counts[_weights(layer)]) for layer in _sorts(model) if _weights(layer) in counts)
 
 
 def evenly_streamed(model: ModelSpec, layer_start: int, layer_stop: int, count: int) -> tuple[int, ...]:
-    """Which layers of a stage are streamed where so many are: the largest first, those of one size evenly spread."""
-    by_size: dict[int, list[int]] = {}
-    for index in range(layer_start, layer_stop):
-        by_size.setdefault(model.layer_parameters(index), []).append(index)
+    """Which layers of a stage are streamed where so many are: the largest first, those alike evenly spread."""
     chosen: list[int] = []
-    for _, alike in sorted(by_size.items(), reverse=True):
+    for sort in _sorts(model):
+        alike = [
+            index
+            for index in range(layer_start, layer_stop)
+            if _weights(model.layers[index]) == _weights(sort)
+        ]
         taken = min(count - len(chosen), len(alike))
         chosen += [alike[(2 * place + 1) * len(alike) // (2 * taken)] for place in range(taken)]
     return tuple(sorted(chosen))
+
+
+def _weights(layer: LayerSpec) -> object:
+    """Layers that differ in nothing else are alike here."""
+    return layer.per_kv_head, layer.per_ffn_column, layer.replicated, layer.stored_block_bytes
+
+
+def _sorts(model: ModelSpec) -> Iterable[LayerSpec]:
+    """One layer of each sort of weights, the largest first."""
+    first: dict[object, int] = {}
+    for index, layer in enumerate(model.layers):
+        first.setdefault(_weights(layer), index)
+    return [model.layers[index] for index in sorted(first.values(), key=lambda i: -model.layer_parameters(i))]

@@ -5,6 +5,7 @@ branch and bound: what the stages still to be cut can add to the sum, and to the
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from apportion.cost.traffic import group_link
 from apportion.planner.problem import Problem
 from apportion.planner.search.division import StageKinds
 from apportion.planner.stages.axes import StageKind, make_shard
-from apportion.planner.stages.streamed import may_stream, streamed_shard
+from apportion.planner.stages.streamed import fewest_streamed, may_stream
 from apportion.types.cluster import Device
 from apportion.types.plan import Balance, Stage
 
@@ -52,13 +53,15 @@ class StageTimes:
         problem, stage = self.problem, self.stages[index]
         in_format = problem.in_format(stage.weight_format)
         devices = [problem.cluster.device(device_id) for device_id in stage.split.device_ids]
-        if may_stream(in_format, devices):
-            streamed = streamed_shard(in_format, devices[0], kind)
-            return inf if streamed is None else self._step_s([(devices[0], streamed)])
         members = [
             (device, _reshaped(shard, kind))
             for device, shard in stage_members(problem.model, problem.cluster, stage)
         ]
+        if may_stream(in_format, devices):
+            streamed = fewest_streamed(in_format, members)
+            if streamed is None:
+                return inf
+            return self._step_s([(device, replace(shard, streamed=streamed)) for device, shard in members])
         if not all(self._fits(device, shard) for device, shard in members):
             return inf
         return self._step_s(members)

@@ -14,7 +14,9 @@ from apportion.planner.demand import find_demanded
 from apportion.planner.divide import search
 from apportion.planner.finder import Finder
 from apportion.planner.found import Found
+from apportion.planner.host_room import find_with_host_room, without_host_memory
 from apportion.planner.infeasible.error import infeasible_error
+from apportion.planner.infeasible.host_memory import host_memory_error
 from apportion.planner.infeasible.limits import limits_error, without_limits
 from apportion.planner.infeasible.relief import Demand
 from apportion.planner.problem import alternatives, chunk_candidates, make_problem
@@ -39,7 +41,11 @@ def find_division(
     held = find_demanded(workload, Finder(model, cluster, weight_formats, streaming=False))
     if held is not None or not streaming:
         return held
-    return find_demanded(workload, Finder(model, cluster, weight_formats, streaming=True))
+
+    def find(where: Cluster) -> Found | None:
+        return find_demanded(workload, Finder(model, where, weight_formats, streaming=True))
+
+    return find_with_host_room(cluster, find)
 
 
 def fits(
@@ -64,7 +70,13 @@ def fits(
     problem = make_problem(model, cluster, alone, weight_formats, chunk_tokens)
     if search(problem) is not None:
         return True
-    return streaming and search(replace(problem, streaming=True)) is not None
+    if not streaming:
+        return False
+
+    def find(where: Cluster) -> Found | None:
+        return search(replace(problem, cluster=where, streaming=True))
+
+    return find_with_host_room(cluster, find) is not None
 
 
 def _found(
@@ -84,17 +96,18 @@ def _found(
         if unlimited is not None:
             raise limits_error(workload, unlimited)
     if found is None:
-        raise infeasible_error(
-            Demand(
-                model=model,
-                cluster=cluster,
-                workload=workload,
-                weight_formats=weight_formats,
-                fits=partial(fits, streaming=streaming),
-                fits_streamed=None if streaming else partial(fits, streaming=True),
-                cards=cards,
-            )
+        demand = Demand(
+            model=model,
+            cluster=cluster,
+            workload=workload,
+            weight_formats=weight_formats,
+            fits=partial(fits, streaming=streaming),
+            fits_streamed=None if streaming else partial(fits, streaming=True),
+            cards=cards,
         )
+        roomy = replace(demand, cluster=without_host_memory(cluster))
+        elsewhere = find_division(roomy.model, roomy.cluster, workload, weight_formats) if streaming else None
+        raise host_memory_error(demand, elsewhere) if elsewhere else infeasible_error(demand)
     return found
 
 

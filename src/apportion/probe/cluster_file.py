@@ -57,12 +57,16 @@ def _device_lines(device: Device, machine: Machine) -> list[str]:
         lines.append(
             f'stream = "{device.stream_bytes_per_s / 1e9:.3g} GB/s"  # of weights not held; {source}'
         )
-    if cpu and machine.disk_bytes_per_s is not None:
-        lines += [
-            "# Instead, where host memory has no room for such weights; measured:",
-            f'# stream = "{machine.disk_bytes_per_s / 1e9:.3g} GB/s"',
-            '# stream_from = "disk"',
-        ]
+    if device.cache is not None:
+        figures = ", ".join(
+            f"{name} = {figure:.3g}"
+            for name, figure in (
+                ("bytes", device.cache.num_bytes),
+                ("read_bytes_per_s", device.cache.read_bytes_per_s),
+                ("copied_bytes_per_s", device.cache.copied_bytes_per_s),
+            )
+        )
+        lines.append(f"cache = {{ {figures} }}  # that streamed layers pass through; measured")
     return [*lines, f"num_threads = {device.num_threads}"] if cpu else lines
 
 
@@ -75,10 +79,20 @@ def _host_toml(host: str, machine: Machine) -> str:
             "[[host]]",
             f'name = "{host}"',
             f"mem_bytes_per_s = {together:.3g}  # that its processor's threads read together",
+            *_room_lines(machine),
             "# One thread by itself, for a device of num_threads = 1:",
             f"# mem_bytes_per_s = {alone.read_bytes_per_s:.3g}, flops_per_s = {{ {flops} }}",
         ]
     )
+
+
+def _room_lines(machine: Machine) -> Iterator[str]:
+    """Where streamed weights stay."""
+    known = [device.host_memory_bytes for device in machine.devices if device.host_memory_bytes is not None]
+    if known:
+        yield f'memory = "{max(known) // 2**20}MiB"  # free now: for CPU devices, streamed weights, swapped blocks'
+    if machine.disk_bytes_per_s is not None:
+        yield f'disk = "{machine.disk_bytes_per_s / 1e9:.3g} GB/s"  # of weights streamed past the page cache'
 
 
 def _link_toml(ends: tuple[str, str], rates: LinkRates) -> str:

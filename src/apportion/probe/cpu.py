@@ -9,14 +9,20 @@ from importlib.util import find_spec
 
 import psutil
 
-from apportion.probe.processor import num_cores
-from apportion.probe.saved import read_rates
+from apportion.probe.processor import cached_bytes, num_cores
+from apportion.probe.saved import read_disk_rate, read_rates
 from apportion.types import cpu
-from apportion.types.cluster import LOCAL_HOST, Device
+from apportion.types.cluster import LOCAL_HOST, Cache, Device
 from apportion.types.cpu import CpuRates
 
 MEMORY_FRACTION = 0.8
 """Share of the memory now available that a device may use unless told otherwise."""
+HOST_MEMORY_FRACTION = 0.9
+"""Share of the memory now available that is left for plans beside the processes themselves."""
+
+
+def host_memory_bytes() -> int:
+    return int(psutil.virtual_memory().available * HOST_MEMORY_FRACTION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +39,14 @@ def measure_cpu(num_devices: int) -> Device:
     num_threads, cores = max(1, num_cores() // num_devices), num_cores()
     saved = read_rates()
     own = saved.get(num_threads) or measured_rates(num_threads)
+    disk = read_disk_rate()
     if num_threads == cores:
         together = own.read_bytes_per_s
     elif cores in saved:
         together = saved[cores].read_bytes_per_s
     else:
         together = read_bytes_per_s(cores)
-    return cpu_device(own, num_threads, max(own.read_bytes_per_s, together))
+    return cpu_device(own, num_threads, max(own.read_bytes_per_s, together), disk)
 
 
 def read_bytes_per_s(num_threads: int) -> float:
@@ -47,7 +54,9 @@ def read_bytes_per_s(num_threads: int) -> float:
     return float(_printed("apportion.probe.cpu_rates", num_threads, "read"))
 
 
-def cpu_device(rates: CpuRates, num_threads: int, host_bytes_per_s: float) -> Device:
+def cpu_device(
+    rates: CpuRates, num_threads: int, host_bytes_per_s: float, disk_bytes_per_s: float | None
+) -> Device:
     return Device(
         id="cpu",
         host=LOCAL_HOST,
@@ -65,15 +74,34 @@ def cpu_device(rates: CpuRates, num_threads: int, host_bytes_per_s: float) -> De
         source="measured",
         stream_bytes_per_s=rates.copied_bytes_per_s,
         host_bytes_per_s=host_bytes_per_s,
+        cache=_cache(rates, num_threads),
+        host_memory_bytes=host_memory_bytes(),
+        disk_bytes_per_s=disk_bytes_per_s,
+    )
+
+
+def _cache(rates: CpuRates, num_threads: int) -> Cache | None:
+    per_thread = cached_bytes()
+    if per_thread is None:
+        return None
+    return Cache(
+        num_bytes=per_thread * num_threads,
+        read_bytes_per_s=rates.cached_read_bytes_per_s,
+        copied_bytes_per_s=rates.cached_copied_bytes_per_s,
     )
 
 
 def measured_rates(num_threads: int) -> CpuRates:
     """Of BLAS's products; the engine's in the weight formats are assumed from that of fp32."""
     printed = _printed("apportion.probe.cpu_rates", num_threads)
-    read, multiply, copied = (float(figure) for figure in printed.split())
-    flops_per_s = cpu.rates_per_format(multiply)
-    return CpuRates(read_bytes_per_s=read, flops_per_s=flops_per_s, copied_bytes_per_s=copied)
+    read, multiply, copied, cached_copied, cached_read = (float(figure) for figure in printed.split())
+    return CpuRates(
+        read_bytes_per_s=read,
+        flops_per_s=cpu.rates_per_format(multiply),
+        copied_bytes_per_s=copied,
+        cached_read_bytes_per_s=cached_read,
+        cached_copied_bytes_per_s=cached_copied,
+    )
 
 
 def product_rates(num_threads: int) -> ProductRates | None:

@@ -1,12 +1,16 @@
-"""Prints what BLAS's threads read (bytes/s, a matrix-vector product) and compute (FLOP/s, an fp32 product), and
-what one thread copies out of a file in the page cache (bytes/s); the first alone with the argument "read"."""
+"""Prints what BLAS's threads read (bytes/s, a matrix-vector product) and compute (FLOP/s, an fp32 product), and what
+one thread copies out of a file in the page cache, into memory and into what is in the last cache, and reads of the
+latter (bytes/s); the first alone with the argument "read"."""
 
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 
+from apportion.probe.processor import cached_bytes
+from apportion.types.cache import cache_folder
 from apportion.types.stopwatch import best_s, median_s
 
 READ_BYTES = 128 * 2**20
@@ -14,11 +18,11 @@ READ_BYTES = 128 * 2**20
 MEASURE_S = 0.15
 
 
-def read_bytes_per_s() -> float:
-    rows = 4096
-    matrix = np.ones((rows, READ_BYTES // 4 // rows), dtype=np.float32)
-    vector = np.ones(matrix.shape[1], dtype=np.float32)
-    return READ_BYTES / median_s(lambda: matrix @ vector, MEASURE_S)
+def read_bytes_per_s(num_bytes: int = READ_BYTES) -> float:
+    columns = 8192
+    matrix = np.ones((num_bytes // 4 // columns, columns), dtype=np.float32)
+    vector = np.ones(columns, dtype=np.float32)
+    return matrix.nbytes / median_s(lambda: matrix @ vector, MEASURE_S)
 
 
 def multiply_flops_per_s() -> float:
@@ -27,22 +31,33 @@ def multiply_flops_per_s() -> float:
     return 2 * size**3 / best_s(lambda: matrix @ matrix, MEASURE_S)
 
 
-def copied_bytes_per_s() -> float:
-    """As weights are streamed: read into a buffer of ours, piece by piece."""
-    piece_bytes = 2**22
-    target = memoryview(bytearray(READ_BYTES))
-    with tempfile.TemporaryFile() as file:
-        for _ in range(len(target) // piece_bytes):
-            file.write(bytes(piece_bytes))
+def copied_bytes_per_s(cached_bytes: int) -> tuple[float, float]:
+    """As weights are streamed, out of a file in the page cache: into memory beyond the caches, and over and over into
+    so many bytes that are in the last one."""
+    target = memoryview(np.ones(READ_BYTES, np.uint8))  # in huge pages, as a layer's buffer
+    with tempfile.TemporaryFile(dir=_cache_folder()) as file:
+        file.write(target)
         file.flush()
 
-        def copy() -> None:
-            for start in range(0, len(target), piece_bytes):
-                os.preadv(file.fileno(), [target[start : start + piece_bytes]], start)
+        def copy(piece_bytes: int) -> None:
+            for start in range(0, READ_BYTES, piece_bytes):
+                os.preadv(file.fileno(), [target[:piece_bytes]], start)
 
-        return len(target) / best_s(copy, MEASURE_S)
+        return (
+            READ_BYTES / best_s(lambda: copy(READ_BYTES), MEASURE_S),
+            READ_BYTES / median_s(lambda: copy(cached_bytes), MEASURE_S / 2),
+        )
+
+
+def _cache_folder() -> Path:
+    """Where streamed weights are kept: file systems differ."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 if __name__ == "__main__":
-    whole = sys.argv[1:] != ["read"]
-    print(read_bytes_per_s(), *((multiply_flops_per_s(), copied_bytes_per_s()) if whole else ()))
+    print(read_bytes_per_s())
+    if sys.argv[1:] != ["read"]:
+        cached = cached_bytes() or 2**20
+        print(multiply_flops_per_s(), *copied_bytes_per_s(cached), read_bytes_per_s(cached))

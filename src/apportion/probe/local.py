@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from apportion.probe.cpu import MEMORY_FRACTION, measure_cpu
+from apportion.probe.cpu import MEMORY_FRACTION, host_memory_bytes, measure_cpu
 from apportion.types import pcie
 from apportion.types.cluster import LOCAL_HOST, Device
 
@@ -77,4 +77,5 @@ def _cuda_device(nvml: Any, index: int) -> Device:
         stream_bytes_per_s=pcie.stream_bytes_per_s(
             nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle), nvml.nvmlDeviceGetMaxPcieLinkWidth(handle)
         ),
+        host_memory_bytes=host_memory_bytes(),
     )

@@ -50,7 +50,7 @@ def probe_machine(begin: Callable[[str], object]) -> Machine:
     begin("messages between two processes")
     unix_socket, loopback = unix_socket_rates(), loopback_rates()
     begin("the cards, through their driver")
-    devices = (*cuda_devices(), cpu_device(threads[cores], cores, threads[cores].read_bytes_per_s))
+    devices = (*cuda_devices(), cpu_device(threads[cores], cores, threads[cores].read_bytes_per_s, disk))
     return Machine(
         devices=devices,
         names=hardware_names(Cluster(devices=devices, links=())),
@@ -83,4 +83,6 @@ def _best(measured: Sequence[CpuRates]) -> CpuRates:
         read_bytes_per_s=max(rates.read_bytes_per_s for rates in measured),
         flops_per_s={name: max(rates.flops_per_s[name] for rates in measured) for name in names},
         copied_bytes_per_s=max(rates.copied_bytes_per_s for rates in measured),
+        cached_read_bytes_per_s=max(rates.cached_read_bytes_per_s for rates in measured),
+        cached_copied_bytes_per_s=max(rates.cached_copied_bytes_per_s for rates in measured),
     )

@@ -5,6 +5,9 @@ import platform
 from pathlib import Path
 
 _CPU_INFO = Path("/proc/cpuinfo")
+CACHED_PART = 0.75
+"""Of a core's part of the last cache, that a streamed layer finds: docs/benchmarks/streaming.md."""
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def num_cores() -> int:
@@ -19,3 +22,32 @@ def cpu_model() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.machine()
+
+
+def cached_bytes() -> int | None:
+    """Of a streamed layer, that one thread still finds in the last cache."""
+    per_core = _cache_bytes_per_core()
+    return None if per_core is None else int(CACHED_PART * per_core) // 2**20 * 2**20
+
+
+def _cache_bytes_per_core() -> int | None:
+    """Of the last cache, shared evenly by the cores that it serves; None where the kernel does not say."""
+    try:
+        levels = [(int(_figure(level, "level")), level) for level in _CACHES.glob("index*")]
+        _, last = max(levels)
+        size = _figure(last, "size")
+        shared = _figure(last, "shared_cpu_list").split(",")
+        units = {"K": 2**10, "M": 2**20, "G": 2**30}
+        return int(size[:-1]) * units[size[-1]] // sum(map(_length, shared))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _figure(folder: Path, name: str) -> str:
+    return (folder / name).read_text().strip()
+
+
+def _length(cores: str) -> int:
+    """Of "3", or of "0-3"."""
+    first, _, last = cores.partition("-")
+    return int(last or first) - int(first) + 1

@@ -1,4 +1,4 @@
-"""What `apportion probe` measured of this machine's processor, for the plans that follow.
+"""What `apportion probe` measured of this machine's processor and disk, for the plans that follow.
 
 `probe.json` in the cache folder. One that is of another processor, or cannot be read, is as good as none.
 """
@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from apportion.probe.processor import cpu_model, num_cores
 from apportion.types.cache import cache_folder
 from apportion.types.cpu import CpuRates
 
-VERSION = 1
+VERSION = 2
 
 
 def probe_file() -> Path:
@@ -22,25 +23,36 @@ def probe_file() -> Path:
 def read_rates() -> dict[int, CpuRates]:
     """By number of threads; {} where nothing is known."""
     try:
-        document = json.loads(probe_file().read_text(encoding="utf-8"))
-        if [document[key] for key in ("version", "processor", "cores")] != [
-            VERSION,
-            cpu_model(),
-            num_cores(),
-        ]:
-            return {}
-        return {int(threads): CpuRates(**rates) for threads, rates in document["threads"].items()}
+        return {int(threads): CpuRates(**rates) for threads, rates in _document()["threads"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def save_rates(by_threads: Mapping[int, CpuRates]) -> None:
+def read_disk_rate() -> float | None:
+    """Bytes/s past the page cache; None where that is not known."""
+    try:
+        rate = _document()["disk_bytes_per_s"]
+        return None if rate is None else float(rate)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _document() -> Any:
+    """Raises ValueError where it is of another processor, OSError where there is none."""
+    document = json.loads(probe_file().read_text(encoding="utf-8"))
+    if [document[key] for key in ("version", "processor", "cores")] != [VERSION, cpu_model(), num_cores()]:
+        raise ValueError("of another processor")
+    return document
+
+
+def save_rates(by_threads: Mapping[int, CpuRates], disk_bytes_per_s: float | None) -> None:
     """Raises OSError."""
     document = {
         "version": VERSION,
         "processor": cpu_model(),
         "cores": num_cores(),
         "threads": {str(threads): asdict(rates) for threads, rates in by_threads.items()},
+        "disk_bytes_per_s": disk_bytes_per_s,
     }
     file = probe_file()
     file.parent.mkdir(parents=True, exist_ok=True)

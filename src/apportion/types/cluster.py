@@ -27,6 +27,15 @@ ASSUMED_SPREAD = Spread(decode=0.3, prefill=0.3, source="rates probed or assumed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """A CPU device's part of its host's last cache, and how fast it is read and copied into out of the page cache."""
+
+    num_bytes: int
+    read_bytes_per_s: float
+    copied_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One device. Its rates are those the engine sees: an emulated device's are already scaled by `speed`.
 
@@ -61,6 +70,13 @@ class Device:
     host_bytes_per_s: float | None = None
     """Where its memory is its host's own: what all devices that share that read together. None for its own memory, and
     where not known."""
+    cache: Cache | None = None
+    """Where streamed layers may still be when they are computed from; None where not known."""
+    host_memory_bytes: int | None = None
+    """What its host has for CPU devices, for weights that are streamed out of host memory and for swapped blocks; None
+    where not known."""
+    disk_bytes_per_s: float | None = None
+    """How fast its host's disk is read past the page cache; None where not known."""
 
     @property
     def usable_bytes(self) -> int:
@@ -83,7 +99,16 @@ class Device:
     def stream_buffers(self) -> int:
         """Of one streamed layer each: a GPU or a disk fills one while the other is computed from; out of the page cache
         a CPU copies itself."""
-        return 1 if self.kind == "cpu" and self.stream_from == "host memory" else 2
+        return 1 if self.kind == "cpu" and not self.reads_disk else 2
+
+    @property
+    def reads_disk(self) -> bool:
+        return self.stream_from == "disk"
+
+    @property
+    def in_host_memory(self) -> bool:
+        """Whether its memory is its host's own."""
+        return self.kind == "cpu" or self.host_bytes_per_s is not None
 
     @property
     def emulated(self) -> bool:

@@ -15,6 +15,10 @@ class CpuRates:
     flops_per_s: dict[str, float]
     copied_bytes_per_s: float
     """Out of the page cache, by one of them."""
+    cached_read_bytes_per_s: float
+    """Of what is in the last cache, by one of them."""
+    cached_copied_bytes_per_s: float
+    """Out of the page cache into memory that is in the last cache, by one of them."""
 
 
 def rates_per_format(fp32_flops_per_s: float) -> dict[str, float]:

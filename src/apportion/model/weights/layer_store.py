@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -37,10 +38,10 @@ class LayerStore(Protocol):
         """Takes a copy of a buffer: the weights of one more layer. Raises ModelError where there is no room."""
 
     def fetch(self, layer: int, bytes_B: Tensor) -> None:
-        """Begins to fill a buffer, once what was computed from it so far is done. One fetch at a time."""
+        """Begins to fill a buffer, once what was computed from it so far is done and those before are filled."""
 
     def arrived(self) -> None:
-        """Waits for the last `fetch`, or lets what is computed from now on wait for it."""
+        """Waits for the first `fetch` that was not waited for, or lets what is computed from now on wait for it."""
 
 
 OpenStore = Callable[[], LayerStore]
@@ -83,18 +84,17 @@ class DiskStore:
         before = threading.stack_size(_STACK_BYTES)
         self._thread.submit(int).result()  # starts it
         threading.stack_size(before)
-        self._fetched: Future[None] | None = None
+        self._fetched: deque[Future[None]] = deque()
 
     def keep(self, bytes_B: Tensor) -> None:
         self._file.append(bytes_B)
 
     def fetch(self, layer: int, bytes_B: Tensor) -> None:
-        self._fetched = self._thread.submit(self._file.read, layer, bytes_B)
+        self._fetched.append(self._thread.submit(self._file.read, layer, bytes_B))
         time.sleep(0)  # lets it begin: on the same core it would get its turn milliseconds later
 
     def arrived(self) -> None:
-        assert self._fetched is not None
-        self._fetched.result()
+        self._fetched.popleft().result()
 
 
 class PinnedStore:
@@ -106,7 +106,7 @@ class PinnedStore:
         self._device = torch.device(torch_device)
         self._layers: list[Tensor] = []
         self._copying = torch.cuda.Stream(self._device)
-        self._copied = torch.cuda.Event()
+        self._copied: deque[torch.cuda.Event] = deque()
 
     def keep(self, bytes_B: Tensor) -> None:
         host_B = torch.empty(len(bytes_B), dtype=torch.uint8, pin_memory=True)
@@ -116,10 +116,10 @@ class PinnedStore:
         self._copying.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copying):
             bytes_B.copy_(self._layers[layer], non_blocking=True)
-            self._copied.record(self._copying)
+            self._copied.append(self._copying.record_event())
 
     def arrived(self) -> None:
-        torch.cuda.current_stream(self._device).wait_event(self._copied)
+        torch.cuda.current_stream(self._device).wait_event(self._copied.popleft())
 
 
 class _LayerFile:

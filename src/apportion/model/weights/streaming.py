@@ -64,9 +64,9 @@ class LayerStream:
         buffer, others = self.next_buffer, self.num_buffers - 1
         if not others or not self._num_uses:
             self._fetch(layer, buffer)
-        self._store.arrived()
-        if others:
+        if others:  # the layer before has been computed: the next may arrive right behind this one
             self._fetch((layer + 1) % len(self._sizes), 1 - buffer)
+        self._store.arrived()
         self._num_uses += 1
         self.streamed_bytes += self._sizes[layer]
         return buffer

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from apportion.cost.kv_capacity import with_most_kv
+from apportion.cost.memory import kv_blocks
+from apportion.cost.service import least_kv_tokens
 from apportion.planner.build import make_plan
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.errors import ClusterError, PlanError, UsageError
@@ -44,9 +47,12 @@ def what_if(plan: Plan, changes: Changes) -> Plan:
             f"the plan uses {', '.join(sorted(unknown))}, not in its cluster; see apportion verify"
         )
     weight_formats = changes.weight_formats or plan.weight_formats
-    return make_plan(
-        plan.model, changed_cluster(plan.cluster, changes), _changed_workload(plan, changes), weight_formats
-    )
+    workload = _changed_workload(plan, changes)
+    filled = plan.num_kv_blocks > kv_blocks(plan.workload, plan.block_tokens)
+    if filled:  # as --kv-tokens max: planned for the least, then given what is left
+        workload = replace(workload, kv_tokens=least_kv_tokens(workload))
+    after = make_plan(plan.model, changed_cluster(plan.cluster, changes), workload, weight_formats)
+    return with_most_kv(after) if filled else after
 
 
 def changed_cluster(cluster: Cluster, changes: Changes) -> Cluster:

@@ -24,6 +24,7 @@ from apportion.planner.search.selection import (
     num_states,
 )
 from apportion.planner.search.stage_tables import StageTables
+from apportion.planner.stages.axes import StageKind
 from apportion.planner.stages.groups import Group, device_kinds, first_alike, group_link, possible_groups
 from apportion.planner.stages.kinds import StageKinds, stage_kind
 from apportion.planner.stages.options import (
@@ -171,14 +172,21 @@ class Search:
                 continue
             kind = stage_kind(self.problem.model, stage.layer_start, stage.layer_stop)
             link = self.costs[first][0].link
-            for goal, memory in product((self.goal, path_only(self.goal)), self.memories[first]):
-                shares = GroupShares(memory, link, goal, self.steps)
-                choice = shares.choose(kind)
+            formats = list(zip(self.memories[first], self.costs[first], strict=True))
+            for goal, (memory, costs) in product((self.goal, path_only(self.goal)), formats):
+                choice = GroupShares(memory, link, goal, self.steps).choose(kind)
+                if choice is not None and self.problem.streaming:
+                    choice = self._streaming(costs, kind, choice)
                 if choice is not None:
                     stages = list(division.stages)
                     stages[place] = stage._replace(choice=choice)
                     division = min(division, self.joined(stages) or division, key=self._value)
         return division
+
+    def _streaming(self, costs: ShareCosts, kind: StageKind, choice: StageChoice) -> StageChoice | None:
+        """The same shares with the time that they take where as few layers are streamed as fit."""
+        timing = costs.timing(self.stage_kinds.number(kind), choice.kv_heads, choice.ffn_columns)
+        return timing and replace(choice, timing=timing)
 
     def _division(self, placed: Sequence[Placed], limit: float) -> Division | None:
         """None where a stage in its place, or a link, does not keep within the limit."""

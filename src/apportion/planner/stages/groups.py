@@ -42,6 +42,8 @@ def device_figures(device: Device) -> tuple[object, ...]:
         *memory,
         device.mem_bytes_per_s,
         device.stream_bytes_per_s,
+        device.stream_from,
+        device.cache,
         rates,
         *overheads,
         shared if device.host_bytes_per_s is not None else None,

@@ -110,7 +110,7 @@ def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
     if few is None:
         return None
     numbers = np.arange(len(costs.kinds.kinds))
-    free = costs.fits(*few, numbers).all(axis=1)
+    free = costs.holds(*few, numbers).all(axis=1)
     blocks = [_best_of(costs, goal, few, numbers[free])]
     tight = np.setdiff1d(costs.possible(), numbers[free])
     if len(tight) == 0:
@@ -120,7 +120,7 @@ def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
     granules = _compositions(costs.num_granules, size)
     everything = (np.repeat(heads, len(granules), axis=0), np.tile(granules, (len(heads), 1)))
     pool = (np.concatenate([few[0], everything[0]]), np.concatenate([few[1], everything[1]]))
-    step = max(1, 400_000 // len(everything[0]))
+    step = max(1, 800_000 // (len(everything[0]) * costs.num_times))
     for begin in range(0, len(tight), step):  # for the sake of memory
         block = _best_of(costs, goal, everything, tight[begin : begin + step])
         blocks.append(block._replace(share=block.share + len(few[0])))
@@ -213,7 +213,7 @@ def _costs(
     costs: ShareCosts, goal: Goal, shares: CostedShares, numbers: IntArray, *, limited: bool = True
 ) -> tuple[FloatArray, FloatArray]:
     """Path and occupied seconds by [kind, share], infinite where it does not fit and memory is `limited`."""
-    seconds = costs.timings(shares, numbers)
+    seconds = costs.timings(shares, numbers) if limited else costs.least_timings(shares, numbers)
     path_s = goal.path_prefill * seconds[..., 0] + goal.path_decode * seconds[..., 1]
     occupied_s = goal.occupied_prefill * seconds[..., 0] + goal.occupied_decode * seconds[..., 1]
     if not limited:

@@ -24,6 +24,7 @@ from apportion.planner.problem import Problem
 from apportion.planner.stages.axes import Room, StageKind, ffn_granule, head_compositions, make_shard
 from apportion.planner.stages.kinds import StageKinds
 from apportion.planner.stages.shared_level import shared_level
+from apportion.planner.stages.streamed import group_rooms
 from apportion.types.cluster import Device, Link
 from apportion.types.model import LayerSpec
 
@@ -66,7 +67,7 @@ class RelaxedGroup:
         tied: list[_Tied] = []
         for row, number in enumerate(numbers):
             kind = self.kinds.kinds[number]
-            rooms = self.kinds.rooms(self.problem.capacity, self.problem.formats, self.devices, int(number))
+            rooms = group_rooms(self.problem, self.kinds, self.devices, int(number))
             caps = self._caps(rooms)
             if caps is None or not self._fits_together(rooms):
                 continue
@@ -212,8 +213,8 @@ class RelaxedGroup:
     def _fits_together(self, rooms: Sequence[Room]) -> bool:
         model = self.problem.model
         needed = (
-            model.kv_heads * rooms[0].head_bytes
-            + self.num_granules * rooms[0].granule_bytes
+            model.kv_heads * min(room.head_bytes for room in rooms)
+            + self.num_granules * min(room.granule_bytes for room in rooms)
             + model.vocab_rows * min(room.row_bytes for room in rooms)
         )
         return needed <= sum(room.free_bytes for room in rooms)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from apportion.cost.estimate import Steps
 from apportion.cost.group_step import group_reductions_s
 from apportion.cost.host_memory import at_work
+from apportion.cost.objective import Timing
 from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
 from apportion.planner.problem import Problem
@@ -49,13 +50,18 @@ class ShareCosts:
         self.num_granules = problem.model.ffn_columns // self.granule
         self.overhead_s = self._pair(lambda _: max(device.layer_overhead_s for device in devices))
         self.step_overhead_s = self._pair(lambda _: max(device.step_overhead_s for device in devices))
-        self.embedding_s = np.zeros(2)
+        self.embedding_s = self._pair(lambda _: 0.0)
         if link is not None and len(devices) > 1:
             layer = (problem.model.layers[0], 1)
             inner = self._reductions(link, StageKind(layers=(layer,), has_embedding=False, has_head=False))
             outer = self._reductions(link, StageKind(layers=(layer,), has_embedding=True, has_head=False))
             self.overhead_s = self.overhead_s + inner
             self.embedding_s = outer - inner
+
+    @property
+    def num_times(self) -> int:
+        """In the last axis of times, while they are added up."""
+        return self.step_overhead_s.shape[-1]
 
     def _reductions(self, link: Link, kind: StageKind) -> FloatArray:
         shard = make_shard(kind, self.problem.formats, 0, len(self.devices), 0, 0, 0)
@@ -132,10 +138,25 @@ class ShareCosts:
         seconds[kinds.has_head[numbers]] += shares.head_s
         return seconds
 
+    def timing(self, kind: int, kv_heads: Sequence[int], ffn_columns: Sequence[int]) -> Timing | None:
+        """Of a stage with these shares; None where it does not fit."""
+        heads, granules = np.array([kv_heads]), np.array([ffn_columns]) // self.granule
+        if not self.fits(heads, granules, np.array([kind])).all():
+            return None
+        prefill_s, decode_s = self.timings(self.costed(heads, granules), np.array([kind]))[0, 0]
+        return Timing(prefill_s=float(prefill_s), decode_s=float(decode_s))
+
+    def least_timings(self, shares: "CostedShares", numbers: IntArray) -> FloatArray:
+        """At most `timings`, whatever the memory."""
+        return self.timings(shares, numbers)
+
     def possible(self) -> IntArray:
         """The kinds for which there is enough memory in sum."""
+        return self.enough([self._bytes(rank) for rank in range(len(self.devices))])
+
+    def enough(self, members: Sequence[IntArray]) -> IntArray:
+        """The same, where members need so many bytes (as `StageKinds.bytes`)."""
         model = self.problem.model
-        members = [self._bytes(rank) for rank in range(len(self.devices))]
         units = np.array([model.kv_heads, self.num_granules, model.vocab_rows])
         nothing = sum(size[:, 0] for size in members)
         needed = nothing + np.minimum.reduce([size[:, 1:] for size in members]) @ units
@@ -147,12 +168,18 @@ class ShareCosts:
 
     def fits(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> NDArray[np.bool_]:
         """[kind, share]: whether every member holds its own."""
-        problem = self.problem
+        return self.holds(heads, granules, numbers)
+
+    def holds(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> NDArray[np.bool_]:
+        """The same, with all layers' weights on the devices."""
         fits = np.ones((len(numbers), len(heads)), dtype=bool)
-        rows = -(-problem.model.vocab_rows * granules // self.num_granules)
-        for rank, device in enumerate(self.devices):
-            size = self._bytes(rank)[numbers, :, None]
-            needed = size[:, 0] + size[:, 1] * heads[:, rank]
-            needed = needed + size[:, 2] * granules[:, rank] + size[:, 3] * rows[:, rank]
-            fits &= needed <= device.usable_bytes
+        for rank in range(len(self.devices)):
+            fits &= self.beyond_bytes(rank, heads, granules, numbers) <= 0
         return fits
+
+    def beyond_bytes(self, rank: int, heads: IntArray, granules: IntArray, numbers: IntArray) -> IntArray:
+        """[kind, share]: what a member with all its layers' weights would need more than it has."""
+        size = self._bytes(rank)[numbers, :, None]
+        rows = -(-self.problem.model.vocab_rows * granules[:, rank] // self.num_granules)
+        needed = size[:, 0] + size[:, 1] * heads[:, rank] + size[:, 2] * granules[:, rank] + size[:, 3] * rows
+        return needed - self.devices[rank].usable_bytes

@@ -31,6 +31,7 @@ from apportion.planner.stages.axes import (
 )
 from apportion.planner.stages.fill import Filling, Rates, fill, merge_parallel, water_fill
 from apportion.planner.stages.kinds import StageKinds
+from apportion.planner.stages.streamed import group_rooms
 from apportion.types.cluster import Device, Link
 from apportion.types.model import LayerSpec
 
@@ -54,7 +55,8 @@ Shares = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class GroupMemory:
-    """The room each member of a group has in one weight format, by kind of stage; the same for every objective."""
+    """The room each member of a group has in one weight format, by kind of stage; the same for every objective. Where
+    the group may stream, the most that it may have."""
 
     def __init__(self, problem: Problem, devices: Sequence[Device], kinds: StageKinds) -> None:
         self.problem = problem
@@ -66,10 +68,8 @@ class GroupMemory:
 
     def rooms(self, kind: StageKind) -> tuple[Room, ...]:
         if kind not in self._rooms:
-            problem = self.problem
-            self._rooms[kind] = self._kinds.rooms(
-                problem.capacity, problem.formats, self.devices, self._kinds.number(kind)
-            )
+            number = self._kinds.number(kind)
+            self._rooms[kind] = group_rooms(self.problem, self._kinds, self.devices, number)
         return self._rooms[kind]
 
 

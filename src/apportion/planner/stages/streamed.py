@@ -1,8 +1,9 @@
-"""Stages that stream some of their layers: a single device's, with as few layers streamed as fit.
+"""Stages that stream some of their layers, on a device or on all members of a group: as few as fit.
 
-Fewer is never slower: computing stays the same and copying takes as long as its bytes (cost/streaming.py), of which the
-rule (largest layers first) gives fewer for fewer layers. So of all numbers of streamed layers the least that fits is
-the best for every stage, whatever the others do. Groups hold all of theirs.
+Fewer is never slower: computing stays the same, and what streaming adds grows with every layer (cost/streaming.py). So
+with given shares the least number of streamed layers with which every member fits is the best, whatever other stages
+do. Shares that let a stage stream fewer layers may beat those that compute faster, so of a stage that streams all
+shares are looked at.
 """
 
 from collections.abc import Sequence
@@ -12,24 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.estimate import Steps
-from apportion.cost.group_step import group_step_s
+from apportion.cost.group_step import Members, stage_members
 from apportion.cost.memory import shard_memory
-from apportion.cost.shard import LayerCounts, Shard
-from apportion.cost.streaming import evenly_streamed
+from apportion.cost.shard import LayerCounts
+from apportion.cost.streaming import added_s, arriving_s, evenly_streamed, streaming_order
 from apportion.planner.problem import Problem
-from apportion.planner.stages.axes import StageKind, make_shard
-from apportion.planner.stages.kinds import StageKinds, stage_kind
+from apportion.planner.stages.axes import Room, StageKind, ffn_granule, make_shard
+from apportion.planner.stages.kinds import StageKinds
 from apportion.planner.stages.share_costs import CostedShares, ShareCosts
 from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.model import LayerSpec
 from apportion.types.plan import Stage
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 def may_stream(problem: Problem, devices: Sequence[Device]) -> bool:
     """Whether a stage on these devices may."""
-    return problem.streaming and len(devices) == 1 and devices[0].stream_bytes_per_s is not None
+    return problem.streaming and all(device.stream_bytes_per_s is not None for device in devices)
 
 
 def group_costs(
@@ -39,38 +42,37 @@ def group_costs(
     return costs(problem, devices, link, steps, kinds)
 
 
-def streamed_shard(problem: Problem, device: Device, kind: StageKind) -> Shard | None:
-    """A whole stage of this kind on the device, with the fewest layers streamed; None where it does not fit even so."""
-    model = problem.model
-    shard = make_shard(kind, problem.formats, 0, 1, model.kv_heads, model.ffn_columns, model.vocab_rows)
-    needed = shard_memory(model, shard, problem.capacity, device).engine_bytes
-    if needed <= device.usable_bytes:
-        return shard
-    largest_first = sorted(kind.layers, key=lambda part: shard.layer_bytes(part[0]), reverse=True)
-    needed += device.stream_buffers * shard.layer_bytes(largest_first[0][0])
-    streamed: list[tuple[LayerCounts, int]] = []
+def fewest_streamed(problem: Problem, members: Members) -> LayerCounts | None:
+    """The layers that a stage streams, of members' shards that hold all: the fewest with which every member fits; None
+    where they do not fit even so."""
+    beyond = [
+        shard_memory(problem.model, shard, problem.capacity, device).engine_bytes - device.usable_bytes
+        for device, shard in members
+    ]
+    if max(beyond) <= 0:
+        return ()
     taken: LayerCounts = ()
-    for layer, count in largest_first:
-        for number in range(1, count + 1):
-            streamed.append(((*taken, (layer, number)), shard.layer_bytes(layer)))
+    largest = [0] * len(members)
+    for layer, count in streaming_order(problem.model, members[0][1].layers):
+        sizes = [shard.layer_bytes(layer) for _, shard in members]
+        largest = [max(pair) for pair in zip(largest, sizes, strict=True)]
+        fewest = 1
+        for (device, _), short, buffer, size in zip(members, beyond, largest, sizes, strict=True):
+            fewest = max(fewest, -(-(short + device.stream_buffers * buffer) // size))
+        if fewest <= count:
+            return (*taken, (layer, fewest))
         taken = (*taken, (layer, count))
-    for chosen, freed_bytes in streamed:
-        needed -= freed_bytes
-        if needed <= device.usable_bytes:
-            return replace(shard, streamed=chosen)
+        beyond = [short - count * size for short, size in zip(beyond, sizes, strict=True)]
     return None
 
 
 def with_streamed_layers(problem: Problem, stage: Stage) -> Stage:
-    """The stage with the fewest layers streamed that its device's memory asks for; none where that does not help."""
-    problem = problem.in_format(stage.weight_format)
-    devices = [problem.cluster.device(device_id) for device_id in stage.split.device_ids]
+    """The stage with the fewest layers streamed that its devices' memory asks for; none where that does not help."""
     stage = replace(stage, streamed_layers=())
-    if not may_stream(problem, devices):
+    members = stage_members(problem.model, problem.cluster, stage)
+    if not may_stream(problem, [device for device, _ in members]):
         return stage
-    kind = stage_kind(problem.model, stage.layer_start, stage.layer_stop)
-    shard = streamed_shard(problem, devices[0], kind)
-    count = sum(number for _, number in shard.streamed) if shard else 0
+    count = sum(number for _, number in fewest_streamed(problem, members) or ())
     return replace(
         stage,
         streamed_layers=evenly_streamed(problem.model, stage.layer_start, stage.layer_stop, count),
@@ -89,30 +91,140 @@ def streams_as_it_can(cluster: Cluster, stage: Stage) -> bool:
     )
 
 
+def group_rooms(
+    problem: Problem, kinds: StageKinds, devices: Sequence[Device], number: int
+) -> tuple[Room, ...]:
+    """Of each member in a stage of the kind of this number: at least what it has, whether it streams or not."""
+    rooms = kinds.rooms(problem.capacity, problem.formats, devices, number)
+    if not may_stream(problem, devices):
+        return rooms
+    order = streaming_order(problem.model, kinds.kinds[number].layers)
+    rooms_of_all: list[Room] = []
+    for rank, (device, room) in enumerate(zip(devices, rooms, strict=True)):
+        sizes = np.array([_layer_bytes(problem, rank, layer) for layer, _ in order])
+        counts = np.array([count for _, count in order])
+        saved = np.maximum(0, counts @ sizes - device.stream_buffers * sizes[0])
+        rooms_of_all.append(_roomier(room, *(int(size) for size in saved)))
+    return tuple(rooms_of_all)
+
+
+def _roomier(room: Room, nothing: int, head: int, granule: int) -> Room:
+    """With so much less needed; a granule takes a byte, which is given back."""
+    return replace(
+        room,
+        free_bytes=room.free_bytes + nothing + room.num_granules,
+        head_bytes=room.head_bytes - head,
+        granule_bytes=room.granule_bytes - granule + 1,
+    )
+
+
+def _layer_bytes(problem: Problem, rank: int, layer: LayerSpec) -> tuple[int, int, int]:
+    """Weights of a layer on a member: beside its shares, of a KV head, of an FFN granule."""
+    kind = StageKind(layers=((layer, 1),), has_embedding=False, has_head=False)
+    granule = ffn_granule(problem.model)
+
+    def size(heads: int, columns: int) -> int:
+        return make_shard(kind, problem.formats, rank, rank + 1, heads, columns, 0).layer_bytes(layer)
+
+    nothing = size(0, 0)
+    return nothing, size(1, 0) - nothing, size(0, granule) - nothing
+
+
 class StreamedCosts(ShareCosts):
-    """Of a single device: there is one way to share, and every kind of stage has its streamed layers."""
+    """Of groups that may stream. Times are by step: copying beside computing takes the longer of the two in each."""
 
     def __init__(
         self, problem: Problem, devices: Sequence[Device], link: Link | None, steps: Steps, kinds: StageKinds
     ) -> None:
         super().__init__(problem, devices, link, steps, kinds)
-        self._shards = [streamed_shard(problem, devices[0], kind) for kind in kinds.kinds]
+        order = streaming_order(problem.model, tuple((layer, 1) for layer in kinds.layers))
+        self._order = [layer for layer, _ in order]
+        sorts = [streaming_order(problem.model, ((layer, 1),))[0][0] for layer in kinds.layers]
+        self._counts = kinds.counts @ np.array([[sort is one for one in self._order] for sort in sorts], int)
+        self._sizes = [
+            [_layer_bytes(problem, rank, layer) for layer in self._order] for rank in range(len(devices))
+        ]
 
-    def possible(self) -> IntArray:
-        return np.flatnonzero([shard is not None for shard in self._shards])
+    def _sum(self, by_step: FloatArray) -> FloatArray:
+        return by_step
 
-    def fits(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> NDArray[np.bool_]:
-        assert len(heads) == len(granules) == 1
-        return np.array([self._shards[int(number)] is not None for number in numbers], dtype=bool)[:, None]
+    def _layers(self, rank: int, place: int, heads: IntArray, granules: IntArray) -> IntArray:
+        """By share: bytes of a member's part of a layer of the sort at this place."""
+        nothing, head, granule = self._sizes[rank][place]
+        return nothing + head * heads[:, rank] + granule * granules[:, rank]
+
+    def _streamed(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> tuple[BoolArray, IntArray]:
+        """[kind, share]: whether it fits; [place, kind, share]: how many layers it streams, as `fewest_streamed`."""
+        ranks = range(len(self.devices))
+        found = self.holds(heads, granules, numbers)
+        beyond = [self.beyond_bytes(rank, heads, granules, numbers) for rank in ranks]
+        largest = [np.zeros(found.shape, dtype=np.int64) for _ in ranks]
+        taken = np.zeros((len(self._order), *found.shape), dtype=np.int64)
+        for place in range(len(self._order)):
+            counts = self._counts[numbers, place][:, None]
+            fewest = np.ones(found.shape, dtype=np.int64)
+            for rank, device in enumerate(self.devices):
+                size = self._layers(rank, place, heads, granules)
+                largest[rank] = np.where(counts > 0, np.maximum(largest[rank], size), largest[rank])
+                short = beyond[rank] + device.stream_buffers * largest[rank]
+                fewest = np.maximum(fewest, -(-short // size))
+                beyond[rank] = beyond[rank] - counts * size
+            enough = fewest <= counts
+            taken[place] = np.where(found, 0, np.where(enough, fewest, counts))
+            found |= enough
+        return found, taken
+
+    def fits(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> BoolArray:
+        return self._streamed(heads, granules, numbers)[0]
 
     def timings(self, shares: CostedShares, numbers: IntArray) -> FloatArray:
         seconds = super().timings(shares, numbers)
-        for place, number in enumerate(numbers):
-            shard = self._shards[int(number)]
-            if shard is not None and shard.streamed:
-                seconds[place, 0] = self._step_s(shard)
-        return seconds
+        _, taken = self._streamed(shares.heads, shares.granules, numbers)
+        for place, layers in enumerate(taken):
+            seconds = seconds + layers[..., None] * self._added_s(shares, place)
+        for rank, device in enumerate(self.devices):
+            sizes = [self._layers(rank, place, shares.heads, shares.granules) for place in range(len(taken))]
+            streamed = sum(layers * size for layers, size in zip(taken, sizes, strict=True))
+            seconds = np.maximum(seconds, np.asarray(arriving_s(device, np.asarray(streamed)))[..., None])
+        return super()._sum(seconds)
 
-    def _step_s(self, shard: Shard) -> FloatArray:
-        members = [(self.devices[0], shard)]
-        return self._pair(lambda step: group_step_s(self.problem.model, members, None, step))
+    def _added_s(self, shares: CostedShares, place: int) -> FloatArray:
+        """[share, step]: the slowest member's, of a layer of the sort at this place."""
+        by_tokens: dict[int, FloatArray] = {}
+        for tokens in {step.tokens for step in self.steps}:
+            by_member = [
+                added_s(
+                    device,
+                    self.problem.formats,
+                    self._order[place],
+                    shares.heads[:, rank],
+                    self.granule * shares.granules[:, rank],
+                    self._layers(rank, place, shares.heads, shares.granules),
+                    tokens,
+                )
+                for rank, device in enumerate(self.devices)
+            ]
+            by_tokens[tokens] = np.max(by_member, axis=0)
+        return np.stack([by_tokens[step.tokens] for step in self.steps], axis=-1)
+
+    def least_timings(self, shares: CostedShares, numbers: IntArray) -> FloatArray:
+        """A single device has one way to share; of several, these may not be the shares that stream least."""
+        if len(self.devices) == 1:
+            return self.timings(shares, numbers)
+        return super()._sum(super().timings(shares, numbers))
+
+    def possible(self) -> IntArray:
+        if len(self.devices) == 1:
+            whole = np.array([[self.problem.model.kv_heads]]), np.array([[self.num_granules]])
+            return np.flatnonzero(self.fits(*whole, np.arange(len(self.kinds.kinds))))
+        sizes = [self._least_bytes(rank) for rank in range(len(self.devices))]
+        return np.union1d(super().possible(), self.enough(sizes))
+
+    def _least_bytes(self, rank: int) -> IntArray:
+        """By kind, with all layers streamed: no less is needed by any that streams."""
+        first = (self._counts > 0).argmax(axis=1)
+        sizes = np.array(self._sizes[rank])
+        saved = self._counts @ sizes - self.devices[rank].stream_buffers * sizes[first]
+        needed = self._bytes(rank).copy()
+        needed[:, :3] -= np.maximum(0, saved)
+        return needed

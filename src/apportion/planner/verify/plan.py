@@ -23,9 +23,9 @@ from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.balance import balance
 from apportion.planner.bounds.bound import certify
 from apportion.planner.problem import alternatives, plan_problem
-from apportion.planner.stages.streamed import streams_as_it_can
 from apportion.planner.verify.check import Check
 from apportion.planner.verify.service import fewest_check, limits_check, little_check
+from apportion.planner.verify.streams import host_room_check, streams_check
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
 from apportion.types.units import FORMAT_BYTES, format_bytes, format_seconds
@@ -36,12 +36,20 @@ BOUND_TOLERANCE = 1e-6
 
 def verify(plan: Plan) -> list[Check]:
     """All checks; where the plan's structure is wrong, only those of the structure: the rest has no meaning."""
-    structure = [_layers(plan), _shares(plan), _devices(plan), _formats(plan), _streams(plan), _links(plan)]
+    structure = [
+        _layers(plan),
+        _shares(plan),
+        _devices(plan),
+        _formats(plan),
+        streams_check(plan),
+        _links(plan),
+    ]
     if not all(check.ok for check in structure):
         return structure
     return [
         *structure,
         _memory(plan),
+        *host_room_check(plan),
         _conservation(plan),
         _objective(plan),
         _lower_bound(plan),
@@ -131,15 +139,6 @@ def _formats(plan: Plan) -> Check:
         f"(allowed: {', '.join(plan.weight_formats)}), which their devices have a rate for; hidden states in "
         f"{plan.activation_format}, keys and values in {plan.kv_format}",
         ok=ok,
-    )
-
-
-def _streams(plan: Plan) -> Check:
-    number = sum(len(stage.streamed_layers) for stage in plan.stages)
-    return Check(
-        name="streams",
-        statement=f"{number} of {plan.model.num_layers} layers are streamed, to devices with a rate for it",
-        ok=all(streams_as_it_can(plan.cluster, stage) for stage in plan.stages),
     )
 
 
