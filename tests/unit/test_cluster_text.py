@@ -7,6 +7,7 @@ from planned import cpu
 from apportion.catalog.cluster_text import make_cluster, parse_devices, read_cluster_toml
 from apportion.probe.cpu import measure_cpu
 from apportion.probe.local import local_devices
+from apportion.types.cluster import Cache
 from apportion.types.errors import ClusterError
 
 CORE = replace(cpu("cpu", 16), layer_overhead_s=1e-3)
@@ -222,6 +223,23 @@ def test_a_host_s_memory_is_shared_by_its_devices(tmp_path: Path):
     assert card.host_bytes_per_s is None
     file.write_text(f"[[device]]\ncount = 2\n{WRITTEN}")
     assert read_cluster_toml(file, lambda _: []).devices[0].host_bytes_per_s is None
+
+
+def test_a_host_s_room_for_streamed_weights(tmp_path: Path):
+    file = tmp_path / "cluster.toml"
+    host = '[[host]]\nname = "local"\nmemory = "24GiB"\ndisk = "2 GB/s"\n'
+    cache = "cache = { bytes = 1.2e7, read_bytes_per_s = 7e10, copied_bytes_per_s = 2e10 }\nspeed = 0.5\n"
+    file.write_text(f"[[device]]\n{WRITTEN}{cache}[[device]]\n{GPU}{host}")
+    core, card = read_cluster_toml(file, lambda _: []).devices
+    assert core.cache == Cache(num_bytes=12_000_000, read_bytes_per_s=3.5e10, copied_bytes_per_s=1e10)
+    for device in (core, card):
+        assert (device.host_memory_bytes, device.disk_bytes_per_s) == (24 * 2**30, 2e9)
+        assert device.host_bytes_per_s is None
+
+
+def test_hosts_that_cannot_be(tmp_path: Path):
+    file = tmp_path / "cluster.toml"
+    host = '[[host]]\nname = "local"\nmem_bytes_per_s = 1.5e10\n'
     file.write_text(f"[[device]]\n{WRITTEN}{host}{host}")
     with pytest.raises(ClusterError, match="host 2: host 'local' is given twice"):
         read_cluster_toml(file, lambda _: [])

@@ -37,6 +37,18 @@ def test_one_alone_reads_as_fast_as_it_can():
     assert rates(replace(A, host_bytes_per_s=300.0)) == [300.0]
 
 
+def test_copying_shares_the_memory_and_a_disk_its_reading():
+    """A and C beside each other read 300 of 400 B/s, and copy three quarters as fast; of a disk each has half."""
+    copying = [replace(one, stream_bytes_per_s=80.0) for one in (A, C)]
+    reading_disk = [replace(one, stream_from="disk") for one in copying]
+    assert [one.stream_bytes_per_s for one in at_work(CLUSTER, copying, overlapping=False)] == [60.0, 60.0]
+    assert [one.stream_bytes_per_s for one in at_work(CLUSTER, reading_disk, overlapping=False)] == [
+        40.0,
+        40.0,
+    ]
+    assert at_work(CLUSTER, reading_disk[:1], overlapping=False)[0].stream_bytes_per_s == 80.0
+
+
 def test_a_group_shares_what_the_host_gives():
     """Both at once read 800: a third longer than alone. So does b all the time, a while b computes, half of it."""
     assert rates(A, B) == pytest.approx([400 / (1 + 1 / 6), 200 / (4 / 3)])

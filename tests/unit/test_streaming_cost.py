@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from apportion.catalog.cluster_rules import emulate
 from apportion.cost.group_step import group_step_s, stage_members
 from apportion.cost.memory import read_bytes, stages_memory
-from apportion.cost.streaming import evenly_streamed, streaming_step_s
-from apportion.types.cluster import Cluster, DeviceKind, StreamSource
+from apportion.cost.streaming import (
+    DIRECT_BYTES_PER_CORE_S,
+    added_s,
+    evenly_streamed,
+    streaming_step_s,
+)
+from apportion.types.cluster import Cache, Cluster, DeviceKind, StreamSource
 from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.plan import Stage, TensorSplit
 
@@ -68,6 +73,45 @@ def test_a_cpu_copies_itself_and_others_beside(kind: DeviceKind, source: StreamS
     cluster = _cluster(kind, source)
     members = stage_members(MODEL, cluster, STAGE)
     assert group_step_s(MODEL, members, None, DECODE) == pytest.approx(seconds)
+
+
+def test_what_a_copied_layer_leaves_in_the_cache_is_not_read_from_memory_again():
+    """A quarter of 1120 bytes is copied at 1120 B/s, the rest at 560: 1.75 s. The products (544 flops in 0.544 s) read
+    1088 bytes, a quarter of them at 1600 B/s and the rest at 400: 2.21 s, where a layer that is held takes 2.72."""
+    cache = Cache(num_bytes=280, read_bytes_per_s=1600.0, copied_bytes_per_s=1120.0)
+    streaming = replace(device("a"), stream_bytes_per_s=560.0, cache=cache)
+    _, shard = stage_members(MODEL, _cluster("cpu"), STAGE)[0]
+    assert added_s(streaming, shard.formats, LAYER, 2, 6, 1120, 1) == pytest.approx(1.75 + 2.21 - 2.72)
+    assert streaming_step_s([(streaming, shard)], DECODE, 20.6) == pytest.approx(20.6 + 3 * 1.24)
+
+
+def test_products_that_are_slower_than_memory_gain_nothing_from_the_cache():
+    """Of 100 tokens they take 54.4 s, however quickly their weights come."""
+    cache = Cache(num_bytes=1120, read_bytes_per_s=1600.0, copied_bytes_per_s=1120.0)
+    streaming = replace(device("a"), stream_bytes_per_s=560.0, cache=cache)
+    _, shard = stage_members(MODEL, _cluster("cpu"), STAGE)[0]
+    assert added_s(streaming, shard.formats, LAYER, 2, 6, 1120, 100) == pytest.approx(1.0)
+
+
+def test_reading_a_disk_takes_some_of_the_core():
+    streaming = replace(device("a", speed=0.5), stream_bytes_per_s=560.0, stream_from="disk")
+    _, shard = stage_members(MODEL, _cluster("cpu", "disk"), STAGE)[0]
+    assert added_s(streaming, shard.formats, LAYER, 2, 6, 1120, 1) == 2 * 1120 / DIRECT_BYTES_PER_CORE_S
+
+
+def test_of_a_group_the_slowest_copy_of_each_layer_counts():
+    """a has 4 · (100 + 48 + 8) = 624 bytes of a layer and copies 560 B/s, b 4 · (100 + 24 + 8) = 528 bytes at 280 B/s;
+    b takes longer, and as one that copies beside computing it would take all three layers' time at least."""
+    split = TensorSplit(
+        device_ids=("a", "b"), q_heads=(2, 2), kv_heads=(1, 1), ffn_columns=(4, 2), vocab_rows=(6, 4)
+    )
+    quick = replace(device("a"), stream_bytes_per_s=560.0)
+    for slow, step_s in (
+        (replace(device("b"), stream_bytes_per_s=280.0), 2 + 3 * 528 / 280),
+        (replace(device("b"), kind="cuda", stream_bytes_per_s=280.0), max(2 + 3 * 624 / 560, 3 * 528 / 280)),
+    ):
+        members = stage_members(MODEL, Cluster(devices=(quick, slow), links=()), replace(STAGE, split=split))
+        assert streaming_step_s(members, DECODE, 2.0) == pytest.approx(step_s)
 
 
 def test_copying_that_takes_longer_decides():
@@ -129,7 +173,10 @@ def test_gaps_in_one_place_do_not():
 
 
 def test_an_emulated_device_copies_as_much_slower():
-    fast = replace(device("a"), stream_bytes_per_s=8e9)
+    cache = Cache(num_bytes=280, read_bytes_per_s=1600.0, copied_bytes_per_s=1120.0)
+    fast = replace(device("a"), stream_bytes_per_s=8e9, cache=cache)
+    slower = replace(cache, read_bytes_per_s=400.0, copied_bytes_per_s=280.0)
+    assert emulate(fast, 0.25).cache == slower
     assert emulate(fast, 0.25).stream_bytes_per_s == 2e9
     assert emulate(replace(fast, stream_from="disk"), 0.25).stream_bytes_per_s == 8e9
     assert emulate(replace(fast, stream_bytes_per_s=None), 0.25).stream_bytes_per_s is None

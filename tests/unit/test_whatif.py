@@ -6,6 +6,7 @@ from command import small_model
 from planned import cluster, cpu, llama, workload
 
 from apportion.cli.main import exit_code
+from apportion.cost.kv_capacity import with_most_kv
 from apportion.planner.build import make_plan
 from apportion.planner.explain.whatif import Changes, LinkChange, changed_cluster, what_if
 from apportion.planner.explain.whatif_reasons import Figure, figures, reasons
@@ -36,6 +37,17 @@ def test_nothing_changed_is_the_same_plan(plan):
     assert plan_json(after) == plan_json(plan)
     assert all(figure.change == 0 for figure in figures(plan, after))
     assert reasons(plan, after) == (f"the bottleneck is still {plan.estimate.bottleneck}",)
+
+
+def test_a_cache_that_was_filled_up_is_filled_up_again():
+    """As by --kv-tokens max: the same plan again, and with a longer context as many tokens as that takes at least."""
+    least = replace(workload("throughput", 2), kv_tokens=2048)
+    before = with_most_kv(make_plan(llama(), cluster([TOWER, LAPTOP]), least, ("fp32",)))
+    assert before.num_kv_blocks * before.block_tokens > 2048
+    assert plan_json(what_if(before, Changes())) == plan_json(before)
+    longer = what_if(before, Changes(context_tokens=4096))
+    assert longer.workload.kv_tokens == 4096
+    assert min(room.spare_blocks for room in longer.kv_rooms) == 0
 
 
 def test_without_a_device(plan):
