@@ -76,5 +76,7 @@ def test_the_plan_says_what_is_streamed(tmp_path: Path, capsys: pytest.CaptureFi
     picture = tmp_path / "plan.svg"
     assert exit_code(["plan", "demo", "--devices", TWO, *SMALL, "--plot", str(picture), "--why"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"of host memory \(the page cache\), at .* ms of every step, added to computing", shown)
+    assert re.search(
+        r"of host memory \(the page cache\), at .* [mµ]s of every step, added to computing", shown
+    )
     assert 'data-kind="streamed"' in picture.read_text()

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hand_model import CAPACITY, DECODE, LAYER, LAYER_BYTES, MODEL, device
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apportion.catalog.cluster_rules import emulate
+from apportion.cost.formats import Formats
 from apportion.cost.group_step import group_step_s, stage_members
 from apportion.cost.memory import read_bytes, stages_memory
 from apportion.cost.streaming import (
@@ -17,7 +19,7 @@ from apportion.cost.streaming import (
     evenly_streamed,
     streaming_step_s,
 )
-from apportion.types.cluster import Cache, Cluster, DeviceKind, StreamSource
+from apportion.types.cluster import Cache, Cluster, Device, DeviceKind, StreamSource
 from apportion.types.model import LayerSpec, ModelSpec, Parameters
 from apportion.types.plan import Stage, TensorSplit
 
@@ -75,13 +77,19 @@ def test_a_cpu_copies_itself_and_others_beside(kind: DeviceKind, source: StreamS
     assert group_step_s(MODEL, members, None, DECODE) == pytest.approx(seconds)
 
 
+def added(streaming: Device, tokens: int) -> float:
+    formats = Formats(weights="fp32", activations="fp32", kv="fp32")
+    whole = np.array(MODEL.kv_heads), np.array(MODEL.ffn_columns), np.array(LAYER_BYTES)
+    return float(added_s(streaming, formats, LAYER, *whole, tokens))
+
+
 def test_what_a_copied_layer_leaves_in_the_cache_is_not_read_from_memory_again():
     """A quarter of 1120 bytes is copied at 1120 B/s, the rest at 560: 1.75 s. The products (544 flops in 0.544 s) read
     1088 bytes, a quarter of them at 1600 B/s and the rest at 400: 2.21 s, where a layer that is held takes 2.72."""
     cache = Cache(num_bytes=280, read_bytes_per_s=1600.0, copied_bytes_per_s=1120.0)
     streaming = replace(device("a"), stream_bytes_per_s=560.0, cache=cache)
     _, shard = stage_members(MODEL, _cluster("cpu"), STAGE)[0]
-    assert added_s(streaming, shard.formats, LAYER, 2, 6, 1120, 1) == pytest.approx(1.75 + 2.21 - 2.72)
+    assert added(streaming, tokens=1) == pytest.approx(1.75 + 2.21 - 2.72)
     assert streaming_step_s([(streaming, shard)], DECODE, 20.6) == pytest.approx(20.6 + 3 * 1.24)
 
 
@@ -89,14 +97,12 @@ def test_products_that_are_slower_than_memory_gain_nothing_from_the_cache():
     """Of 100 tokens they take 54.4 s, however quickly their weights come."""
     cache = Cache(num_bytes=1120, read_bytes_per_s=1600.0, copied_bytes_per_s=1120.0)
     streaming = replace(device("a"), stream_bytes_per_s=560.0, cache=cache)
-    _, shard = stage_members(MODEL, _cluster("cpu"), STAGE)[0]
-    assert added_s(streaming, shard.formats, LAYER, 2, 6, 1120, 100) == pytest.approx(1.0)
+    assert added(streaming, tokens=100) == pytest.approx(1.0)
 
 
 def test_reading_a_disk_takes_some_of_the_core():
     streaming = replace(device("a", speed=0.5), stream_bytes_per_s=560.0, stream_from="disk")
-    _, shard = stage_members(MODEL, _cluster("cpu", "disk"), STAGE)[0]
-    assert added_s(streaming, shard.formats, LAYER, 2, 6, 1120, 1) == 2 * 1120 / DIRECT_BYTES_PER_CORE_S
+    assert added(streaming, tokens=1) == 2 * 1120 / DIRECT_BYTES_PER_CORE_S
 
 
 def test_of_a_group_the_slowest_copy_of_each_layer_counts():

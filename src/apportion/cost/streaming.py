@@ -16,7 +16,7 @@ well. Members of a group wait for each other in every layer, so the slowest adds
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from apportion.cost.formats import Formats, parameters_bytes
 from apportion.cost.roofline import RIDGE, AnyStep
 from apportion.cost.shard import LayerCounts, Shard
-from apportion.types.cluster import Device
+from apportion.types.cluster import Cache, Device
 from apportion.types.model import LayerSpec, ModelSpec
 
-Counts = TypeVar("Counts", int, NDArray[np.int64])
-Figure = float | NDArray[np.float64]
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
 DIRECT_BYTES_PER_CORE_S = 2e10
 """Read past the page cache in a second of a core's time, which sets up the transfers: docs/benchmarks/streaming.md."""
 
@@ -43,79 +43,68 @@ def largest_streamed_bytes(shard: Shard) -> int:
 
 def streaming_step_s(members: Sequence[tuple[Device, Shard]], step: AnyStep, computing_s: float) -> float:
     """Seconds of a group's step that computes for `computing_s` where it holds all its layers."""
-    if not members[0][1].streamed:
+    streamed = members[0][1].streamed
+    if not streamed:
         return computing_s
     itself_s = sum(
-        count
-        * max(
-            float(added_s(device, shard.formats, layer, shard.kv_heads, shard.ffn_columns, size, step.tokens))
-            for device, shard, size in (
-                (device, shard, shard.layer_bytes(layer)) for device, shard in members
-            )
-        )
-        for layer, count in members[0][1].streamed
+        count * max(_shard_added_s(device, shard, layer, step.tokens) for device, shard in members)
+        for layer, count in streamed
     )
-    beside_s = max(arriving_s(device, streamed_bytes(shard)) for device, shard in members)
+    beside_s = max(streamed_bytes(shard) * arriving_s_per_byte(device) for device, shard in members)
     return max(computing_s + itself_s, beside_s)
 
 
-def arriving_s(device: Device, num_bytes: Counts) -> Figure:
-    """That weights take to arrive beside computing."""
-    return num_bytes / _rate(device) if device.stream_buffers > 1 else 0.0 * num_bytes
+def _shard_added_s(device: Device, shard: Shard, layer: LayerSpec, tokens: int) -> float:
+    shares = np.array(shard.kv_heads), np.array(shard.ffn_columns), np.array(shard.layer_bytes(layer))
+    return float(added_s(device, shard.formats, layer, *shares, tokens))
+
+
+def arriving_s_per_byte(device: Device) -> float:
+    """Of weights that arrive beside computing."""
+    return 1 / _rate(device) if device.stream_buffers > 1 else 0.0
 
 
 def added_s(
     device: Device,
     formats: Formats,
     layer: LayerSpec,
-    kv_heads: Counts,
-    ffn_columns: Counts,
-    layer_bytes: Counts,
+    kv_heads: Integers,
+    ffn_columns: Integers,
+    layer_bytes: Integers,
     tokens: int,
-) -> Figure:
-    """What a layer takes longer in a step of so many tokens, of the device's own time, where it is streamed."""
+) -> Floats:
+    """What a layer takes longer in a step of so many tokens, of the device's own time, where it is streamed; for many
+    shares at once."""
     if device.kind != "cpu":
-        return 0.0 * layer_bytes
-    if device.stream_buffers > 1:
-        return layer_bytes / DIRECT_BYTES_PER_CORE_S / device.speed
-    cached = _cached_part(device, layer_bytes)
-    copied_s = layer_bytes * _mean_s(cached, device.cache and device.cache.copied_bytes_per_s, _rate(device))
-    flops, read_bytes = _products(formats, layer, kv_heads, ffn_columns, tokens)
+        return np.zeros(layer_bytes.shape)
+    if device.reads_disk:
+        return layer_bytes / (DIRECT_BYTES_PER_CORE_S * device.speed)
+    # Nothing known of a cache is one that holds nothing.
+    cache = device.cache or Cache(num_bytes=0, read_bytes_per_s=inf, copied_bytes_per_s=inf)
+    cached = np.minimum(1.0, cache.num_bytes / np.maximum(1, layer_bytes))
+    copied_s = layer_bytes * (cached / cache.copied_bytes_per_s + (1 - cached) / _rate(device))
     rate = device.rate(formats.weights)
     assert rate is not None
-    from_memory_s = _overlapped_s(flops / rate, read_bytes / device.mem_bytes_per_s)
-    read_s = read_bytes * _mean_s(
-        cached, device.cache and device.cache.read_bytes_per_s, device.mem_bytes_per_s
-    )
-    return np.maximum(0.0, copied_s + _overlapped_s(flops / rate, read_s) - from_memory_s)
-
-
-def _cached_part(device: Device, layer_bytes: Counts) -> Figure:
-    if device.cache is None:
-        return 0.0 * layer_bytes
-    return np.minimum(1.0, device.cache.num_bytes / np.maximum(1, layer_bytes))
-
-
-def _mean_s(part: Figure, quick: float | None, slow: float) -> Figure:
-    """Per byte, of which a part goes at the quicker rate."""
-    return part / (quick or slow) + (1 - part) / slow
+    flops, read_bytes = _products(formats, layer, kv_heads, ffn_columns, tokens)
+    from_memory_s = read_bytes / device.mem_bytes_per_s
+    read_s = cached * read_bytes / cache.read_bytes_per_s + (1 - cached) * from_memory_s
+    gained_s = _overlapped_s(flops / rate, from_memory_s) - _overlapped_s(flops / rate, read_s)
+    return np.maximum(0.0, copied_s - gained_s)
 
 
 def _products(
-    formats: Formats, layer: LayerSpec, kv_heads: Counts, ffn_columns: Counts, tokens: int
-) -> tuple[Figure, Figure]:
+    formats: Formats, layer: LayerSpec, kv_heads: Integers, ffn_columns: Integers, tokens: int
+) -> tuple[Floats, Floats]:
     """(flops, bytes read) of a layer's products with its weights, attention apart: roofline.py."""
     active = layer.experts_per_token / layer.num_experts if layer.num_experts else 1.0
     touched = 1 - (1 - active) ** tokens
     head, column = layer.per_kv_head, layer.per_ffn_column
-    flops = 2 * tokens * (kv_heads * head.count + ffn_columns * column.count * active)
-    read_bytes = kv_heads * parameters_bytes(head, formats) + ffn_columns * (
-        parameters_bytes(column, formats) * touched
-    )
-    return flops, read_bytes
+    flops = 2.0 * tokens * (kv_heads * head.count + ffn_columns * (column.count * active))
+    column_bytes = parameters_bytes(column, formats) * touched
+    return flops, kv_heads * parameters_bytes(head, formats) + ffn_columns * column_bytes
 
 
-def _overlapped_s(computing_s: Figure, reading_s: Figure) -> Figure:
+def _overlapped_s(computing_s: Floats, reading_s: Floats) -> Floats:
     """As `roofline.overlapped_s`, of many at once."""
     longer, shorter = np.maximum(computing_s, reading_s), np.minimum(computing_s, reading_s)
     beyond = np.maximum(0.0, shorter - longer / 2)

@@ -34,14 +34,14 @@ def multiply_flops_per_s() -> float:
 def copied_bytes_per_s(cached_bytes: int) -> tuple[float, float]:
     """As weights are streamed, out of a file in the page cache: into memory beyond the caches, and over and over into
     so many bytes that are in the last one."""
-    target = memoryview(np.ones(READ_BYTES, np.uint8))  # in huge pages, as a layer's buffer
+    target = np.ones(READ_BYTES, np.uint8)  # in huge pages, as a layer's buffer
     with tempfile.TemporaryFile(dir=_cache_folder()) as file:
-        file.write(target)
+        file.write(target.data)
         file.flush()
 
         def copy(piece_bytes: int) -> None:
             for start in range(0, READ_BYTES, piece_bytes):
-                os.preadv(file.fileno(), [target[:piece_bytes]], start)
+                os.preadv(file.fileno(), [target[:piece_bytes].data], start)
 
         return (
             READ_BYTES / best_s(lambda: copy(READ_BYTES), MEASURE_S),

@@ -16,7 +16,7 @@ from apportion.cost.estimate import Steps
 from apportion.cost.group_step import Members, stage_members
 from apportion.cost.memory import shard_memory
 from apportion.cost.shard import LayerCounts
-from apportion.cost.streaming import added_s, arriving_s, evenly_streamed, streaming_order
+from apportion.cost.streaming import added_s, arriving_s_per_byte, evenly_streamed, streaming_order
 from apportion.planner.problem import Problem
 from apportion.planner.stages.axes import Room, StageKind, ffn_granule, make_shard
 from apportion.planner.stages.kinds import StageKinds
@@ -184,8 +184,8 @@ class StreamedCosts(ShareCosts):
             seconds = seconds + layers[..., None] * self._added_s(shares, place)
         for rank, device in enumerate(self.devices):
             sizes = [self._layers(rank, place, shares.heads, shares.granules) for place in range(len(taken))]
-            streamed = sum(layers * size for layers, size in zip(taken, sizes, strict=True))
-            seconds = np.maximum(seconds, np.asarray(arriving_s(device, np.asarray(streamed)))[..., None])
+            streamed = np.sum([layers * size for layers, size in zip(taken, sizes, strict=True)], axis=0)
+            seconds = np.maximum(seconds, streamed[..., None] * arriving_s_per_byte(device))
         return super()._sum(seconds)
 
     def _added_s(self, shares: CostedShares, place: int) -> FloatArray:
