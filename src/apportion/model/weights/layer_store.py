@@ -116,7 +116,9 @@ class PinnedStore:
         self._copying.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copying):
             bytes_B.copy_(self._layers[layer], non_blocking=True)
-            self._copied.append(self._copying.record_event())
+            copied = torch.cuda.Event()
+            copied.record(self._copying)
+            self._copied.append(copied)
 
     def arrived(self) -> None:
         torch.cuda.current_stream(self._device).wait_event(self._copied.popleft())
