@@ -1,7 +1,8 @@
 """Continuous batching over a pipeline: which tokens of which sequences go into the next microbatch.
 
 Up to `max_in_flight` batches are on their way, at most `microbatches` of them with decode tokens. A batch takes those
-first, and leaves to a lighter batch what would make it the heavier (Graham's rule, by time, not by number). Then it
+first, and leaves to a lighter batch what would make it the heavier (Graham's rule, by time, not by number), unless
+that evens them out by less than half of what is left: waiting would be for nothing. Then it
 takes prefill chunks by rank, up to `chunk_tokens` of them whatever decodes beside: the prompt that comes first is
 through in ⌈its tokens / chunk_tokens⌉ batches that carry prefill. Chunks of one prompt follow each other through the
 stages without waiting.
@@ -184,10 +185,9 @@ class Scheduler:
         leaves_ready = False
         for sequence in ready:
             cost_s = self._costs.decode_s(len(sequence.token_ids))
-            if others_s and flight.decode_s > others_s[0]:
+            if others_s and flight.decode_s > others_s[0] + cost_s / 2:
                 leaves_ready = num_unformed > 0
-                if others_s:
-                    heapreplace(others_s, others_s[0] + cost_s)
+                heapreplace(others_s, others_s[0] + cost_s)
             elif self._take(flight, sequence, 1):
                 flight.decode_s += cost_s
         return leaves_ready
