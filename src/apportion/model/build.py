@@ -13,9 +13,11 @@ from apportion.model.kv_pool import KVPool
 from apportion.model.lean.build import lean_modules
 from apportion.model.lean.compile import lean_program
 from apportion.model.lean.config import LeanConfig, lean_config
+from apportion.model.lean.ops import Norm
 from apportion.model.lean.program import LeanProgram
 from apportion.model.reduction import AllReduce, compiled
 from apportion.model.rope import Rope
+from apportion.model.sharded_modules import VocabParallelEmbedding
 from apportion.model.stage import StageModel
 from apportion.model.weights.checkpoint import FORMAT_DTYPES, Weights
 from apportion.model.weights.layer_store import OpenStore, PageCacheStore
@@ -96,7 +98,11 @@ def _programs(
     if reader.torch_device != "cpu" or reader.dtype != torch.float32 or not ropes:
         return [None] * num_buffers
     reduction = compiled(all_reduce) if stage.split.size > 1 else None
-    make = partial(lean_program, modules.layers, ropes, pool, model.hidden_size, all_reduce=reduction)
+    embedding, norm = modules.embedding, modules.norm
+    assert isinstance(embedding, VocabParallelEmbedding | None)
+    assert isinstance(norm, Norm | None)
+    ends = {"embedding": embedding, "norm": norm, "all_reduce": reduction}
+    make = partial(lean_program, modules.layers, ropes, pool, model.hidden_size, **ends)
     return [make(first_buffer=buffer) for buffer in range(num_buffers)]
 
 

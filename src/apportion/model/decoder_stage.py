@@ -48,8 +48,8 @@ class DecoderStage:
         weights_bytes: int,
         read_bytes: int,
     ) -> None:
-        """With one of `programs` in place of calls of the layers: by the buffer in which the first that is streamed
-        arrives."""
+        """With one of `programs` in place of embedding, layers and final norm: by the buffer in which the first streamed
+        layer arrives."""
         self.parameters = parameters
         self.weights_bytes = weights_bytes
         self.read_bytes = read_bytes
@@ -62,16 +62,18 @@ class DecoderStage:
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
-        hidden_TH = inputs if self._modules.embedding is None else self._embed(inputs)
         program = self._programs[self._modules.stream.next_buffer if self._modules.stream else 0]
-        hidden_TH = (program or self._through_layers)(hidden_TH, batch)
+        hidden_TH = (program or self._through_layers)(inputs, batch)
         self.kv_pool.check_range()
         if self._modules.norm is None:
             return hidden_TH
-        hidden_TH = hidden_TH.index_select(0, batch.sample_rows_N)  # the memory of the others ends here
-        return self._logits(hidden_TH)
+        hidden_NH = hidden_TH.index_select(0, batch.sample_rows_N)
+        del hidden_TH  # the memory of the others
+        return self._logits(hidden_NH if program else self._modules.norm(hidden_NH))
 
-    def _through_layers(self, hidden_TH: Tensor, batch: FlatBatch) -> Tensor:
+    def _through_layers(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
+        """Not through the final norm."""
+        hidden_TH = inputs if self._modules.embedding is None else self._embed(inputs)
         rotaries, hidden_1TH = self._modules.rotaries, hidden_TH[None]
         rotations = {rotary: rotary(batch.positions_T, hidden_TH.dtype) for rotary in set(rotaries)}
         for layer, rotary in zip(self._modules.layers, rotaries, strict=True):
@@ -89,11 +91,10 @@ class DecoderStage:
         hidden_TH, multiplier = self._modules.embedding(ids_T), self._modules.embedding_multiplier
         return hidden_TH if multiplier == 1 else hidden_TH * multiplier
 
-    def _logits(self, hidden_NH: Tensor) -> Tensor:
+    def _logits(self, normed_NH: Tensor) -> Tensor:
         modules = self._modules
-        assert modules.norm is not None
         assert modules.head is not None
-        logits_NV = modules.head(modules.norm(hidden_NH)).float()
+        logits_NV = modules.head(normed_NH).float()
         if modules.logits_divisor != 1:
             logits_NV /= modules.logits_divisor
         if modules.logits_softcap is not None:

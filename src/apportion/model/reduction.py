@@ -20,6 +20,12 @@ class CompiledAllReduce(Protocol):
     def function(self) -> int: ...
 
     @property
+    def pause(self) -> int | None:
+        """Code of (`context`) to call where an emulated device may sleep, so that it reads its weights as evenly as a
+        slow device would."""
+        ...
+
+    @property
     def context(self) -> int: ...
 
     def __call__(self, partial: Tensor) -> Tensor: ...
@@ -32,7 +38,7 @@ class CompiledAllReduce(Protocol):
 class CalledBack:
     """A CompiledAllReduce whose code calls Python."""
 
-    context = 0
+    context, pause = 0, None
 
     def __init__(self, all_reduce: AllReduce) -> None:
         self._all_reduce = all_reduce

@@ -68,6 +68,7 @@ class Pacer:
     """
 
     def __init__(self, speed: float, *, actively: bool = False) -> None:
+        self.speed = speed
         self._pace = np.zeros((), _PACE)
         self._pace["speed"], self._pace["actively"] = speed, actively
         self.address = self._pace.ctypes.data

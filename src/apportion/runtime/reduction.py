@@ -38,6 +38,11 @@ def _reduce(context, floats, rows, columns):
     start(a.pace)  # what an emulated device does slowly is computing, not exchanging
 
 
+def _pause(context):
+    settle(carray(pointer(context), 1, _REDUCTION)[0].pace)
+
+
+_pause_code: Any = cfunc(types.void(types.int64), cache=True, error_model="numpy")(_pause)
 _code: Any = cfunc(types.void(*[types.int64] * 4), cache=True, error_model="numpy")(_reduce)
 
 
@@ -69,6 +74,7 @@ class CompiledPacedAllReduce(PacedAllReduce):
 
     def __init__(self, group: TensorGroup, pacer: Pacer, shared: SharedExchange, most: int) -> None:
         super().__init__(group, pacer)
+        self.pause: int | None = _pause_code.address if pacer.speed < 1 else None
         self._shared = shared
         self._spans_E2 = np.zeros((most, 2), np.int64)
         self._state = np.zeros((), _REDUCTION)

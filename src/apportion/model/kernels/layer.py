@@ -86,6 +86,17 @@ def reduce(row, number, _size):
         call(a.function, (a.context, a.x, a.rows, a.width))
 
 
+_PAUSE = row_type("function", "context")
+
+
+@op(_PAUSE)
+def pause(row, number, _size):
+    """Code of (context), for one thread."""
+    a = carray(pointer(row), 1, _PAUSE)[0]
+    if number == 0:
+        call(a.function, (a.context,))
+
+
 _ADD_BIAS = row_type("width", "bias")
 
 

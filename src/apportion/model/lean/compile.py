@@ -11,6 +11,8 @@ from torch import Tensor
 
 from apportion.model.kernels import layer as lean_kernels
 from apportion.model.kernels.attend_op import NO_WINDOW, attend_op
+from apportion.model.kernels.look_up_op import look_up_op
+from apportion.model.kernels.op_code import Op
 from apportion.model.kernels.op_table import OpTable, Place
 from apportion.model.kernels.step_operand import StepOperand
 from apportion.model.kernels.team import team_of
@@ -20,9 +22,11 @@ from apportion.model.lean.ops import Norm, gate_coefficients
 from apportion.model.lean.program import Between, Half, LeanProgram, Step
 from apportion.model.reduction import CompiledAllReduce
 from apportion.model.rope import Rope
+from apportion.model.sharded_modules import VocabParallelEmbedding
 from apportion.model.weights.cpu_products import PackedProduct
 from apportion.model.weights.linear import PackedLinear
 from apportion.model.weights.streaming import Layer, StreamedLayer
+from apportion.model.weights.vocabulary import LookupTable
 
 
 def lean_program(
@@ -31,12 +35,16 @@ def lean_program(
     kv_pool: KVPool,
     hidden_size: int,
     *,
+    embedding: VocabParallelEmbedding | None,
+    norm: Norm | None,
     all_reduce: CompiledAllReduce | None,
     first_buffer: int,
 ) -> LeanProgram | None:
-    """Of a step whose first streamed layer arrives in buffer `first_buffer`; None where not all are lean layers.
-    `all_reduce` where the device is one of several members."""
+    """Of a step whose first streamed layer arrives in buffer `first_buffer`; None where not all are lean layers. From
+    the `embedding` and to the final `norm` where the stage has them; `all_reduce` where the device is one of several
+    members."""
     compiler = _Compiler(kv_pool, hidden_size, all_reduce)
+    compiler.begin(embedding)
     for layer, rope in zip(layers, ropes, strict=True):
         arrived = layer
         if isinstance(layer, StreamedLayer):
@@ -45,7 +53,7 @@ def lean_program(
         if not isinstance(arrived, LeanLayer):
             return None
         compiler.lean_layer(arrived, rope)
-    return compiler.program()
+    return compiler.program(norm)
 
 
 class _Compiler:
@@ -59,11 +67,22 @@ class _Compiler:
         self._turns: dict[Rope, tuple[Place, Place]] = {}
         self._is_pending = False
         """Whether a partial result is still to be added to the hidden state."""
-        source = {"source": self._operand.input_address, "width": hidden_size}
-        self._table.add(lean_kernels.take, source, out=self._hidden)
 
-    def program(self) -> LeanProgram:
-        self._add_pending()
+    def begin(self, embedding: VocabParallelEmbedding | None) -> None:
+        source = {"source": self._operand.input_address, "width": self._hidden_size}
+        if embedding is None:
+            self._table.add(lean_kernels.take, source, out=self._hidden)
+            return
+        op, operands = _look_up(embedding.table, embedding.vocab.start)
+        self._table.add(op, {**source, **operands}, out=self._hidden)
+        if self._all_reduce is not None:
+            self._add_reduction(self._all_reduce, self._hidden)
+
+    def program(self, norm: Norm | None) -> LeanProgram:
+        if norm is None:
+            self._add_pending()
+        else:
+            self._norm_hidden(norm)
         self._end_half(0)
         self._table.finish()
         return LeanProgram(
@@ -73,6 +92,8 @@ class _Compiler:
             step_floats=self._step_floats,
             kv_pool=self._pool,
             all_reduce=self._all_reduce,
+            hidden_size=self._hidden_size,
+            normed=norm is not None,
         )
 
     def arrival(self, layer: StreamedLayer) -> None:
@@ -183,11 +204,16 @@ class _Compiler:
         self._table.add(product.op, {**product.operands, "bias": bias}, x=x, out=out)
 
     def _reduced_product(self, reduced: ReducedLinear, x: Place) -> None:
+        one = self._all_reduce
+        if one is not None and one.pause is not None:
+            self._table.add(lean_kernels.pause, {"function": one.pause, "context": one.context})
         self._product(reduced.linear, x, self._partial)
-        if self._all_reduce is None:
-            return
-        operands = {"function": self._all_reduce.function, "context": self._all_reduce.context}
-        self._table.add(lean_kernels.reduce, {**operands, "width": self._hidden_size}, x=self._partial)
+        if one is not None:
+            self._add_reduction(one, self._partial)
+
+    def _add_reduction(self, one: CompiledAllReduce, x: Place) -> None:
+        operands = {"function": one.function, "context": one.context, "width": self._hidden_size}
+        self._table.add(lean_kernels.reduce, operands, x=x)
 
     def _end_half(
         self,
@@ -212,6 +238,19 @@ class _Compiler:
 
 def _operands(norm: Norm) -> dict[str, float]:
     return {"weight": norm.weight.data_ptr(), "width": len(norm.weight), "eps": norm.eps}
+
+
+def _look_up(table: LookupTable, first_row: int) -> tuple[Op, Mapping[str, float]]:
+    """Of the rows from `first_row` on; others are zeros."""
+    rows_VH, scales_V = table.arrays
+    operands = {
+        "table": rows_VH.ctypes.data,
+        "scales": 0 if scales_V is None else scales_V.ctypes.data,
+        "first_row": first_row,
+        "num_rows": len(rows_VH),
+        "multiplier": table.multiplier,
+    }
+    return look_up_op(rows_VH.dtype), operands
 
 
 def _split_operands(attention: Attention) -> Mapping[str, float]:

@@ -24,10 +24,10 @@ from apportion.model.reduction import CompiledAllReduce
 class Step:
     """What is at hand between the operations."""
 
-    def __init__(self, batch: FlatBatch, kv_pool: KVPool, memory: Tensor, shape_TH: torch.Size) -> None:
+    def __init__(self, batch: FlatBatch, kv_pool: KVPool, memory: Tensor, shape_TH: tuple[int, int]) -> None:
         """`memory` begins with the hidden state, its norm and a partial result."""
         self.batch, self.kv_pool = batch, kv_pool
-        parts_3TH = memory[: 3 * shape_TH.numel()].view(3, *shape_TH)
+        parts_3TH = memory[: 3 * shape_TH[0] * shape_TH[1]].view(3, *shape_TH)
         self.hidden_TH, self.normed_TH, self.partial_TH = parts_3TH.unbind()
 
 
@@ -50,7 +50,7 @@ class Half:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeanProgram:
-    """hidden_TH -> hidden_TH"""
+    """ids_T, where it begins with the embedding, or hidden_TH -> hidden_TH"""
 
     table: OpTable
     operand: StepOperand
@@ -59,23 +59,26 @@ class LeanProgram:
     """Of each token, which a step keeps from half to half."""
     kv_pool: KVPool
     all_reduce: CompiledAllReduce | None
+    hidden_size: int
+    normed: bool
+    """Whether the final norm is part of it."""
 
-    def __call__(self, hidden_TH: Tensor, batch: FlatBatch) -> Tensor:
-        hidden_TH = hidden_TH.contiguous()
-        self.operand.point_to(hidden_TH, batch)
+    def __call__(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
+        inputs = inputs.contiguous()
+        self.operand.point_to(inputs, batch)
         apart = batch.longer_spans or not self.kv_pool.compiled
-        hidden_TH = (self._run_apart if apart else self._run_together)(hidden_TH, batch)
+        step = (self._run_apart if apart else self._run_together)(len(inputs), batch)
         if self.all_reduce is not None:
             self.all_reduce.check()
-        return hidden_TH
+        return step.normed_TH if self.normed else step.hidden_TH
 
-    def _run_together(self, hidden_TH: Tensor, batch: FlatBatch) -> Tensor:
-        num_tokens, stop = len(hidden_TH), len(self.table)
+    def _run_together(self, num_tokens: int, batch: FlatBatch) -> Step:
+        stop = len(self.table)
         half_floats = max(half.scratch_floats for half in self.halves)
         memory = torch.empty(num_tokens * (self.step_floats + half_floats))
         address = memory.data_ptr()
         self.table.point(0, stop, num_tokens, address, address + num_tokens * self.step_floats * FP32_BYTES)
-        step = Step(batch, self.kv_pool, memory, hidden_TH.shape)
+        step = Step(batch, self.kv_pool, memory, (num_tokens, self.hidden_size))
         first = 0
         for half in self.halves:
             if half.then is not None:
@@ -83,13 +86,12 @@ class LeanProgram:
                 half.then(step)
                 first = half.stop
         self.table.run(first, stop)
-        return step.hidden_TH
+        return step
 
-    def _run_apart(self, hidden_TH: Tensor, batch: FlatBatch) -> Tensor:
+    def _run_apart(self, num_tokens: int, batch: FlatBatch) -> Step:
         """A half's memory is given back before the next one's is taken: attention needs more beside it."""
-        num_tokens = len(hidden_TH)
         memory = torch.empty(num_tokens * self.step_floats)
-        step = Step(batch, self.kv_pool, memory, hidden_TH.shape)
+        step = Step(batch, self.kv_pool, memory, (num_tokens, self.hidden_size))
         for half in self.halves:
             scratch = torch.empty(num_tokens * half.scratch_floats)
             self.table.point(half.first, half.stop, num_tokens, memory.data_ptr(), scratch.data_ptr())
@@ -102,7 +104,7 @@ class LeanProgram:
             del scratch
             if half.then is not None:
                 half.then(step)
-        return step.hidden_TH
+        return step
 
 
 def _attend(attention: Attention, step: Step, scratch: Tensor) -> None:

@@ -3,9 +3,11 @@
 Shapes: T = tokens, V = the member's vocabulary rows, H = hidden size.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apportion.model.kernels.kv_elements import ELEMENT_TYPES
 from apportion.model.weights.checkpoint import FORMAT_DTYPES
 from apportion.model.weights.matrix_source import MatrixSource
 from apportion.model.weights.quantise import quantised_rows
@@ -29,13 +31,21 @@ class LookupTable(nn.Module):
         else:
             self.rows_VH = source.read(0, source.rows, FORMAT_DTYPES[weight_format], torch_device)
         self._multiplier = torch.tensor(multiplier, dtype=torch_dtype, device=torch_device)
-        self._multiplied = multiplier != 1
+        self.multiplier = multiplier
         self.weights_bytes = self.rows_VH.nbytes
         if self.scales_V is not None:
             self.weights_bytes += self.scales_V.nbytes
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows and scales, as compiled code sees them, on a CPU."""
+        rows_VH = self.rows_VH
+        if rows_VH.dtype != torch.int8:
+            rows_VH = rows_VH.view(ELEMENT_TYPES[rows_VH.dtype])
+        return rows_VH.numpy(), None if self.scales_V is None else self.scales_V.numpy()
 
     def forward(self, ids_T: Tensor) -> Tensor:
         hidden_TH = self.rows_VH.index_select(0, ids_T).to(self._multiplier.dtype)
         if self.scales_V is not None:
             hidden_TH.mul_(self.scales_V.index_select(0, ids_T)[:, None])
-        return hidden_TH.mul_(self._multiplier) if self._multiplied else hidden_TH
+        return hidden_TH.mul_(self._multiplier) if self.multiplier != 1 else hidden_TH
