@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
+from apportion.model.kernels.op_table import OpTable
 from apportion.model.lean.config import LEAN_FAMILIES
 from apportion.model.stage import StageModel
 from apportion.model.weights.checkpoint import Checkpoint
@@ -226,6 +227,25 @@ def test_split_equals_whole(family: str, division: str, references):
             )
     for running in stages:
         check_share(model, running)
+
+
+def test_a_decode_step_is_one_call(references, monkeypatch: pytest.MonkeyPatch):
+    """With all its reductions, of each member."""
+    folder, ids, _ = references("llama")
+    model = read_model_spec(folder)
+    (stage,) = (build(folder, model, stage) for stage in make_stages(model, DIVISIONS["3:1"]))
+    runs: list[tuple[int, int]] = []
+    run = OpTable.run
+
+    def counted(table: OpTable, first: int, stop: int) -> None:
+        runs.append((first, stop))
+        run(table, first, stop)
+
+    monkeypatch.setattr(OpTable, "run", counted)
+    flat = FlatBatch.build(scheduled(4, ids), block_tokens=BLOCK_TOKENS, torch_device="cpu")
+    stage.forward(flat.token_ids_T, flat)
+    assert len(runs) == 2
+    check_reductions(model, stage, 2)
 
 
 @pytest.mark.parametrize("family", sorted(LEAN_FAMILIES))

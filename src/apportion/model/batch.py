@@ -101,15 +101,18 @@ class DecodeRows:
         runs = [span.runs_R2 for span in spans]
         return cls(
             rows_B=np.array([span.row_start for span in spans], np.int64),
-            slots_B=np.array([own[-1].sum() - 1 for own in runs], np.int64),
+            slots_B=np.array([own.item(-2) + own.item(-1) - 1 for own in runs], np.int64),
             runs_R2=np.concatenate([np.empty((0, 2), np.int64), *runs]),
-            first_run_B=np.cumsum([0, *(len(own) for own in runs)], dtype=np.int64),
+            first_run_B=np.array([0, *accumulate(map(len, runs))], np.int64),
         )
 
 
 def _context_runs(chunk: Chunk, block_tokens: int) -> np.ndarray:
     """(first slot, number of slots) of each run of positions `[0, chunk.stop)`: runs_R2."""
     num_blocks = -(-chunk.stop // block_tokens)
+    first = chunk.block_ids[0]
+    if chunk.block_ids[:num_blocks] == tuple(range(first, first + num_blocks)):
+        return np.array([(first * block_tokens, chunk.stop)], np.int64)
     blocks = np.array(chunk.block_ids[:num_blocks], np.int64)
     firsts = np.flatnonzero(np.diff(blocks, prepend=-2) != 1)
     runs_R2 = np.empty((len(firsts), 2), np.int64)
@@ -148,14 +151,19 @@ class FlatBatch:
         single = [span for span in spans if span.num_rows == 1]
         groups = _groups(single, gather_tokens)
         grouped = {span.row_start for group in groups for span in group}
+        decode = DecodeRows.build(single)
+        if torch_device == "cpu" and len(single) == len(spans):
+            slots_T = torch.from_numpy(decode.slots_B)
+        else:
+            slots_T = torch.cat([span.new_slots(torch_device) for span in spans])
         return cls(
             token_ids_T=_ints([token for chunk in batch.chunks for token in chunk.token_ids], torch_device),
             positions_T=_ints(
                 [p for chunk in batch.chunks for p in range(chunk.start, chunk.stop)], torch_device
             ),
-            slots_T=torch.cat([span.new_slots(torch_device) for span in spans]),
+            slots_T=slots_T,
             longer_spans=tuple(span for span in spans if span.num_rows > 1),
-            decode=DecodeRows.build(single),
+            decode=decode,
             decode_groups=tuple(DecodeGroup.build(group, torch_device) for group in groups),
             alone_spans=tuple(span for span in spans if span.row_start not in grouped),
             sample_rows_N=_ints(

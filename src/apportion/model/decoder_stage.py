@@ -48,8 +48,8 @@ class DecoderStage:
         weights_bytes: int,
         read_bytes: int,
     ) -> None:
-        """With one of `programs` in place of embedding, layers and final norm: by the buffer in which the first streamed
-        layer arrives."""
+        """With one of `programs` in place of embedding, layers and final norm: by the buffer in which the first layer
+        that is streamed arrives."""
         self.parameters = parameters
         self.weights_bytes = weights_bytes
         self.read_bytes = read_bytes

@@ -23,8 +23,8 @@ def _of_byte(element):
 
 @cache
 def look_up_op(elements: "np.dtype[Any]") -> Op:
-    """out = the rows of the ids that lie at the address at `source`, (· their scales) · the multiplier; zeros for ids
-    whose rows are not `[first_row, first_row + num_rows)`. The scales may be missing (0).
+    """out = the rows of the ids that lie at the address at `source`, times (their scales · the multiplier); zeros for
+    ids that are not `[first_row, first_row + num_rows)`. The scales may be missing (0).
 
     `elements` is the type of the table: int8, or as in `kv_elements`."""
     in_fp32 = _of_byte if elements == np.int8 else widened
@@ -42,8 +42,8 @@ def look_up_op(elements: "np.dtype[Any]") -> Op:
             if v < 0 or v >= a.num_rows:
                 out_TH[t] = 0
                 continue
-            scale = scales_V[v] if a.scales != 0 else np.float32(1)
+            factor = scales_V[v] * multiplier if a.scales != 0 else multiplier
             for h in range(a.width):
-                out_TH[t, h] = in_fp32(table_VH[v, h]) * scale * multiplier
+                out_TH[t, h] = in_fp32(table_VH[v, h]) * factor
 
     return look_up

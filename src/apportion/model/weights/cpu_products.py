@@ -20,7 +20,7 @@ _READ_ELEMENTS = 2**16
 """Read and packed at once."""
 _SHARED_MULTIPLICATIONS = 2**19
 """Fewer are done before another thread has begun."""
-_ARRAY_TYPES = {"fp32": np.float32, "fp16": np.int16, "bf16": np.uint16, "int8": np.int8}
+ARRAY_TYPES = {"fp32": np.float32, "fp16": np.int16, "bf16": np.uint16, "int8": np.int8}
 """numba knows no 16-bit floats: what stands for them."""
 _FP16_EXPONENT = np.int16(0x7C00)
 """All its bits are set in what is infinite or not a number."""
@@ -34,7 +34,7 @@ class PackedProduct:
         """Raises ModelError for weights beyond the range of fp16, where they are held in it."""
         self.rows, self.columns = source.rows, source.columns
         filled_rows = -(-source.rows // LANES) * LANES
-        array_type = np.dtype(_ARRAY_TYPES[weight_format])
+        array_type = np.dtype(ARRAY_TYPES[weight_format])
         self._weights = (
             allocate(filled_rows * self.columns * array_type.itemsize, "cpu").numpy().view(array_type)
         )

@@ -10,12 +10,14 @@ Shapes: M = rows of activations (tokens), N = output rows, K = input columns.
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apportion.model.kernels.look_up_op import look_up_op
 from apportion.model.weights.checkpoint import FORMAT_DTYPES
-from apportion.model.weights.cpu_products import PackedProduct
+from apportion.model.weights.cpu_products import ARRAY_TYPES, PackedProduct
 from apportion.model.weights.matrix_source import MatrixSource
 from apportion.model.weights.quantise import quantise_rows
 from apportion.model.weights.random_weights import RandomWeights
@@ -99,6 +101,8 @@ def warm_up(weight_format: str, torch_dtype: torch.dtype, torch_device: str) -> 
     source = MatrixSource(weights=RandomWeights(), reads=reads, rows=_SIZE, columns=_SIZE)
     linear = PackedLinear(source, weight_format, torch_dtype, torch_device)
     linear(torch.ones(2, _SIZE, dtype=torch_dtype, device=torch_device))
+    if torch_device == "cpu" and torch_dtype == torch.float32:
+        look_up_op(np.dtype(ARRAY_TYPES[weight_format]))
     small = torch.ones(_SIZE // 2, _SIZE, dtype=torch_dtype, device=torch_device)
     F.linear(small, small)  # of routers and tied heads: the library keeps its buffers
 
