@@ -11,12 +11,14 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apportion.model.weights.checkpoint import Weights
 from apportion.model.weights.cpu_products import PackedProduct
 from apportion.model.weights.linear import WidenedProduct
 from apportion.model.weights.matrix_source import MatrixSource
@@ -29,24 +31,26 @@ ROUNDS, ROUND_S, COPIES_BYTES = 5, 0.01, 96 * 2**20
 Product = Callable[[Tensor], Tensor]
 
 
-class Held:
-    """A matrix in memory in place of a checkpoint's (`MatrixSource`)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held(MatrixSource):
+    """A matrix in memory in place of a checkpoint's."""
 
-    reads = ()
+    weight: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
-        self.rows, self.columns = weight.shape
+    def read_into(self, weight_RK: Tensor, start: int) -> None:
+        weight_RK.copy_(self.weight[start : start + len(weight_RK)])
 
-    def read(self, start: int, stop: int, dtype: torch.dtype, _torch_device: str) -> Tensor:
-        return self._weight[start:stop].to(dtype, copy=True)
+    def row_peaks(self, _start: int, _stop: int, weight_RK: Tensor) -> Tensor:
+        return weight_RK.abs().amax(1)
 
-    def row_peaks(self, start: int, stop: int, _weight: Tensor) -> Tensor:
-        return self._weight[start:stop].abs().amax(1)
+
+def held(weight: Tensor) -> Held:
+    rows, columns = weight.shape
+    return Held(weights=cast(Weights, None), reads=(), rows=rows, columns=columns, weight=weight)
 
 
 def ours(weight_format: str) -> Callable[[Tensor], Any]:
-    return lambda weight: PackedProduct(cast(MatrixSource, Held(weight)), weight_format)
+    return lambda weight: PackedProduct(held(weight), weight_format)
 
 
 def int8(weight: Tensor) -> tuple[Tensor, Tensor]:

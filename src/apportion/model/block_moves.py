@@ -15,7 +15,10 @@ import torch
 from numba import njit, types
 from torch import Tensor
 
+from apportion.native.machine_code import keep_machine_code
 from apportion.types.request import BlockMove
+
+keep_machine_code()
 
 _BYTES, _PAIRS = types.uint8[:, :, ::1], types.int64[:, ::1]
 

@@ -50,7 +50,7 @@ class Compiled:
         if not len(rows.rows_B):
             return
         part = partial(
-            attend_decode,
+            attend_decode(self._arrays[0].dtype),
             *(self._query_TKGD, key_TKD.contiguous().numpy(), value_TKD.contiguous().numpy()),
             *(rows.rows_B, rows.slots_B, rows.runs_R2, rows.first_run_B),
             *(*self._arrays, self._beyond_1, *self._options, self._sinks_KGX, self._out_TKGD),
@@ -62,7 +62,7 @@ class Compiled:
         rows = slice(span.row_start, span.row_stop)
         query_QKGD, out_QKGD = self._query_TKGD[rows], self._out_TKGD[rows]
         part = partial(
-            attend_prefill,
+            attend_prefill(self._arrays[0].dtype),
             *(query_QKGD, span.start, span.runs_R2, *self._arrays),
             *(self._options, self._sinks_KGX, out_QKGD),
         )

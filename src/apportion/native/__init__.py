@@ -1,0 +1,3 @@
+from apportion.native.machine_code import keep_machine_code
+
+keep_machine_code()

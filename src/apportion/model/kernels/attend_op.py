@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba.np.numpy_support import carray
 
-from apportion.model.kernels.decode import attend_decode
+from apportion.model.kernels.decode import attend_pairs
 from apportion.model.kernels.op_code import FP32_BYTES, Op, floats, op, pointer, row_type, share
 from apportion.model.kernels.step_operand import STEP
 
@@ -27,7 +27,7 @@ def attend_op(elements: "np.dtype[Any]") -> Op:
 
     `elements` is the type of the pool's arrays (`kv_elements`)."""
 
-    @op(_ATTEND)
+    @op(_ATTEND, elements.name)
     def attend(row, number, size):
         a = carray(pointer(row), 1, _ATTEND)[0]
         decode = carray(pointer(a.step), 1, STEP)[0]
@@ -35,7 +35,7 @@ def attend_op(elements: "np.dtype[Any]") -> Op:
         first, stop = share(decode.num * kv_heads, number, size)
         keys_at = FP32_BYTES * a.rows * kv_heads * group * head_dim
         values_at = keys_at + FP32_BYTES * a.rows * kv_heads * head_dim
-        attend_decode(
+        attend_pairs(
             floats(a.x, (a.rows, kv_heads, group, head_dim)),
             floats(a.x + keys_at, (a.rows, kv_heads, head_dim)),
             floats(a.x + values_at, (a.rows, kv_heads, head_dim)),

@@ -1,7 +1,8 @@
 """The inner loops of attention over a KV pool, written in LLVM's language: tiles of scores and of outputs stay in
 registers while elements or keys pass. Keys and values are widened to fp32 there.
 
-Rows are query heads that see the same keys. Strides and positions count elements of an array's memory.
+Rows are query heads that see the same keys. Strides and positions count elements of an array's memory. Vectors have 16
+lanes on every machine, so that a score is the same sum on all.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +13,18 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from apportion.model.kernels.lanes import NUM_LANES
 from apportion.model.kernels.tile_code import ELEMENT_BYTES, LANES, load, offset, repeated, store, widened
 
-TILE_KEYS = 4
-TILE_ROWS = 2 if LANES == 8 else 4
-TILE_VECTORS = 2 if LANES == 8 else 4
-"""By each other: what the registers hold. AVX2 has 16, the others 32."""
+TILE_KEYS, TILE_ROWS, TILE_VECTORS = (4, 4, 4) if LANES == NUM_LANES else (2, 2, 1)
+"""By each other: what the registers hold. AVX-512 has 32, the others need several for a vector."""
 
+_SUMMED_TOGETHER = 4
 _UNROLLED = 4
 
 _FP32, _INT32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
-_VECTOR = ir.VectorType(_FP32, LANES)
+_VECTOR = ir.VectorType(_FP32, NUM_LANES)
 
 
 def score_tile(rows: int, keys: int) -> Any:
@@ -44,11 +45,9 @@ def score_tile(rows: int, keys: int) -> Any:
             element = signature.args[2].dtype
 
             def add(number: Any, sums: Sequence[Any]) -> Sequence[Any]:
-                at = builder.mul(number, code.index(LANES))
-                query = [
-                    widened(builder, code.shifted(row, at, types.float32), types.float32) for row in queries
-                ]
-                key = (widened(builder, code.shifted(row, at, element), element) for row in stored_rows)
+                at = builder.mul(number, code.index(NUM_LANES))
+                query = [code.vector(code.shifted(row, at, types.float32), types.float32) for row in queries]
+                key = (code.vector(code.shifted(row, at, element), element) for row in stored_rows)
                 pairs = ((q, k) for k in key for q in query)
                 return [code.multiply_add(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
 
@@ -83,19 +82,19 @@ def value_tile(rows: int, vectors: int) -> Any:
 
             def add(number: Any, sums: Sequence[Any]) -> list[Any]:
                 starts = (code.shifted(row, number, types.float32) for row in weight_rows)
-                weights = [repeated(builder, load(builder, start, _FP32)) for start in starts]
+                weights = [repeated(builder, load(builder, start, _FP32), NUM_LANES) for start in starts]
                 start = code.shifted(value_row, builder.mul(number, arguments[5]), element)
-                step = LANES * ELEMENT_BYTES[element]
-                value = [widened(builder, offset(builder, start, step * i), element) for i in range(vectors)]
+                step = NUM_LANES * ELEMENT_BYTES[element]
+                value = [code.vector(offset(builder, start, step * i), element) for i in range(vectors)]
                 pairs = [(w, v) for w in weights for v in value]
                 return [code.multiply_add(*pair, total) for pair, total in zip(pairs, sums, strict=True)]
 
             pointers = [
-                offset(builder, row, 4 * LANES * i)
+                offset(builder, row, 4 * NUM_LANES * i)
                 for row in code.rows(signature, arguments, 7, arguments[5], rows)
                 for i in range(vectors)
             ]
-            before = [widened(builder, pointer, types.float32) for pointer in pointers]
+            before = [code.vector(pointer, types.float32) for pointer in pointers]
             for total, pointer in zip(code.loop(arguments[6], before, add), pointers, strict=True):
                 store(builder, total, pointer)
             return context.get_dummy_value()
@@ -125,9 +124,9 @@ prefetch: Callable[..., None] = intrinsic(_prefetch)
 class _Code:
     def __init__(self, context: Any, builder: Any) -> None:
         self._context, self._builder = context, builder
-        self.zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        self.zero = ir.Constant(_VECTOR, [0.0] * NUM_LANES)
         self._multiply_add = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
+            builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{NUM_LANES}f32"
         )
 
     @staticmethod
@@ -145,6 +144,9 @@ class _Code:
 
     def shifted(self, pointer: Any, elements: Any, element: Any) -> Any:
         return self._builder.gep(pointer, [self._builder.mul(elements, self.index(ELEMENT_BYTES[element]))])
+
+    def vector(self, pointer: Any, element: Any) -> Any:
+        return widened(self._builder, pointer, element, NUM_LANES)
 
     def multiply_add(self, one: Any, other: Any, total: Any) -> Any:
         return self._builder.call(self._multiply_add, [one, other, total])
@@ -181,17 +183,18 @@ class _Code:
         return number, held
 
     def summed(self, vectors: Sequence[Any]) -> Any:
-        """The sums of TILE_KEYS vectors side by side, or of a single one, which is added up in the same order."""
-        a, b, c, d = vectors if len(vectors) == TILE_KEYS else [vectors[0]] * TILE_KEYS
+        """The sums of some vectors side by side; each in the same order, however many there are."""
+        count = len(vectors)
+        a, b, c, d = [*vectors] * (_SUMMED_TOGETHER // count)
         sums = self._halved(self._paired(self._paired(a, b, 1), self._paired(c, d, 1), 2))
-        return sums if len(vectors) == TILE_KEYS else self._shuffled(sums, sums, [0])
+        return sums if count == _SUMMED_TOGETHER else self._shuffled(sums, sums, range(count))
 
     def _paired(self, one: Any, other: Any, width: int) -> Any:
         """Of every four lanes the first and second half are added: those of `one` and, behind, of `other`, in units of
         `width` lanes that take turns."""
         low = [
-            lane + LANES * source + within
-            for lane in range(0, LANES, 4)
+            lane + NUM_LANES * source + within
+            for lane in range(0, NUM_LANES, 4)
             for unit in range(2 // width)
             for source in (0, 1)
             for within in range(unit * width, (unit + 1) * width)
@@ -200,9 +203,9 @@ class _Code:
         return self._builder.fadd(self._shuffled(one, other, low), self._shuffled(one, other, high))
 
     def _halved(self, vector: Any) -> Any:
-        """Halves added until TILE_KEYS lanes are left."""
-        width = LANES
-        while width > TILE_KEYS:
+        """Halves added until a lane is left of each sum."""
+        width = NUM_LANES
+        while width > _SUMMED_TOGETHER:
             width //= 2
             low, high = list(range(width)), list(range(width, 2 * width))
             vector = self._builder.fadd(

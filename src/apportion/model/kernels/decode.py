@@ -4,20 +4,20 @@ Keys and values are fp32, or 16 bits wide and widened in registers (`kv_elements
 fp32. What a sequence gets depends on its tokens alone, not on those beside it, nor on where its blocks lie: it passes
 its keys in blocks of positions, each with one step of an online softmax (Milakov and Gimelshein, arXiv 1805.02867).
 
-numba compiles it for a format when that is first used on a machine, and keeps the result on disk until this file
-changes: it does not notice a change of `attention_code` alone.
+numba compiles it for a format when that is first used on a machine, and keeps the result on disk (`machine_code`).
 
 Shapes: B = sequences, T = tokens of the batch, R = runs of consecutive slots, S = slots of the pool, K = local KV
 heads, G = query heads per KV head, C = keys of a block, D = head dim.
 """
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from apportion.model.kernels.attention_code import (
-    LANES,
     TILE_KEYS,
     TILE_ROWS,
     TILE_VECTORS,
@@ -27,7 +27,9 @@ from apportion.model.kernels.attention_code import (
 )
 from apportion.model.kernels.exponential import LOG2_E, exp2
 from apportion.model.kernels.kv_elements import beyond_range, narrowed, widened
-from apportion.model.kernels.op_code import FAST
+from apportion.model.kernels.lanes import NUM_LANES, fma
+from apportion.model.kernels.softmax import cap, hide, highest, scale, weigh
+from apportion.native.machine_code import named
 
 _BLOCK_KEYS = 256
 """Positions of a block."""
@@ -44,7 +46,7 @@ _value_most, _value_2, _value_1 = (value_tile(rows, TILE_VECTORS) for rows in (T
 _value_narrow = value_tile(1, 1)
 
 
-@njit(fastmath=FAST, inline="always")
+@njit(inline="always")
 def _prefetch_rows(rows_SD, start, count):
     head_dim = rows_SD.shape[1]
     stop = min(start + count, len(rows_SD)) * head_dim
@@ -52,11 +54,11 @@ def _prefetch_rows(rows_SD, start, count):
         prefetch(rows_SD, at)
 
 
-@njit(fastmath=FAST)
+@njit
 def _score(query_GD, keys_SD, start, count, scores_GC, at):
     """scores[g, at + i] = query[g] · keys[start + i] for `count` keys."""
     group, head_dim = query_GD.shape
-    vectors, width = head_dim // LANES, scores_GC.shape[1]
+    vectors, width = head_dim // NUM_LANES, scores_GC.shape[1]
     tiled = count - count % TILE_KEYS
     for i in range(0, tiled, TILE_KEYS):
         _prefetch_rows(keys_SD, start + i + _PREFETCH_KEYS, TILE_KEYS)
@@ -77,22 +79,23 @@ def _score(query_GD, keys_SD, start, count, scores_GC, at):
         for g in range(group):
             q = g * head_dim
             _score_single(query_GD, q, keys_SD, k, head_dim, vectors, scores_GC, g * width + to, width)
-    for d in range(vectors * LANES, head_dim):
+    for d in range(vectors * NUM_LANES, head_dim):
         for g in range(group):
             for i in range(count):
-                scores_GC[g, at + i] += query_GD[g, d] * widened(keys_SD[start + i, d])
+                key = widened(keys_SD[start + i, d])
+                scores_GC[g, at + i] = fma(query_GD[g, d], key, scores_GC[g, at + i])
 
 
-@njit(fastmath=FAST)
+@njit
 def _accumulate(weights_GC, at, values_SD, start, count, out_GD):
     """out[g] += sum over i of weights[g, at + i] · values[start + i], for `count` values, in their order"""
     group, head_dim = out_GD.shape
-    vectors, width = head_dim // LANES, weights_GC.shape[1]
+    vectors, width = head_dim // NUM_LANES, weights_GC.shape[1]
     in_tiles = vectors - vectors % TILE_VECTORS
     for i in range(0, count, _SUMMED_KEYS):
         num, w = min(_SUMMED_KEYS, count - i), at + i
         _prefetch_rows(values_SD, start + i + _PREFETCH_KEYS, num)
-        for d in range(0, in_tiles * LANES, TILE_VECTORS * LANES):
+        for d in range(0, in_tiles * NUM_LANES, TILE_VECTORS * NUM_LANES):
             v, g = (start + i) * head_dim + d, 0
             while g + TILE_ROWS <= group:
                 to = g * head_dim + d
@@ -105,43 +108,39 @@ def _accumulate(weights_GC, at, values_SD, start, count, out_GD):
             if g < group:
                 to = g * head_dim + d
                 _value_1(weights_GC, g * width + w, width, values_SD, v, head_dim, num, out_GD, to)
-        for d in range(in_tiles * LANES, vectors * LANES, LANES):
+        for d in range(in_tiles * NUM_LANES, vectors * NUM_LANES, NUM_LANES):
             v = (start + i) * head_dim + d
             for g in range(group):
                 to = g * head_dim + d
                 _value_narrow(weights_GC, g * width + w, width, values_SD, v, head_dim, num, out_GD, to)
-    for d in range(vectors * LANES, head_dim):
+    for d in range(vectors * NUM_LANES, head_dim):
         for g in range(group):
             for i in range(count):
-                out_GD[g, d] += weights_GC[g, at + i] * widened(values_SD[start + i, d])
+                value = widened(values_SD[start + i, d])
+                out_GD[g, d] = fma(weights_GC[g, at + i], value, out_GD[g, d])
 
 
-@njit(fastmath=FAST | {"nnan"}, error_model="numpy")
-def _weigh(scores_C, scale, softcap, highest, total, out_D):
-    """Replaces a block's scores by exp(score − the highest so far), to which what there was before is scaled; returns
-    the highest and the sum."""
-    if softcap > 0:  # softcap · tanh(scale · score / softcap)
-        for i in range(len(scores_C)):
-            power = exp2(_F(2) * LOG2_E * scale / softcap * scores_C[i])
-            scores_C[i] = softcap - _F(2) * softcap / (_F(1) + power)
-        scale = _F(1)
-    before = highest
-    for i in range(len(scores_C)):
-        highest = max(highest, scores_C[i] * scale)
-    block_total = _F(0)
-    for i in range(len(scores_C)):
-        weight = exp2((scores_C[i] * scale - highest) * LOG2_E)
-        scores_C[i] = weight
-        block_total += weight
-    if highest == before:
-        return highest, total + block_total
-    rest = exp2((before - highest) * LOG2_E)
+@njit(error_model="numpy")
+def _weigh(scores_C, count, factor, softcap, before, total, out_D):
+    """Replaces a block's `count` scores by their weights against the highest so far, to which what there was before is
+    scaled; returns the highest and the sum."""
+    row_C = scores_C[: -(-count // NUM_LANES) * NUM_LANES]
+    if softcap > 0:
+        cap(row_C, factor / softcap, softcap)
+    else:
+        scale(row_C, factor * LOG2_E)
+    hide(row_C, 0, count)
+    top = highest(row_C, before)
+    block_total = weigh(row_C, top)
+    if top == before:
+        return top, total + block_total
+    rest = exp2(before - top)
     for d in range(len(out_D)):
         out_D[d] *= rest
-    return highest, total * rest + block_total
+    return top, fma(total, rest, block_total)
 
 
-@njit(fastmath=FAST)
+@njit
 def _next_run(runs_R2, run, passed, count):
     """From `passed` slots into a run, `count` further: the run and how many of its slots are passed."""
     passed += count
@@ -151,16 +150,16 @@ def _next_run(runs_R2, run, passed, count):
     return run, passed
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@njit(error_model="numpy")
 def _attend_head(
-    query_GD, keys_SD, values_SD, runs_R2, first_key, num_tokens, scale, softcap, sinks_GX, out_GD
+    query_GD, keys_SD, values_SD, runs_R2, first_key, num_tokens, factor, softcap, sinks_GX, out_GD
 ):
     """Of the keys at positions `[first_key, num_tokens)`."""
     group = len(query_GD)
     scores_GC = np.empty((group, _BLOCK_KEYS), np.float32)
     highest_G, total_G = np.full(group, -np.inf, np.float32), np.zeros(group, np.float32)
     if sinks_GX.shape[1]:
-        highest_G[:], total_G[:] = sinks_GX[:, 0], _F(1)
+        highest_G[:], total_G[:] = sinks_GX[:, 0] * LOG2_E, _F(1)
     out_GD[:, :] = 0
     run, passed = _next_run(runs_R2, 0, 0, first_key)
     position = first_key
@@ -174,7 +173,7 @@ def _attend_head(
             at += piece
         for g in range(group):
             highest_G[g], total_G[g] = _weigh(
-                scores_GC[g, :count], scale, softcap, highest_G[g], total_G[g], out_GD[g]
+                scores_GC[g], count, factor, softcap, highest_G[g], total_G[g], out_GD[g]
             )
         at = 0
         while at < count:
@@ -189,7 +188,7 @@ def _attend_head(
             out_GD[g, d] *= share
 
 
-@njit(fastmath=FAST)
+@njit
 def _write(x_D, stored_D):
     """Returns whether a number was too large for the pool's format."""
     beyond = 0
@@ -211,7 +210,7 @@ def _attend_decode(
     values_KSD,
     beyond_1,
     window_tokens,
-    scale,
+    factor,
     softcap,
     sinks_KGX,
     out_TKGD,
@@ -222,7 +221,8 @@ def _attend_decode(
     of the pairs b · K + k in `[first, stop)`.
 
     Sequence b's slots are the runs (start, count) `[first_run_B[b], first_run_B[b + 1])`, of which the last
-    `window_tokens` are seen. `softcap` 0 stands for none; X is 1 with sinks, else 0. `scale` and `softcap` are fp32.
+    `window_tokens` are seen. `softcap` 0 stands for none; X is 1 with sinks, else 0. `factor` (of scores) and
+    `softcap` are fp32.
     `beyond_1` becomes 1 where a number is too large for the pool's format.
     """
     kv_heads = len(keys_KSD)
@@ -236,8 +236,15 @@ def _attend_decode(
             beyond_1[0] = 1
         _attend_head(
             query_TKGD[row, k], keys_KSD[k], values_KSD[k], runs, max(0, num_tokens - window_tokens), num_tokens,
-            scale, softcap, sinks_KGX[k], out_TKGD[row, k],
+            factor, softcap, sinks_KGX[k], out_TKGD[row, k],
         )  # fmt: skip
 
 
-attend_decode: Callable[..., None] = njit(fastmath=FAST, nogil=True, cache=True)(_attend_decode)
+attend_pairs: Callable[..., None] = njit(_attend_decode)
+"""For compiled code."""
+
+
+@cache
+def attend_decode(elements: "np.dtype[Any]") -> Callable[..., None]:
+    """For a pool of that type."""
+    return njit(nogil=True, cache=True)(named(_attend_decode, elements.name))

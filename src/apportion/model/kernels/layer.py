@@ -11,8 +11,10 @@ import numpy as np
 from numba import njit
 from numba.np.numpy_support import carray
 
+from apportion.model.kernels.angles import cos_sin
 from apportion.model.kernels.exponential import LOG2_E, exp2
-from apportion.model.kernels.op_code import FAST, floats, op, pointer, row_type, share
+from apportion.model.kernels.lanes import NUM_LANES, fma, load, store, sum_of_squares, times
+from apportion.model.kernels.op_code import floats, op, pointer, row_type, share
 from apportion.native.words import call
 
 _F = np.float32
@@ -20,20 +22,17 @@ _COLUMNS = 64
 """Shared out together, so that threads do not write to one cache line."""
 
 
-@njit(fastmath=FAST, inline="always")
-def _scale(x_H, eps):
-    """1 / root mean square"""
-    squares = _F(0)
-    for h in range(len(x_H)):
-        squares += x_H[h] * x_H[h]
-    return _F(1) / np.sqrt(squares / _F(len(x_H)) + eps)
-
-
-@njit(fastmath=FAST, inline="always")
+@njit(inline="always")
 def _norm_row(x_H, weight_H, eps, out_H):
-    scale = _scale(x_H, eps)
-    for h in range(len(x_H)):
+    """out may be x: where arrays may overlap, the compiler leaves a loop without vectors."""
+    count, h = len(x_H), 0
+    scale = _F(1) / np.sqrt(sum_of_squares(x_H) / _F(count) + eps)
+    while h + NUM_LANES <= count:
+        store(times(times(load(x_H, h), scale), load(weight_H, h)), out_H, h)
+        h += NUM_LANES
+    while h < count:
         out_H[h] = x_H[h] * scale * weight_H[h]
+        h += 1
 
 
 _NORM = row_type("weight", "width", floats=("eps",))
@@ -111,13 +110,13 @@ def add_bias(row, number, size):
             total_TH[t, h] += bias_H[h]
 
 
-@njit(fastmath=FAST, inline="always")
+@njit(inline="always")
 def _turn(x_D, cos_D, sin_D, out_D):
     half = len(x_D) // 2
     low, high, out_low, out_high = x_D[:half], x_D[half:], out_D[:half], out_D[half:]
     for d in range(half):
-        out_low[d] = low[d] * cos_D[d] - high[d] * sin_D[d]
-        out_high[d] = high[d] * cos_D[d] + low[d] * sin_D[d]
+        out_low[d] = fma(low[d], cos_D[d], -(high[d] * sin_D[d]))
+        out_high[d] = fma(high[d], cos_D[d], low[d] * sin_D[d])
 
 
 _TURNS = row_type("positions", "frequencies", "head_dim", floats=("amplitude",))
@@ -135,9 +134,9 @@ def turns(row, number, size):
     start, stop = share(a.rows, number, size)
     for t in range(start, stop):
         for d in range(half):
-            angle = _F(positions_T[t]) * frequencies_X[d]
-            cos_TD[t, d] = cos_TD[t, half + d] = np.cos(angle) * amplitude
-            sin_TD[t, d] = sin_TD[t, half + d] = np.sin(angle) * amplitude
+            cos, sin = cos_sin(_F(positions_T[t]) * frequencies_X[d])
+            cos_TD[t, d] = cos_TD[t, half + d] = cos * amplitude
+            sin_TD[t, d] = sin_TD[t, half + d] = sin * amplitude
 
 
 _TAKE = row_type("source", "width")
@@ -205,4 +204,5 @@ def gate(row, number, size):
         out_F = out_TF[t, start:stop]
         for f in range(stop - start):
             x = gate_F[f]
-            out_F[f] = x * up_F[f] / (_F(1) + exp2(-LOG2_E * x * (linear + cubic * x * x)))
+            exponent = (-LOG2_E * x) * fma(cubic * x, x, linear)
+            out_F[f] = x * up_F[f] / (_F(1) + exp2(exponent))

@@ -14,10 +14,9 @@ import numpy as np
 from numba import cfunc, njit, types
 from numba.np.numpy_support import carray
 
+from apportion.native.machine_code import named
 from apportion.native.words import call, count_word, load_word, pointer
 
-FAST = {"reassoc", "contract", "arcp", "nsz"}
-"""Sums may be reordered; infinities keep their meaning."""
 ROW_WORDS = 20
 FP32_BYTES = 4
 _HEAD = ("op", "rows", "x", "y", "z", "out")
@@ -50,13 +49,14 @@ class Op:
             record[name] = value
 
 
-def op(operands: "np.dtype[Any]") -> Callable[[Callable[..., None]], Op]:
-    """Compiles a function of the address of a row of that type, the number of the part and how many there are."""
+def op(operands: "np.dtype[Any]", kind: str = "") -> Callable[[Callable[..., None]], Op]:
+    """Compiles a function of the address of a row of that type, the number of the part and how many there are; `kind`
+    tells it from those that are made alike."""
     signature = types.void(types.intp, types.intp, types.intp)
 
     def compiled(function: Callable[..., None]) -> Op:
         # With Python's division, which raises, no loop that divides is vectorised.
-        code = cfunc(signature, fastmath=FAST, error_model="numpy", cache=True)(function)
+        code = cfunc(signature, error_model="numpy", cache=True)(named(function, kind))
         assert code.address is not None
         return Op(name=function.__name__, address=code.address, row_type=operands, compiled=code)
 

@@ -11,25 +11,26 @@ with sinks, else 0.
 """
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from apportion.model.kernels.exponential import LOG2_E, exp2
-from apportion.model.kernels.op_code import FAST
+from apportion.model.kernels.softmax import cap, hide, highest, weigh
 from apportion.model.kernels.tile_code import LANES, TILE_ROWS, tile
+from apportion.native.machine_code import named
 from apportion.types.layout import PREFILL_BLOCK_KEYS, PREFILL_ROWS
 
 _PANEL_VECTORS = 2
 PANEL_LANES = _PANEL_VECTORS * LANES
 _F = np.float32
-_LOWEST = _F(-126)
-"""In units of ln 2: weights below are 0."""
 _NO_SCALES = np.empty(0, np.float32)
 _tile_most, _tile_4, _tile_2, _tile_1 = (tile(rows, _PANEL_VECTORS) for rows in (TILE_ROWS, 4, 2, 1))
 
 
-@njit(fastmath=FAST)
+@njit
 def _multiply(x_EC, panels, columns, out_EV, add):
     """x · panels, of `columns` columns each, as many as fill the rows of `out_EV`; added to it where `add` is 1."""
     rows, width, lanes = len(x_EC), out_EV.shape[1], _PANEL_VECTORS * LANES
@@ -68,60 +69,23 @@ def _pack(keys_SD, values_SD, slots_C, count, key_panels, value_panels):
                 value_panels[to + d] = value_D[first + d]
 
 
-@njit(fastmath=FAST, inline="always")
-def _highest(scores_EC, e, lanes_16):
-    """Lane by lane, then half by half: a chain of single maxima would take longer than the weights."""
-    for lane in range(16):
-        highest = scores_EC[e, lane]
-        for c in range(16, PREFILL_BLOCK_KEYS, 16):
-            highest = max(highest, scores_EC[e, c + lane])
-        lanes_16[lane] = highest
-    for lane in range(8):
-        lanes_16[lane] = max(lanes_16[lane], lanes_16[lane + 8])
-    for lane in range(4):
-        lanes_16[lane] = max(lanes_16[lane], lanes_16[lane + 4])
-    return max(max(lanes_16[0], lanes_16[1]), max(lanes_16[2], lanes_16[3]))
-
-
-@njit(fastmath=FAST)
-def _hide(scores_EC, e, first, stop):
-    """All but `[first, stop)`."""
-    for c in range(first):
-        scores_EC[e, c] = -np.inf
-    for c in range(stop, PREFILL_BLOCK_KEYS):
-        scores_EC[e, c] = -np.inf
-
-
-@njit(fastmath=FAST, error_model="numpy")
+@njit(error_model="numpy")
 def _weigh(scores_EC, first_row, stop_row, state_E2, out_EV):
-    """Replaces the scores, in units of ln 2, by their weights against the highest so far; brings what was gathered
-    before to the same measure."""
-    lanes_16 = np.empty(16, np.float32)
+    """Replaces the scores by their weights against the highest so far; brings what was gathered before to the same
+    measure."""
     for e in range(first_row, stop_row):
         before = state_E2[e, 0]
-        highest = max(before, _highest(scores_EC, e, lanes_16))
-        total = _F(0)
-        for c in range(PREFILL_BLOCK_KEYS):
-            difference = scores_EC[e, c] - highest
-            weight = exp2(difference) if difference > _LOWEST else _F(0)
-            scores_EC[e, c] = weight
-            total += weight
-        if highest > before:
-            shrunk = exp2(before - highest)
+        top = highest(scores_EC[e], before)
+        total = weigh(scores_EC[e], top)
+        if top > before:
+            shrunk = exp2(before - top)
             for v in range(out_EV.shape[1]):
                 out_EV[e, v] *= shrunk
-            state_E2[e, 0], state_E2[e, 1] = highest, state_E2[e, 1] * shrunk
+            state_E2[e, 0], state_E2[e, 1] = top, state_E2[e, 1] * shrunk
         state_E2[e, 1] += total
 
 
-@njit(error_model="numpy")
-def _cap(scores_EC, first_row, stop_row, softcap):
-    for e in range(first_row, stop_row):
-        for c in range(PREFILL_BLOCK_KEYS):
-            scores_EC[e, c] = softcap * np.tanh(scores_EC[e, c] / softcap) * LOG2_E
-
-
-@njit(fastmath=FAST)
+@njit
 def _start(query_QGD, softcap, scale, sinks_GX, query_ED, state_E2, out_EV):
     """Rows token by token; `state_E2` holds the highest score and the sum of weights against it."""
     num, group, head_dim = query_QGD.shape
@@ -135,7 +99,7 @@ def _start(query_QGD, softcap, scale, sinks_GX, query_ED, state_E2, out_EV):
     out_EV[: num * group] = 0
 
 
-@njit(fastmath=FAST)
+@njit
 def _finish(out_EV, state_E2, out_QGD):
     num, group, head_dim = out_QGD.shape
     for e in range(num * group):
@@ -157,7 +121,7 @@ def _slots(runs_R2, first, count, slots_C):
             return
 
 
-@njit
+@njit(error_model="numpy")
 def _gather_block(block, start, rows, group, count, scratch, window_tokens, softcap):
     """What the keys from position `block` on add to `rows` rows, of tokens from position `start` on."""
     query_ED, scores_EC, out_EV, state_E2, key_panels, value_panels, _slots_C = scratch
@@ -165,11 +129,12 @@ def _gather_block(block, start, rows, group, count, scratch, window_tokens, soft
     stop = min(rows // group, block + count - 1 + window_tokens - start) * group
     _multiply(query_ED[first:stop], key_panels, query_ED.shape[1], scores_EC[first:stop], 0)
     if softcap > 0:
-        _cap(scores_EC, first, stop, softcap)
+        for e in range(first, stop):
+            cap(scores_EC[e], _F(1) / softcap, softcap)
     for e in range(first, stop):
         seen_stop = start + e // group + 1 - block
         if seen_stop < PREFILL_BLOCK_KEYS or seen_stop > window_tokens:
-            _hide(scores_EC, e, min(PREFILL_BLOCK_KEYS, seen_stop - window_tokens), seen_stop)
+            hide(scores_EC[e], min(PREFILL_BLOCK_KEYS, seen_stop - window_tokens), seen_stop)
     _weigh(scores_EC, first, stop, state_E2, out_EV)
     _multiply(scores_EC[first:stop], value_panels, PREFILL_BLOCK_KEYS, out_EV[first:stop], 1)
 
@@ -204,6 +169,14 @@ def _scratch(rows, head_dim, keys_KSD):
     )
 
 
+def _tokens(group):
+    """Of a sequence, taken at once."""
+    return max(1, PREFILL_ROWS // group)
+
+
+_tile_tokens: Callable[..., int] = njit(_tokens)
+
+
 def _attend_prefill(
     query_QKGD, start, runs_R2, keys_KSD, values_KSD, options, sinks_KGX, out_QKGD, first, stop
 ):
@@ -213,7 +186,7 @@ def _attend_prefill(
     `options` are how many tokens one sees, itself included, the scale, and the scores' cap or 0.
     """
     num, _, group, head_dim = query_QKGD.shape
-    tile = max(1, PREFILL_ROWS // group)
+    tile = _tile_tokens(group)
     tiles = -(-num // tile)
     scratch = _scratch(min(num, tile) * group, head_dim, keys_KSD)
     for part in range(first, stop):
@@ -231,9 +204,12 @@ def _attend_prefill(
         )
 
 
-attend_prefill: Callable[..., None] = njit(nogil=True, cache=True)(_attend_prefill)
+@cache
+def attend_prefill(elements: "np.dtype[Any]") -> Callable[..., None]:
+    """For a pool of that type."""
+    return njit(nogil=True, cache=True)(named(_attend_prefill, elements.name))
 
 
 def num_parts(query_QKGD: np.ndarray) -> int:
     num, kv_heads, group, _ = query_QKGD.shape
-    return kv_heads * -(-num // max(1, PREFILL_ROWS // group))
+    return kv_heads * -(-num // _tokens(group))

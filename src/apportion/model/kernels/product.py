@@ -4,8 +4,7 @@ Packed weights are panels of `PANEL_ROWS` output rows (the last of fewer, filled
 elements column by column. Few rows of activations are as fast as memory is read, many as the core multiplies
 (docs/benchmarks/linear-formats.md). A row's result depends neither on the rows beside it nor on their number.
 
-numba compiles it for a format when that is first used on a machine, and keeps the result on disk until this file
-changes: it does not notice a change of `tile_code` alone.
+numba compiles it for a format when that is first used on a machine, and keeps the result on disk (`machine_code`).
 
 Shapes: M = rows of activations, N = output rows, K = columns.
 """
@@ -88,7 +87,7 @@ def product_op(weights: "np.dtype[Any]") -> Op:
 
     `weights` is the type of the packed array: int16 stands for fp16, uint16 for bfloat16."""
 
-    @op(_PRODUCT)
+    @op(_PRODUCT, weights.name)
     def product(row, number, size):
         a = carray(pointer(row), 1, _PRODUCT)[0]
         filled = -(-a.width // LANES) * LANES

@@ -7,14 +7,14 @@ Each result is one chain of fused multiply-adds in the order of the columns, wha
 from collections.abc import Sequence
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-_FEATURES = llvm.get_host_cpu_features()
-LANES = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx2") else 4
+_FEATURES = (get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(",")
+LANES = 16 if "+avx512f" in _FEATURES else 8 if "+avx2" in _FEATURES else 4
 """fp32 numbers of a vector register."""
 TILE_ROWS = 4 if LANES == 8 else 8
 """By `PANEL_VECTORS`: what the registers hold. AVX2 has 16, the others 32."""
@@ -25,7 +25,7 @@ _AHEAD_BYTES, _LINE_BYTES = 8192, 64
 
 _FP32, _INT32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _BYTE_POINTER = ir.IntType(8).as_pointer()
-_VECTOR, _INT_VECTOR = ir.VectorType(_FP32, LANES), ir.VectorType(_INT32, LANES)
+_VECTOR = ir.VectorType(_FP32, LANES)
 _FP32_BYTES, _VECTOR_BYTES = 4, 4 * LANES
 ELEMENT_BYTES = {types.float32: 4, types.int16: 2, types.uint16: 2, types.int8: 1}
 """By the type of their array: int16 stands for fp16, uint16 for bfloat16."""
@@ -149,13 +149,14 @@ class _Loop:
             )
         for number in range(count):
             x_at = builder.add(x_bytes, _constant(number * _FP32_BYTES))
-            values = [repeated(builder, load(builder, builder.gep(row, [x_at]), _FP32)) for row in self._rows]
+            starts = (builder.gep(row, [x_at]) for row in self._rows)
+            values = [repeated(builder, load(builder, start, _FP32), LANES) for start in starts]
             sums = self._with_column(offset(builder, weights, number * self._column_bytes), values, sums)
         return sums
 
     def _with_column(self, weights: Any, values: Sequence[Any], sums: Sequence[Any]) -> list[Any]:
         starts = [offset(self._builder, weights, at * self._vector_bytes) for at in range(self._vectors)]
-        panel = [widened(self._builder, start, self._weight_type) for start in starts]
+        panel = [widened(self._builder, start, self._weight_type, LANES) for start in starts]
         factors = ((value, vector) for value in values for vector in panel)
         return [
             self._builder.call(self._multiply_add, [*pair, total])
@@ -163,20 +164,21 @@ class _Loop:
         ]
 
 
-def repeated(builder: Any, value: Any) -> Any:
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+def repeated(builder: Any, value: Any, lanes: int) -> Any:
+    undefined = ir.Constant(ir.VectorType(_FP32, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(_INT_VECTOR, [0] * LANES))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT32, lanes), [0] * lanes))
 
 
-def widened(builder: Any, pointer: Any, element: Any) -> Any:
-    """A vector of elements in fp32."""
+def widened(builder: Any, pointer: Any, element: Any, lanes: int) -> Any:
+    """So many elements in fp32."""
+    vector, integers = ir.VectorType(_FP32, lanes), ir.VectorType(_INT32, lanes)
     if element == types.float32:
-        return load(builder, pointer, _VECTOR)
+        return load(builder, pointer, vector)
     if element == types.int16:
-        return builder.fpext(load(builder, pointer, ir.VectorType(ir.HalfType(), LANES)), _VECTOR)
+        return builder.fpext(load(builder, pointer, ir.VectorType(ir.HalfType(), lanes)), vector)
     if element == types.int8:
-        integers = builder.sext(load(builder, pointer, ir.VectorType(ir.IntType(8), LANES)), _INT_VECTOR)
-        return builder.sitofp(integers, _VECTOR)
-    bits = builder.zext(load(builder, pointer, ir.VectorType(ir.IntType(16), LANES)), _INT_VECTOR)
-    return builder.bitcast(builder.shl(bits, ir.Constant(_INT_VECTOR, [16] * LANES)), _VECTOR)
+        wide = builder.sext(load(builder, pointer, ir.VectorType(ir.IntType(8), lanes)), integers)
+        return builder.sitofp(wide, vector)
+    bits = builder.zext(load(builder, pointer, ir.VectorType(ir.IntType(16), lanes)), integers)
+    return builder.bitcast(builder.shl(bits, ir.Constant(integers, [16] * lanes)), vector)
