@@ -36,7 +36,8 @@ class Locator(caching.InTreeCacheLocator):
             return None
         locator = cls(py_func, py_file)
         beside, own = locator._cache_path, cls.get_suitable_cache_subpath(py_file)
-        given = [Path(config.CACHE_DIR) / own] if config.CACHE_DIR else []
+        asked_for: str = vars(config)["CACHE_DIR"]
+        given = [Path(asked_for) / own] if asked_for else []
         for folder in (*given, beside, cache_folder() / "machine-code" / own):
             locator._cache_path = str(folder)
             try:
@@ -47,7 +48,7 @@ class Locator(caching.InTreeCacheLocator):
         locator._cache_path = _of_this_process()
         return locator
 
-    def get_source_stamp(self) -> str:
+    def get_source_stamp(self) -> bytes:
         return _stamp(self._py_file)
 
 
@@ -72,12 +73,12 @@ def named(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
 
 
 @cache
-def _stamp(file: str) -> str:
+def _stamp(file: str) -> bytes:
     """Of the content of a function's file and of all that compiled code is made of."""
     digest = hashlib.sha256(llvmlite.__version__.encode())
     for path in (Path(file), *(path for source in _SOURCES for path in sorted(_PACKAGE.glob(source)))):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return digest.digest()
 
 
 @cache

@@ -13,7 +13,8 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-_FEATURES = (get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(",")
+_ASKED_FOR: str | None = vars(config)["CPU_FEATURES"]
+_FEATURES = (get_host_cpu_features() if _ASKED_FOR is None else _ASKED_FOR).split(",")
 LANES = 16 if "+avx512f" in _FEATURES else 8 if "+avx2" in _FEATURES else 4
 """fp32 numbers of a vector register."""
 TILE_ROWS = 4 if LANES == 8 else 8
