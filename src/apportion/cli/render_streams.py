@@ -1,11 +1,13 @@
 """What a plan streams, as lines beside its tables."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 from rich.console import Console
 from rich.markup import escape
 
+from apportion.cost.estimate import microbatch_steps, stage_timing
 from apportion.cost.host_room import HostRoom, host_rooms
 from apportion.types.plan import Plan
 from apportion.types.units import format_bytes, format_seconds
@@ -20,15 +22,26 @@ def print_streams(console: Console, plan: Plan) -> None:
             where = "a disk" if device.stream_from == "disk" else "host memory"
             if where == "host memory":
                 where += f" ({'the page cache' if device.kind == 'cpu' else 'pinned memory'})"
-            beside = "beside computing" if device.stream_buffers > 1 else "added to computing"
+            beside = "beside computing" if device.stream_buffers > 1 else "which it copies itself"
             rate = device.stream_bytes_per_s or inf
             console.print(
                 f"stage {number} streams {len(stage.streamed_layers)} of its {stage.num_layers} layers "
                 f"({_ranges(stage.streamed_layers)}){member}: {format_bytes(streamed_bytes)} of {where}, "
-                f"at {rate / 1e9:.3g} GB/s: {format_seconds(streamed_bytes / rate)} of every step, {beside}"
+                f"at {rate / 1e9:.3g} GB/s, {beside}"
+            )
+        if stage.streamed_layers:
+            console.print(
+                f"so a decode step of stage {number} takes {format_seconds(_added_s(plan, number))} longer"
             )
     for room in host_rooms(plan.cluster, plan.stages, plan.memory):
         console.print(escape(_host_room(room)))
+
+
+def _added_s(plan: Plan, number: int) -> float:
+    """Than if the stage's devices held all its layers."""
+    steps = microbatch_steps(plan.workload, plan.chunk_tokens, plan.microbatches)
+    held = replace(plan.stages[number], streamed_layers=())
+    return plan.estimate.stage_s[number] - stage_timing(plan.model, plan.cluster, held, steps).decode_s
 
 
 def _host_room(room: HostRoom) -> str:

@@ -64,4 +64,5 @@ def _block_bytes(plan: Plan) -> dict[str, int]:
 
 def _host_bytes_per_s(device: Device) -> float:
     """Of a copy between the device and its host's memory: a CPU reads each byte, reads where it goes, and writes it."""
-    return device.stream_bytes_per_s or device.mem_bytes_per_s / 3
+    known = None if device.reads_disk else device.stream_bytes_per_s
+    return known or device.mem_bytes_per_s / 3

@@ -92,6 +92,17 @@ def added_s(
     return np.maximum(0.0, copied_s - gained_s)
 
 
+def least_added_s_per_byte(device: Device) -> float:
+    """Of the weights that a device copies itself, no layer adds less: what is cached is not read from memory again."""
+    if device.kind != "cpu" or device.reads_disk:
+        return 0.0
+    added = [1 / _rate(device)]
+    if device.cache is not None:
+        gained = max(0.0, 1 / device.mem_bytes_per_s - 1 / device.cache.read_bytes_per_s)
+        added.append(1 / device.cache.copied_bytes_per_s - gained)
+    return max(0.0, min(added))
+
+
 def _products(
     formats: Formats, layer: LayerSpec, kv_heads: Integers, ffn_columns: Integers, tokens: int
 ) -> tuple[Floats, Floats]:

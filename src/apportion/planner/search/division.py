@@ -118,7 +118,7 @@ class Search:
             self.pooled.add(number)
             if not memory.pool:
                 shares = GroupShares(memory, costs.link, self.goal, self.steps)
-                memory.pool = share_pool(shares, self.stage_kinds)
+                memory.pool = sorted({*share_pool(shares, self.stage_kinds), *costs.further_shares()})
             options = pooled_options(costs, self.goal, memory.pool)
         return options
 

@@ -26,7 +26,7 @@ def exact_options(costs: ShareCosts, goal: Goal) -> Options:
     least = np.full((len(costs.kinds.kinds), 2), inf)
     possible = costs.possible()
     least[possible] = relaxed.least(possible, goal)
-    return _staircase(costs, goal, relaxed, np.maximum(least, relaxed.apart(goal)))
+    return _staircase(costs, goal, relaxed, costs.with_copies(np.maximum(least, relaxed.apart(goal)), goal))
 
 
 def quick_options(costs: ShareCosts, goal: Goal) -> Options:
@@ -35,7 +35,7 @@ def quick_options(costs: ShareCosts, goal: Goal) -> Options:
     if options is not None:
         return options
     relaxed = _relaxed(costs)
-    return _staircase(costs, goal, relaxed, relaxed.apart(goal))
+    return _staircase(costs, goal, relaxed, costs.with_copies(relaxed.apart(goal), goal))
 
 
 def _staircase(costs: ShareCosts, goal: Goal, relaxed: RelaxedGroup, least: FloatArray) -> Options:
@@ -50,7 +50,7 @@ def _staircase(costs: ShareCosts, goal: Goal, relaxed: RelaxedGroup, least: Floa
         path_prefill=goal.path_prefill + goal.occupied_prefill,
         path_decode=goal.path_decode + goal.occupied_decode,
     )
-    sums = relaxed.apart(both)[possible, 0]
+    sums = costs.with_copies(relaxed.apart(both), both)[possible, 0]
     with np.errstate(invalid="ignore"):  # where no shares fit
         further = np.maximum(sums - least_path - least_occupied, 0.0)
     further[~np.isfinite(least_path)] = 0.0

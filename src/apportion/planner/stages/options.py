@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from apportion.cost.objective import Goal, Timing
 from apportion.planner.stages.axes import head_compositions, vocabulary_rows
 from apportion.planner.stages.kinds import StageKinds
-from apportion.planner.stages.share_costs import CostedShares, ShareCosts
-from apportion.planner.stages.shares import GroupShares, Shares, StageChoice
+from apportion.planner.stages.share_costs import CostedShares, ShareCosts, Shares
+from apportion.planner.stages.shares import GroupShares, StageChoice
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -120,7 +120,7 @@ def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
     granules = _compositions(costs.num_granules, size)
     everything = (np.repeat(heads, len(granules), axis=0), np.tile(granules, (len(heads), 1)))
     pool = (np.concatenate([few[0], everything[0]]), np.concatenate([few[1], everything[1]]))
-    step = max(1, 800_000 // (len(everything[0]) * costs.num_times))
+    step = max(1, 200_000 // (len(everything[0]) * costs.num_times))
     for begin in range(0, len(tight), step):  # for the sake of memory
         block = _best_of(costs, goal, everything, tight[begin : begin + step])
         blocks.append(block._replace(share=block.share + len(few[0])))

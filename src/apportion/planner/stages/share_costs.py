@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from apportion.cost.estimate import Steps
 from apportion.cost.group_step import group_reductions_s
 from apportion.cost.host_memory import at_work
-from apportion.cost.objective import Timing
+from apportion.cost.objective import Goal, Timing
 from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
 from apportion.planner.problem import Problem
@@ -23,6 +23,8 @@ from apportion.types.model import LayerSpec
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Shares = tuple[tuple[int, ...], tuple[int, ...]]
+"""KV heads and FFN granules by member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +152,26 @@ class ShareCosts:
         """At most `timings`, whatever the memory."""
         return self.timings(shares, numbers)
 
+    def further_shares(self) -> list[Shares]:
+        """That a pool should have beside those that compute fast."""
+        return []
+
+    def with_copies(self, least: FloatArray, goal: Goal) -> FloatArray:
+        """[kind, (path, occupied)] at least, from such of stages that hold all their layers."""
+        del goal
+        return least
+
     def possible(self) -> IntArray:
         """The kinds for which there is enough memory in sum."""
-        return self.enough([self._bytes(rank) for rank in range(len(self.devices))])
+        return np.flatnonzero(self.missing([self._bytes(rank) for rank in range(len(self.devices))]) <= 0)
 
-    def enough(self, members: Sequence[IntArray]) -> IntArray:
-        """The same, where members need so many bytes (as `StageKinds.bytes`)."""
+    def missing(self, members: Sequence[IntArray]) -> IntArray:
+        """By kind: bytes beyond what there is in sum, at least, where members need so many (as `StageKinds.bytes`)."""
         model = self.problem.model
         units = np.array([model.kv_heads, self.num_granules, model.vocab_rows])
         nothing = sum(size[:, 0] for size in members)
         needed = nothing + np.minimum.reduce([size[:, 1:] for size in members]) @ units
-        return np.flatnonzero(needed <= sum(device.usable_bytes for device in self.devices))
+        return needed - sum(device.usable_bytes for device in self.devices)
 
     def _bytes(self, rank: int) -> IntArray:
         problem = self.problem

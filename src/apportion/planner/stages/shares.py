@@ -31,6 +31,7 @@ from apportion.planner.stages.axes import (
 )
 from apportion.planner.stages.fill import Filling, Rates, fill, merge_parallel, water_fill
 from apportion.planner.stages.kinds import StageKinds
+from apportion.planner.stages.share_costs import Shares
 from apportion.planner.stages.streamed import group_rooms
 from apportion.types.cluster import Device, Link
 from apportion.types.model import LayerSpec
@@ -48,10 +49,6 @@ class StageChoice:
     vocab_rows: tuple[int, ...]
     weight_format: str
     timing: Timing
-
-
-Shares = tuple[tuple[int, ...], tuple[int, ...]]
-"""KV heads and FFN granules by member."""
 
 
 class GroupMemory:

@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 from apportion.cost.estimate import Steps
 from apportion.cost.group_step import Members, stage_members
 from apportion.cost.memory import shard_memory
+from apportion.cost.objective import Goal
 from apportion.cost.shard import LayerCounts
-from apportion.cost.streaming import added_s, arriving_s_per_byte, evenly_streamed, streaming_order
+from apportion.cost.streaming import (
+    added_s,
+    arriving_s_per_byte,
+    evenly_streamed,
+    least_added_s_per_byte,
+    streaming_order,
+)
 from apportion.planner.problem import Problem
 from apportion.planner.stages.axes import Room, StageKind, ffn_granule, make_shard
 from apportion.planner.stages.kinds import StageKinds
-from apportion.planner.stages.share_costs import CostedShares, ShareCosts
+from apportion.planner.stages.share_costs import CostedShares, ShareCosts, Shares
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import LayerSpec
 from apportion.types.plan import Stage
@@ -130,6 +137,12 @@ def _layer_bytes(problem: Problem, rank: int, layer: LayerSpec) -> tuple[int, in
     return nothing, size(1, 0) - nothing, size(0, granule) - nothing
 
 
+def _in_ratio(total: int, weights: Sequence[float]) -> tuple[int, ...]:
+    """One unit each, and the rest in the ratio of the weights, by rounding the running sum."""
+    stops = np.rint((total - len(weights)) * np.cumsum(weights) / sum(weights)).astype(int)
+    return tuple(int(units) + 1 for units in np.diff(stops, prepend=0))
+
+
 class StreamedCosts(ShareCosts):
     """Of groups that may stream. Times are by step: copying beside computing takes the longer of the two in each."""
 
@@ -211,14 +224,65 @@ class StreamedCosts(ShareCosts):
         """A single device has one way to share; of several, these may not be the shares that stream least."""
         if len(self.devices) == 1:
             return self.timings(shares, numbers)
-        return super()._sum(super().timings(shares, numbers))
+        seconds = super().timings(shares, numbers)
+        slope, copies_s = self._copies()
+        return super()._sum(np.maximum(seconds, slope * seconds + copies_s[numbers, None, None]))
+
+    def further_shares(self) -> list[Shares]:
+        """As the members' weights arrive, as their memory holds them, and between."""
+        rates = [device.stream_bytes_per_s or 0.0 for device in self.devices]
+        mixed = [
+            [
+                rate**part * device.usable_bytes ** (1 - part)
+                for rate, device in zip(rates, self.devices, strict=True)
+            ]
+            for part in (0.0, 0.25, 0.5, 0.75, 1.0)
+        ]
+        heads = self.problem.model.kv_heads
+        return [(_in_ratio(heads, weights), _in_ratio(self.num_granules, weights)) for weights in mixed]
+
+    def with_copies(self, least: FloatArray, goal: Goal) -> FloatArray:
+        slope, copies_s = self._copies()
+        num_prefill = len(self.steps) - 1
+        weights = np.array(
+            [
+                goal.path_prefill * num_prefill + goal.path_decode,
+                goal.occupied_prefill * num_prefill + goal.occupied_decode,
+            ]
+        )
+        finite = np.where(np.isfinite(least), least, 0.0)
+        return np.maximum(least, slope * finite + copies_s[:, None] * weights)
+
+    def _copies(self) -> tuple[float, FloatArray]:
+        """(a, b by kind): a step that computes for c seconds takes at least a·c + b, whatever the shares.
+
+        With D bytes missing in sum, members stream x_g ≥ 0, Σ x_g ≥ D. In a step of T seconds one that copies itself
+        streams at most (T − c)/s_g, one beside computing T·r_g; so D ≤ (T − c)·Σ 1/s_g + T·Σ r_g.
+        """
+        added = [least_added_s_per_byte(device) for device in self.devices]
+        arriving = [arriving_s_per_byte(device) for device in self.devices]
+        if any(a == b == 0.0 for a, b in zip(added, arriving, strict=True)):
+            return 1.0, np.zeros(len(self._counts))
+        itself = sum(1 / seconds for seconds in added if seconds)
+        beside = sum(1 / seconds for seconds in arriving if seconds)
+        return itself / (itself + beside), self._missing_bytes() / (itself + beside)
+
+    def _missing_bytes(self) -> IntArray:
+        """By kind: at least so many are streamed, by all members together; those that stream have buffers too."""
+        missing = self.missing([self._bytes(rank) for rank in range(len(self.devices))])
+        units = np.array([self.problem.model.kv_heads, self.num_granules])
+        sizes = np.array(self._sizes)
+        whole = sizes[:, :, 0].sum(axis=0) + sizes[:, :, 1:].min(axis=0) @ units
+        first = (self._counts > 0).argmax(axis=1)
+        buffers = min(device.stream_buffers for device in self.devices) * whole[first]
+        return np.where(missing > 0, missing + buffers, 0)
 
     def possible(self) -> IntArray:
         if len(self.devices) == 1:
             whole = np.array([[self.problem.model.kv_heads]]), np.array([[self.num_granules]])
             return np.flatnonzero(self.fits(*whole, np.arange(len(self.kinds.kinds))))
-        sizes = [self._least_bytes(rank) for rank in range(len(self.devices))]
-        return np.union1d(super().possible(), self.enough(sizes))
+        least = self.missing([self._least_bytes(rank) for rank in range(len(self.devices))])
+        return np.union1d(super().possible(), np.flatnonzero(least <= 0))
 
     def _least_bytes(self, rank: int) -> IntArray:
         """By kind, with all layers streamed: no less is needed by any that streams."""
