@@ -16,6 +16,7 @@ from apportion.cost.memory import read_bytes, stages_memory
 from apportion.cost.streaming import (
     DIRECT_BYTES_PER_CORE_S,
     added_s,
+    arriving_s,
     evenly_streamed,
     streaming_step_s,
 )
@@ -103,6 +104,15 @@ def test_products_that_are_slower_than_memory_gain_nothing_from_the_cache():
 def test_reading_a_disk_takes_some_of_the_core():
     streaming = replace(device("a", speed=0.5), stream_bytes_per_s=560.0, stream_from="disk")
     assert added(streaming, tokens=1) == 2 * 1120 / DIRECT_BYTES_PER_CORE_S
+
+
+def test_the_end_of_a_buffer_is_read_from_a_disk_a_third_as_fast():
+    """A mebibyte of it, or all that is less."""
+    streaming = replace(device("a"), stream_bytes_per_s=2.0**20, stream_from="disk")
+    assert float(arriving_s(streaming, np.array(10 * 2**20))) == 9 + 3
+    assert float(arriving_s(streaming, np.array(2**19))) == 1.5
+    card = replace(streaming, kind="cuda", stream_from="host memory")
+    assert float(arriving_s(card, np.array(10 * 2**20))) == 10
 
 
 def test_of_a_group_the_slowest_copy_of_each_layer_counts():

@@ -32,6 +32,9 @@ Floats = NDArray[np.float64]
 DIRECT_BYTES_PER_CORE_S = 2e10
 """Read past the page cache in a second of a core's time, which sets up the transfers: docs/benchmarks/streaming.md."""
 
+SMALL_PAGES_BYTES = 2**20
+"""Of a layer's buffer, its end: on average half of a huge page. A disk is read into small pages a third as fast."""
+
 
 def streamed_bytes(shard: Shard) -> int:
     return sum(count * shard.layer_bytes(layer) for layer, count in shard.streamed)
@@ -50,8 +53,13 @@ def streaming_step_s(members: Sequence[tuple[Device, Shard]], step: AnyStep, com
         count * max(_shard_added_s(device, shard, layer, step.tokens) for device, shard in members)
         for layer, count in streamed
     )
-    beside_s = max(streamed_bytes(shard) * arriving_s_per_byte(device) for device, shard in members)
+    beside_s = max(_shard_arriving_s(device, shard) for device, shard in members)
     return max(computing_s + itself_s, beside_s)
+
+
+def _shard_arriving_s(device: Device, shard: Shard) -> float:
+    sizes = [(count, np.array(shard.layer_bytes(layer))) for layer, count in shard.streamed]
+    return sum(count * float(arriving_s(device, size)) for count, size in sizes)
 
 
 def _shard_added_s(device: Device, shard: Shard, layer: LayerSpec, tokens: int) -> float:
@@ -59,8 +67,14 @@ def _shard_added_s(device: Device, shard: Shard, layer: LayerSpec, tokens: int) 
     return float(added_s(device, shard.formats, layer, *shares, tokens))
 
 
+def arriving_s(device: Device, layer_bytes: Integers) -> Floats:
+    """Of a layer that arrives beside computing; 0 for one that the device copies itself."""
+    slow_bytes = 2 * np.minimum(layer_bytes, SMALL_PAGES_BYTES) if device.reads_disk else 0
+    return (layer_bytes + slow_bytes) * arriving_s_per_byte(device)
+
+
 def arriving_s_per_byte(device: Device) -> float:
-    """Of weights that arrive beside computing."""
+    """At least."""
     return 1 / _rate(device) if device.stream_buffers > 1 else 0.0
 
 

@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from apportion.types.stopwatch import best_s
+from apportion.types.stopwatch import median_s
 
 FILE_BYTES, PIECE_BYTES = 2**28, 2**25
 """Pieces of the order of a layer."""
@@ -23,7 +23,7 @@ def disk_bytes_per_s(folder: Path) -> float | None:
             try:
                 for start in range(0, FILE_BYTES, PIECE_BYTES):
                     os.pwrite(descriptor, piece, start)
-                return FILE_BYTES / best_s(lambda: _read(descriptor, piece), MEASURE_S)
+                return FILE_BYTES / median_s(lambda: _read(descriptor, piece), MEASURE_S)
             finally:
                 os.close(descriptor)
     except OSError:

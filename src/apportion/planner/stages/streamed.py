@@ -19,6 +19,7 @@ from apportion.cost.objective import Goal
 from apportion.cost.shard import LayerCounts
 from apportion.cost.streaming import (
     added_s,
+    arriving_s,
     arriving_s_per_byte,
     evenly_streamed,
     least_added_s_per_byte,
@@ -197,8 +198,8 @@ class StreamedCosts(ShareCosts):
             seconds = seconds + layers[..., None] * self._added_s(shares, place)
         for rank, device in enumerate(self.devices):
             sizes = [self._layers(rank, place, shares.heads, shares.granules) for place in range(len(taken))]
-            streamed = np.sum([layers * size for layers, size in zip(taken, sizes, strict=True)], axis=0)
-            seconds = np.maximum(seconds, streamed[..., None] * arriving_s_per_byte(device))
+            arriving = [layers * arriving_s(device, size) for layers, size in zip(taken, sizes, strict=True)]
+            seconds = np.maximum(seconds, np.sum(arriving, axis=0)[..., None])
         return super()._sum(seconds)
 
     def _added_s(self, shares: CostedShares, place: int) -> FloatArray:
