@@ -69,8 +69,10 @@ def _shard_added_s(device: Device, shard: Shard, layer: LayerSpec, tokens: int) 
 
 def arriving_s(device: Device, layer_bytes: Integers) -> Floats:
     """Of a layer that arrives beside computing; 0 for one that the device copies itself."""
-    slow_bytes = 2 * np.minimum(layer_bytes, SMALL_PAGES_BYTES) if device.reads_disk else 0
-    return (layer_bytes + slow_bytes) * arriving_s_per_byte(device)
+    slow_bytes = (
+        np.minimum(layer_bytes, SMALL_PAGES_BYTES) if device.reads_disk else np.zeros_like(layer_bytes)
+    )
+    return np.float64(arriving_s_per_byte(device)) * (layer_bytes + 2 * slow_bytes)
 
 
 def arriving_s_per_byte(device: Device) -> float:
