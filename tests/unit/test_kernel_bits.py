@@ -38,6 +38,7 @@ def test_layers_of_a_processor_with_shorter_vectors(tmp_path: Path):
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(LANES < 8, reason="another instruction set")
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_everything(settings: dict[str, str], tmp_path: Path):
