@@ -33,15 +33,19 @@ def paged_attention(
     window_tokens: int | None,
     softcap: float | None,
     sinks_N: Tensor | None,
+    out_TND: Tensor | None = None,
 ) -> Tensor:
-    """Writes the new keys and values to the pool, then attends each token to its sequence; returns out_TND.
+    """Writes the new keys and values to the pool, then attends each token to its sequence; returns out_TND, contiguous,
+    in new memory where none is given.
 
     `window_tokens` counts the token itself; `softcap` bounds the scores by tanh; a sink is a score per head
     that takes part in the softmax and has no value.
     """
     num_tokens, kv_heads, head_dim = key_TKD.shape
     query_TKGD = query_TND.reshape(num_tokens, kv_heads, -1, head_dim)
-    out_TKGD = torch.empty(query_TKGD.shape, dtype=query_TKGD.dtype, device=query_TKGD.device)
+    if out_TND is None:
+        out_TND = torch.empty(query_TND.shape, dtype=query_TND.dtype, device=query_TND.device)
+    out_TKGD = out_TND.view(query_TKGD.shape)
     options = (scale, window_tokens, softcap, sinks_N)
     if kv_pool.compiled and query_TND.dtype == torch.float32:
         attend = Compiled(query_TKGD, out_TKGD, layer, kv_pool, *options)
@@ -50,13 +54,13 @@ def paged_attention(
             kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
         for span in batch.longer_spans:
             attend.prefill(span)
-        return out_TKGD.view(query_TND.shape)
+        return out_TND
     kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
     for group in batch.decode_groups:
         out_TKGD[group.rows_B] = _attend_together(query_TKGD[group.rows_B], group, layer, kv_pool, *options)
     for span in batch.alone_spans:
         _attend_span(query_TKGD, out_TKGD, layer, span, kv_pool, *options)
-    return out_TKGD.view(query_TND.shape)
+    return out_TND
 
 
 def load_kernels(kv_dtype: torch.dtype) -> None:

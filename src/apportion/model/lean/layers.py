@@ -61,9 +61,15 @@ class Attention:
         return self.project_out(self.attend(query_TND, key_TKD, value_TKD, batch, kv_pool).flatten(1))
 
     def attend(
-        self, query_TND: Tensor, key_TKD: Tensor, value_TKD: Tensor, batch: FlatBatch, kv_pool: KVPool
+        self,
+        query_TND: Tensor,
+        key_TKD: Tensor,
+        value_TKD: Tensor,
+        batch: FlatBatch,
+        kv_pool: KVPool,
+        out_TND: Tensor | None = None,
     ) -> Tensor:
-        """out_TND"""
+        """out_TND, in new memory where none is given"""
         return paged_attention(
             query_TND,
             key_TKD,
@@ -75,6 +81,7 @@ class Attention:
             window_tokens=self.window_tokens,
             softcap=self.softcap,
             sinks_N=None,
+            out_TND=out_TND,
         )
 
 

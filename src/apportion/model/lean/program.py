@@ -89,30 +89,34 @@ class LeanProgram:
         return step
 
     def _run_apart(self, num_tokens: int, batch: FlatBatch) -> Step:
-        """A half's memory is given back before the next one's is taken: attention needs more beside it."""
+        """The halves use one piece of memory after another: a new one's pages, made and cleared anew, would take as
+        long as a third of the products. It is given back where something else than the table needs memory."""
         memory = torch.empty(num_tokens * self.step_floats)
         step = Step(batch, self.kv_pool, memory, (num_tokens, self.hidden_size))
+        most_floats = max(half.scratch_floats for half in self.halves)
+        scratch: Tensor | None = None
         for half in self.halves:
-            scratch = torch.empty(num_tokens * half.scratch_floats)
+            if scratch is None:
+                scratch = torch.empty(num_tokens * most_floats)
             self.table.point(half.first, half.stop, num_tokens, memory.data_ptr(), scratch.data_ptr())
             if half.attend is None or half.attention is None:
                 self.table.run(half.first, half.stop)
             else:
                 self.table.run(half.first, half.attend)
-                _attend(half.attention, step, scratch)
+                _attend(half.attention, step, scratch[: num_tokens * half.scratch_floats])
                 self.table.run(half.attend + 1, half.stop)
-            del scratch
             if half.then is not None:
+                scratch = None
                 half.then(step)
         return step
 
 
 def _attend(attention: Attention, step: Step, scratch: Tensor) -> None:
-    """As the operation does: from where `split` writes to where the projections were."""
+    """As the operation does: from where `split` writes to where the projections were, without memory of its own."""
     num_tokens, kv_heads = len(step.batch.positions_T), attention.kv_heads
     out, heads = scratch.view(2, -1)
     query, key_value = heads.view(-1, attention.head_dim).tensor_split([-2 * kv_heads * num_tokens])
     query_TND = query.view(num_tokens, -1, attention.head_dim)
     key_TKD, value_TKD = key_value.view(2, num_tokens, kv_heads, attention.head_dim)
-    out_TND = attention.attend(query_TND, key_TKD, value_TKD, step.batch, step.kv_pool)
-    out[: out_TND.numel()] = out_TND.flatten()
+    out_TND = out[: query_TND.numel()].view(query_TND.shape)
+    attention.attend(query_TND, key_TKD, value_TKD, step.batch, step.kv_pool, out_TND)
