@@ -126,6 +126,8 @@ def brute_force(problem: Problem) -> float:
     return min(StreamingBruteForce(problem, number).best_of_states() for number in candidates)
 
 
+SORTS_IN_ANOTHER_ORDER = 159
+"""A group of three holds layers of both sorts, first that which is second in the model."""
 SEEDS = pytest.mark.parametrize(
     "seeds",
     [range(60), pytest.param(range(60, 1000), marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])],
@@ -163,7 +165,7 @@ def test_equal_to_brute_force(seeds: range):
 def test_shares_that_are_not_numbered(seeds: range, monkeypatch: pytest.MonkeyPatch):
     """The bound holds for all shares; what is found from a pool of them is real."""
     monkeypatch.setattr(options, "MAX_SHARES", 0)
-    for seed in [seed for seed in seeds if seed % 4 == 1]:
+    for seed in (SORTS_IN_ANOTHER_ORDER, *(seed for seed in seeds if seed % 4 == 1)):
         problem = random_problem(seed)
         least, found = brute_force(problem), search(problem)
         if least < inf:
