@@ -170,7 +170,7 @@ class Search:
             first = self.alike[numbers[stage.group.counts]]
             if first not in self.pooled:
                 continue
-            kind = self.stage_kinds.kinds[self.stage_kinds.index[stage.layer_start, stage.layer_stop]]
+            kind = self.stage_kinds.kinds[int(self.stage_kinds.index[stage.layer_start, stage.layer_stop])]
             link = self.costs[first][0].link
             formats = list(zip(self.memories[first], self.costs[first], strict=True))
             for goal, (memory, costs) in product((self.goal, path_only(self.goal)), formats):
