@@ -57,6 +57,14 @@ def _emit_sleep(_context: Any, _nanoseconds: Any) -> Any:
     return types.void(types.int64), emit
 
 
+def _emit_give_way(_context: Any) -> Any:
+    def emit(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        _call(builder, "sched_yield", _INT)
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
 def _emit_futex(_context: Any, _address: Any, _operation: Any, _value: Any, _nanoseconds: Any) -> Any:
     def emit(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         address, operation, value, nanoseconds = arguments
@@ -86,6 +94,8 @@ _clock: Callable[..., int] = intrinsic(_emit_clock)
 _futex: Callable[..., None] = intrinsic(_emit_futex)
 sleep_ns: Callable[..., None] = intrinsic(_emit_sleep)
 """A signal may end it early."""
+give_way: Callable[..., None] = intrinsic(_emit_give_way)
+"""Offers the core to another thread."""
 is_hung_up: Callable[..., bool] = intrinsic(_emit_hung_up)
 """Whether the other side of the socket of this descriptor is closed."""
 

@@ -5,7 +5,6 @@ words, of which the first mean the same in every row (`row_type`). Threads that 
 them meet between two. No op raises.
 """
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numba import cfunc, njit, types
 from numba.np.numpy_support import carray
 
+from apportion.native.libc import give_way, sleep_ns
 from apportion.native.machine_code import named
 from apportion.native.words import call, count_word, load_word, pointer
 
@@ -24,6 +24,9 @@ ROWS_WORD, BUFFER_WORDS = 1, slice(2, 6)
 """Of a row: how many rows (tokens) its operands have, and the addresses of those that lie in scratch memory."""
 _LOOKS = 20_000
 """At the others before a thread offers its core to another: some 10 µs."""
+_PATIENCE, _NAP_NS = 20, 50_000
+"""After so many offers it sleeps between its looks: one of the others waits for another device, or emulates a slow one.
+"""
 
 
 def row_type(*words: str, floats: tuple[str, ...] = ()) -> np.dtype[Any]:
@@ -79,11 +82,16 @@ def share(count, number, size):
 def _meet(words, size):
     arrived = words.ctypes.data
     everyone = (count_word(arrived) // size + 1) * size
+    patience = _PATIENCE
     while True:
         for _ in range(_LOOKS):
             if load_word(arrived) >= everyone:
                 return
-        call(words[1], ())
+        if patience > 0:
+            patience -= 1
+            give_way()
+        else:
+            sleep_ns(_NAP_NS)
 
 
 def _run(table_OW, first, stop, words, number, size):
@@ -103,7 +111,5 @@ run: Callable[..., None] = njit(
 
 
 def meeting_words() -> np.ndarray:
-    """How many threads have come so far to where they wait for each other, and what offers a core to another."""
-    give_way = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
-    assert give_way is not None
-    return np.array([0, give_way], np.int64)
+    """How many threads have come so far to where they wait for each other."""
+    return np.zeros(1, np.int64)
