@@ -1,7 +1,7 @@
 # Everything goes through .venv; torch is pinned because an unpinned one pulls gigabytes.
 PYTHON ?= python3
 BIN := .venv/bin
-DEVICES := "laptop=cpu:15MiB@0.5, desk=cpu:16MiB, old=cpu:12MiB@0.3"
+DEVICES := "laptop=cpu:12MiB@0.5, desk=cpu:13MiB, old=cpu:9MiB@0.3"
 
 .PHONY: run test check clean
 

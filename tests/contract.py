@@ -15,9 +15,8 @@ from apportion.types.cluster import StreamSource
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams
 
-ALLOWANCE_BYTES = 4 * 2**20
-"""A peak is at most that much below the plan's figure, or 5 % of it. The worker's own allowance (RUNTIME_BYTES) is no
-more than its order; of a stage of 80 MiB and more the 5 % are the wider."""
+SHARE = 0.05
+"""A peak is at most that much of the plan's figure below it."""
 HEAD_DIM = 64
 
 
@@ -64,8 +63,7 @@ class Held:
 
     @property
     def kept(self) -> bool:
-        short_bytes = self.planned_bytes - self.peak_bytes
-        return 0 <= short_bytes <= max(ALLOWANCE_BYTES, self.planned_bytes * 0.05)
+        return 0 <= self.planned_bytes - self.peak_bytes <= self.planned_bytes * SHARE
 
 
 def tight_plan(case: Case, config: Path) -> Plan:

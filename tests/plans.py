@@ -1,9 +1,10 @@
 """Plans laid out by hand, for tests that need a given division rather than the best one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
-from apportion.cost.memory import Capacity, messages_in_flight, stages_memory
+from apportion.cost.memory import plan_memory
 from apportion.cost.streaming import evenly_streamed
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import ModelSpec
@@ -106,18 +107,10 @@ def hand_plan(
     cluster = Cluster(
         devices=tuple(devices), links=(Link(src="local", dst="local", latency_s=6e-5, bytes_per_s=1.5e9),)
     )
-    capacity = Capacity(
-        num_kv_blocks=blocks,
-        block_tokens=BLOCK_TOKENS,
-        chunk_tokens=chunk_tokens,
-        concurrency=concurrency,
-        max_context_tokens=max_context_tokens,
-        messages_in_flight=messages_in_flight(concurrency, num_members),
-    )
     nothing = Estimate(
         ttft_s=0, tpot_s=0, tokens_per_s=0, stage_s=(), link_s=(), bottleneck="", uncertainty=CERTAIN
     )
-    return Plan(
+    plan = Plan(
         version=PLAN_VERSION,
         model=model,
         cluster=cluster,
@@ -130,7 +123,7 @@ def hand_plan(
         ),
         weight_formats=(weight_format,),
         stages=tuple(stages),
-        memory=stages_memory(model, cluster, stages, capacity),
+        memory={},
         block_tokens=BLOCK_TOKENS,
         num_kv_blocks=blocks,
         microbatches=microbatches or len(groups),
@@ -139,3 +132,4 @@ def hand_plan(
         certificate=Certificate(objective="latency", value=0, lower_bound=0, gap=0, method="by hand"),
         balance=Balance(epsilon_s=0, smallest_epsilon_s=0),
     )
+    return replace(plan, memory=plan_memory(plan))

@@ -6,7 +6,7 @@ from random import Random
 
 from hand_model import device as hand_device
 
-from apportion.cost.workspace import RUNTIME_BYTES
+from apportion.cost.workspace import GPU_RUNTIME_BYTES
 from apportion.planner.infeasible.error import whole_bytes
 from apportion.planner.problem import chunk_candidates, make_problem
 from apportion.types.cluster import Cluster, Device, Link
@@ -95,7 +95,7 @@ def random_cluster(random: Random, max_devices: int, whole_bytes: int) -> Cluste
         alike = random.random() < 0.3 and devices
         like = devices[-1] if alike else None
         devices.append(
-            _device(random, f"d{number}", host, RUNTIME_BYTES + round(room * weights[number]), like)
+            _device(random, f"d{number}", host, GPU_RUNTIME_BYTES + round(room * weights[number]), like)
         )
     inside_s, across_s = random.choice([1e-5, 1e-4]), random.choice([1e-4, 5e-4, 2e-3])
     links = [

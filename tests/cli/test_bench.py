@@ -83,7 +83,7 @@ def test_a_given_plan_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["demo", "--trace", "no/such/folder/t.json"], 2, "no/such/folder is no folder"),
         (["demo", "--prompt-tokens", "5000"], 2, "more than demo's 1024"),
         (["llama-3-8b"], 2, "can be planned by that name"),
-        (["demo", "--devices", "a=cpu:5MiB, b=cpu:6MiB"], 3, ""),
+        (["demo", "--devices", "a=cpu:2MiB, b=cpu:3MiB"], 3, ""),
         (["demo", "--plan", "no-such-plan.json"], 2, "cannot read plan"),
         (["demo", "--plan", "p.json", "--context", "64"], 2, "leave out --context"),
     ],

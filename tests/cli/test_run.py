@@ -15,7 +15,7 @@ from apportion.cli.main import exit_code
 from apportion.cost.statements import model_parameters
 
 MIB = 2**20
-THREE = "laptop=cpu:15MiB@0.5, desk=cpu:16MiB, old=cpu:12MiB@0.3"
+THREE = "laptop=cpu:12MiB@0.5, desk=cpu:13MiB, old=cpu:9MiB@0.3"
 PROMPT = "ROMEO:\nBut soft"
 
 
@@ -132,7 +132,7 @@ def test_a_shared_beginning_is_computed_once(tmp_path: Path, capsys: pytest.Capt
         (["run", "demo"], 2, "give either a prompt or --prompts"),
         (["run", "nowhere/at all", "x"], 2, "is no folder, config.json or hub id"),
         (["run", "demo", "x", "--devices", "a=gpu"], 2, "write it like laptop=cpu:600MiB"),
-        (["run", "demo", "x", "--devices", "a=cpu:5MiB, b=cpu:6MiB"], 3, ""),
+        (["run", "demo", "x", "--devices", "a=cpu:2MiB, b=cpu:3MiB"], 3, ""),
         (["run", "demo", "x", "--plan", "no-such-plan.json"], 2, "cannot read plan no-such-plan.json"),
         (["run", "demo", "x", "--prompts", "y"], 2, "give either a prompt or --prompts"),
         (["run", "demo", "--prompts", "no-such-file"], 2, "cannot read --prompts no-such-file"),

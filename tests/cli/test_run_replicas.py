@@ -10,7 +10,7 @@ from apportion.cli.main import exit_code
 from apportion.runtime.dispatch import Dispatcher
 from apportion.types.request import Request, SamplingParams
 
-THREE = "a=cpu:40MiB, b=cpu:15MiB@0.5, c=cpu:40MiB@0.5"
+THREE = "a=cpu:40MiB, b=cpu:12MiB@0.5, c=cpu:40MiB@0.5"
 PROMPTS = ["ROMEO:", "JULIET:\nO", "First Citizen:", "KING", "What say"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from apportion.cli.main import exit_code
 
 MIB = 2**20
-TWO = "a=cpu:9MiB, b=cpu:9MiB@0.5"
+TWO = "a=cpu:6MiB, b=cpu:6MiB@0.5"
 PROMPT = "ROMEO:\nBut soft"
 SMALL = ["--context", "64", "--prompt-tokens", "8", "--output-tokens", "8", "--no-calibration"]
 
@@ -66,7 +66,7 @@ def test_a_device_that_streams_alone_keeps_to_its_plan(tmp_path: Path):
 def test_streaming_is_refused_or_offered(capsys: pytest.CaptureFixture[str]):
     assert exit_code(["plan", "demo", "--devices", TWO, *SMALL, "--stream", "never"]) == 3
     assert "try --stream auto" in capsys.readouterr().err
-    assert exit_code(["plan", "demo", "--devices", "a=cpu:6MiB", *SMALL]) == 3
+    assert exit_code(["plan", "demo", "--devices", "a=cpu:3MiB", *SMALL]) == 3
     error = capsys.readouterr().err
     assert "1 device has 6.0 MiB" in error
     assert "--stream" not in error

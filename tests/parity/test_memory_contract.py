@@ -17,8 +17,24 @@ def check(case: Case, seed: int = 1, rounds: int = 1) -> None:
     ("weight_format", "kv_format"), [("fp32", "fp32"), ("fp16", "fp16"), ("int8", "bf16")]
 )
 def test_a_pipeline_with_an_uneven_group_holds_what_is_planned(weight_format: str, kv_format: str):
-    shape = {"hidden_size": 512, "context_tokens": 96, "layers": (1, 2), "concurrency": 6}
+    shape = {"hidden_size": 512, "context_tokens": 96, "layers": (1, 4), "concurrency": 6}
     check(Case(weight_format=weight_format, kv_format=kv_format, **shape))
+
+
+def test_a_small_model_in_three_stages_holds_what_is_planned():
+    """As large as the bundled one."""
+    check(
+        Case(
+            hidden_size=256,
+            weight_format="fp32",
+            vocab_rows=1024,
+            groups=((1,), (1,), (1,)),
+            layers=(3, 5, 4),
+            concurrency=1,
+            context_tokens=152,
+            chunk_tokens=16,
+        )
+    )
 
 
 @pytest.mark.parametrize("stream_from", ["host memory", "disk"])
@@ -26,12 +42,12 @@ def test_a_pipeline_with_an_uneven_group_holds_what_is_planned(weight_format: st
 def test_layers_that_are_all_streamed_take_buffers_alone(weight_format: str, stream_from: StreamSource):
     check(
         Case(
-            hidden_size=512,
+            hidden_size=1024,
             weight_format=weight_format,
             context_tokens=96,
-            layers=(3, 4),
+            layers=(2, 3),
             concurrency=6,
-            streamed=(3, 4),
+            streamed=(2, 3),
             stream_from=stream_from,
         )
     )
@@ -47,6 +63,7 @@ def test_layers_that_are_all_streamed_take_buffers_alone(weight_format: str, str
             hidden_size=256,
             weight_format="",
             vocab_rows=1000,
+            layers=(6, 12),
             concurrency=2,
             context_tokens=48,
             chunk_tokens=16,

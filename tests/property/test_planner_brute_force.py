@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from apportion.cost.estimate import entry_timing, exit_timing, hop_timing, objective_value, stage_timing
 from apportion.cost.memory import stages_memory
 from apportion.cost.objective import Goal, Timing
-from apportion.cost.workspace import RUNTIME_BYTES
+from apportion.cost.workspace import GPU_RUNTIME_BYTES
 from apportion.planner.bounds.bound import certify
 from apportion.planner.divide import search
 from apportion.planner.infeasible.error import whole_bytes
@@ -239,7 +239,7 @@ def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
     )
     formats = draw(FORMATS)
     alone = make_problem(model, Cluster(devices=(), links=()), workload, formats, 16)
-    room = whole_bytes(alone.narrowest(), hand_device("gpu", kind="cuda")) - RUNTIME_BYTES
+    room = whole_bytes(alone.narrowest(), hand_device("gpu", kind="cuda")) - GPU_RUNTIME_BYTES
     kind = draw(st.sampled_from(["cpu", "cuda"]))  # fp32 activations, or those of the weights
     devices = tuple(
         Device(
@@ -247,7 +247,7 @@ def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
             host=draw(st.sampled_from(hosts)) if len(hosts) <= 3 else hosts[number],
             kind=kind,
             torch_device="cpu",
-            memory_bytes=RUNTIME_BYTES + round(room * draw(st.sampled_from([0.3, 0.5, 0.8, 1.3]))),
+            memory_bytes=GPU_RUNTIME_BYTES + round(room * draw(st.sampled_from([0.3, 0.5, 0.8, 1.3]))),
             reserved_bytes=0,
             mem_bytes_per_s=draw(st.sampled_from([1e9, 3e9])),
             flops_per_s=draw(rates(formats)),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planned import cpu, llama, workload
 from property.test_planner_brute_force import BruteForce, compositions, problems
 
-from apportion.cost.workspace import RUNTIME_BYTES
+from apportion.cost.workspace import GPU_RUNTIME_BYTES
 from apportion.planner.problem import chunk_candidates, chunk_choices
 from apportion.planner.replicas import bound as replica_bound
 from apportion.planner.replicas import search as replica_search
@@ -88,7 +88,9 @@ def tasks(draw, max_devices, numbers=(None, None, 1, 2)):
     problem = draw(problems(max_devices=max_devices, max_layers=4))
     room = draw(st.sampled_from([1, 3, 3, 5]))
     devices = tuple(
-        replace(device, memory_bytes=device.memory_bytes + (room - 1) * (device.memory_bytes - RUNTIME_BYTES))
+        replace(
+            device, memory_bytes=device.memory_bytes + (room - 1) * (device.memory_bytes - GPU_RUNTIME_BYTES)
+        )
         for device in problem.cluster.devices
     )
     concurrency = draw(st.integers(2, 4))

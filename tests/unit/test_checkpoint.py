@@ -107,9 +107,23 @@ def test_buffers_and_modules_for_more_tokens_are_no_parameters(tmp_path: Path):
     read_model_spec(changed(tmp_path, lambda tensors: tensors.update(extra)))
 
 
-def test_an_incomplete_download_is_planned_from_its_config(tmp_path: Path):
+def test_an_incomplete_download_is_refused(tmp_path: Path):
     make_checkpoint("llama", tmp_path, num_layers=2, dtype=torch.bfloat16)
     next(iter(tmp_path.glob("*-00002-*.safetensors"))).unlink()
+    with pytest.raises(
+        ModelError, match=r"lacks 1 of its \d files, model-00002-of-.*; download it again, or name"
+    ):
+        read_model_spec(tmp_path)
+    assert read_model_spec(tmp_path / "config.json").num_layers == 2
+    (tmp_path / INDEX_NAME).unlink()
+    with pytest.raises(ModelError, match=f"lacks {INDEX_NAME}; download"):
+        read_model_spec(tmp_path)
+
+
+def test_a_folder_without_any_weights_is_planned_from_its_config(tmp_path: Path):
+    make_checkpoint("llama", tmp_path, num_layers=2, dtype=torch.bfloat16)
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
     assert (tmp_path / INDEX_NAME).exists()
     assert read_headers(tmp_path) is None
     assert read_model_spec(tmp_path).num_layers == 2

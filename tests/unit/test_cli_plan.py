@@ -7,7 +7,7 @@ from command import apportion, small_model
 
 from apportion.planner.plan_file import parse_plan, plan_json
 
-DEVICES = "laptop=cpu:11MiB@0.5, desk=cpu:12MiB"
+DEVICES = "laptop=cpu:8MiB@0.5, desk=cpu:9MiB"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_tampered_plan_is_refused(model, tmp_path):
 
 
 def test_infeasible_is_exit_code_3(model):
-    done = apportion("plan", model, "--devices", "a=cpu:5MiB, b=cpu:6MiB")
+    done = apportion("plan", model, "--devices", "a=cpu:2MiB, b=cpu:3MiB")
     check_refused(
         done, 3, "2 devices have 11.0 MiB", "the largest (b) has 6.0 MiB", "one more card on local, ", "try "
     )

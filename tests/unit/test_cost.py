@@ -21,7 +21,14 @@ from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s,
 from apportion.cost.shard import stage_shards
 from apportion.cost.statements import epsilon_s, model_parameters, pipeline, token_communication
 from apportion.cost.traffic import reduction_s, run_link_bytes
-from apportion.cost.workspace import RUNTIME_BYTES, workspace_bytes
+from apportion.cost.workspace import (
+    CPU_RUNTIME_BYTES,
+    GPU_RUNTIME_BYTES,
+    LAYER_RUNTIME_BYTES,
+    SEQUENCE_MEMBER_BYTES,
+    SEQUENCE_RUNTIME_BYTES,
+    workspace_bytes,
+)
 from apportion.types.cluster import Cluster, Device
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Balance, Certificate, Estimate, Plan, Stage, TensorSplit
@@ -165,12 +172,14 @@ def test_device_memory_adds_up():
     memory = stages_memory(MODEL, cluster, [PAIR], CAPACITY)["b"]
     assert memory.weights_bytes == 4 * (2 * 132 + 12 + 4)
     assert memory.kv_bytes == 8 * 2 * 2 * 5 * 1 * 4
-    assert memory.buffer_bytes == 4 * (3 + 2 - 1) * 4 * 4
-    assert memory.workspace_bytes > RUNTIME_BYTES
+    assert memory.buffer_bytes == 4 * (8192 + 4 * 8)
+    later = stages_memory(MODEL, cluster, [stage(1, 2, ("b",))], CAPACITY)["b"]
+    assert later.buffer_bytes == memory.buffer_bytes + 4 * 4 * 4 * 4
+    assert memory.workspace_bytes > CPU_RUNTIME_BYTES
     assert memory.total_bytes == memory.engine_bytes + 7
 
 
-EVERYWHERE_BYTES = RUNTIME_BYTES + 3 * 4 * 26 + 3 * 8 * 5
+EVERYWHERE_BYTES = GPU_RUNTIME_BYTES + 3 * 4 * 26 + 3 * 8 * 5
 """And a mask."""
 
 
@@ -195,6 +204,8 @@ def workspace(
     vocab_rows: int = 10,
     model: ModelSpec = MODEL,
     device: Device = GPU,
+    *,
+    affine: bool = False,
 ) -> int:
     return workspace_bytes(
         replace(model, vocab_rows=vocab_rows),
@@ -203,27 +214,47 @@ def workspace(
         step_tokens=tokens,
         context_tokens=8,
         sequences=2,
+        affine=affine,
     )
 
 
 def test_workspace_of_a_cpu_has_blocks_of_keys_instead_of_a_context():
     """6 rows, a token's 2 query heads of each KV head: 2·5 + 96 elements each, and 96 keys and values of 5, per thread;
-    no more threads than the 2 KV heads."""
-    everywhere, attention = RUNTIME_BYTES + 3 * 4 * 26, 3 * 4 * 120
+    no more threads than the 2 KV heads. Of the 10 logits 2 rows, and 32 bytes each while one is drawn."""
+    sequence = SEQUENCE_RUNTIME_BYTES + SEQUENCE_MEMBER_BYTES
+    runtime = CPU_RUNTIME_BYTES + 2 * LAYER_RUNTIME_BYTES + 2 * sequence
+    everywhere, attention = runtime + 3 * 4 * 26, 3 * 4 * 120
     per_thread = 4 * (6 * (2 * 5 + 96) + 96 * 2 * 5)
     for num_threads, used in ((1, 1), (2, 2), (16, 2)):
         cpu = replace(device("a"), num_threads=num_threads)
         assert workspace(WHOLE, device=cpu) == everywhere + attention + used * per_thread
+        assert workspace(WHOLE, vocab_rows=1000, device=cpu) == everywhere + 1000 * (2 * 4 + 32)
 
 
-def test_workspace_of_a_member_holds_each_part_of_its_step():
-    """Rank 0 gathers the whole vocabulary, and the others draw from their own rows."""
-    everywhere = EVERYWHERE_BYTES
+def test_workspace_of_a_member_is_that_of_its_shares():
+    """Rank 0 gathers the whole vocabulary, and the others draw from their own rows; what the planner searches with is
+    no less."""
     attention, ffn, row = 3 * 4 * 120 + 8 * 2 * 5 * 2 * 4, 3 * 4 * 24, 2 * 2 * 4
     for columns in range(1, 6):
         pair = stage(0, 2, ("a", "b"), (1, 1), (columns, 6 - columns), (7, 3))
-        assert workspace(pair, 0) >= everywhere + max(attention // 2, columns * ffn // 6, 10 * row)
-        assert workspace(pair, 1) >= everywhere + max(attention // 2, (6 - columns) * ffn // 6) + 3 * row
+        largest = (
+            max(attention // 2, columns * ffn // 6, 10 * row),
+            max(attention // 2, (6 - columns) * ffn // 6, 3 * row),
+        )
+        for rank in range(2):
+            assert workspace(pair, rank) == EVERYWHERE_BYTES + largest[rank]
+            assert workspace(pair, rank, affine=True) >= workspace(pair, rank)
+
+
+def test_a_member_on_a_cpu_holds_the_slots_of_all():
+    """Two of each member, as large as the largest message: 3 tokens of 4 numbers, or 2 rows of logits."""
+    cpu = replace(device("a"), kind="cpu")
+    pair = stage(0, 2, ("a", "b"), (1, 1), (3, 3), (5, 5))
+    inner = replace(pair, has_head=False)
+    logits_bytes = workspace(pair, 1, device=cpu) - workspace(inner, 1, device=cpu)
+    assert logits_bytes == 2 * 2 * (4 * 2 * 10 - 4 * 3 * 4)
+    many = workspace(pair, 1, vocab_rows=10**6, device=cpu) - workspace(inner, 1, device=cpu)
+    assert many == 2 * 2 * (2**16 - 4 * 3 * 4)
 
 
 def test_bytes_on_every_link():

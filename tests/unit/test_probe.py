@@ -1,5 +1,6 @@
 """What `apportion probe` measures, and that its file is a cluster file."""
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,23 @@ def test_products_are_measured_in_every_format_where_torch_is(monkeypatch: pytes
     assert 1e8 < rates.read_bytes_per_s < 1e13
     monkeypatch.setattr(probed_cpu, "find_spec", lambda _: None)
     assert probed_cpu.product_rates(1) is None
+
+
+def test_the_environment_does_not_choose_the_code_that_is_measured(monkeypatch: pytest.MonkeyPatch):
+    """It may hold BLAS to that of an older processor."""
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    given: list[dict[str, str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        given.append(env)
+        return subprocess.CompletedProcess(command, 0, stdout="2e10 1e11 3e10")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    rates = probed_cpu.measured_rates(2)
+    assert (rates.read_bytes_per_s, rates.flops_per_s["int8"], rates.copied_bytes_per_s) == (2e10, 1e11, 3e10)
+    assert "OPENBLAS_CORETYPE" not in given[0]
+    assert given[0]["OMP_NUM_THREADS"] == "2"
 
 
 def test_only_this_machines_own_devices_have_a_name():

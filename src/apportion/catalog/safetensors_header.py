@@ -13,6 +13,7 @@ from typing import Any, cast
 from apportion.types.errors import ModelError
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
+_SHARDS = "model-*-of-*.safetensors"
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100 * 2**20
 """The format's own limit."""
@@ -33,12 +34,25 @@ class TensorHeader:
 
 
 def read_headers(folder: Path) -> tuple[TensorHeader, ...] | None:
-    """Of all files of a checkpoint; None where they are not all there. Raises ModelError for one that is not whole."""
+    """Of all files of a checkpoint; None for a folder that has none of them. Raises ModelError where some are missing,
+    and for one that is not whole."""
     index = folder / INDEX_NAME
     files = _indexed_files(index) if index.is_file() else [folder / SINGLE_NAME]
-    if not all(file.is_file() for file in files):
+    missing = [file for file in files if not file.is_file()]
+    if not missing:
+        return tuple(tensor for file in files for tensor in _file_headers(file))
+    if index.is_file() and len(missing) == len(files):
         return None
-    return tuple(tensor for file in files for tensor in _file_headers(file))
+    if not index.is_file() and not any(folder.glob(_SHARDS)):
+        return None
+    lacks = (
+        f"{len(missing)} of its {len(files)} files, {missing[0].name} first"
+        if index.is_file()
+        else INDEX_NAME
+    )
+    raise ModelError(
+        f"{folder} lacks {lacks}; download it again, or name {folder / 'config.json'} to plan without the files"
+    )
 
 
 def _indexed_files(index: Path) -> list[Path]:

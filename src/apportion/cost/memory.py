@@ -1,6 +1,7 @@
-"""Bytes a device holds: weights and KV cache exactly, workspace by a bound on what a step allocates.
+"""Bytes a device holds: weights, KV cache and waiting messages, and what a step allocates.
 
-Everything here is affine in a shard's KV heads, FFN columns and vocabulary rows; the planner relies on it.
+A plan states all of it exactly (`plan_memory`). What the planner searches with (`shard_memory`) is affine in a shard's
+KV heads, FFN columns and vocabulary rows, and no less.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,12 @@ class Capacity:
     def step_tokens(self) -> int:
         """Most tokens of a step."""
         return most_step_tokens(self.chunk_tokens, self.concurrency)
+
+
+MESSAGE_TOKEN_BYTES = 8
+"""Of each token's id and place in a message."""
+MESSAGE_BYTES = 2 * 2**12
+"""Of each message's other fields, and what is left of its last page."""
 
 
 def messages_in_flight(concurrency: int, num_devices: int) -> int:
@@ -74,8 +81,9 @@ def kv_bytes_per_token(model: ModelSpec, shard: Shard) -> int:
     return shard.num_layers * model.kv_elements(shard.kv_heads) * shard.formats.kv_bytes
 
 
-def shard_memory(model: ModelSpec, shard: Shard, capacity: Capacity, device: Device) -> DeviceMemory:
-    element_bytes = shard.formats.activation_bytes
+def shard_memory(
+    model: ModelSpec, shard: Shard, capacity: Capacity, device: Device, *, affine: bool = True
+) -> DeviceMemory:
     kv_tokens = capacity.num_kv_blocks * capacity.block_tokens
     return DeviceMemory(
         weights_bytes=shard_weights_bytes(model, shard) - streamed_bytes(shard),
@@ -87,13 +95,20 @@ def shard_memory(model: ModelSpec, shard: Shard, capacity: Capacity, device: Dev
             step_tokens=capacity.step_tokens,
             context_tokens=capacity.max_context_tokens,
             sequences=capacity.concurrency,
+            affine=affine,
         ),
-        buffer_bytes=capacity.messages_in_flight * capacity.step_tokens * model.hidden_size * element_bytes,
+        buffer_bytes=capacity.messages_in_flight * _message_bytes(model, shard, capacity.step_tokens),
         reserved_bytes=device.reserved_bytes,
         stream_buffer_bytes=device.stream_buffers * largest_streamed_bytes(shard),
         streamed_bytes=streamed_bytes(shard),
         swap_bytes=capacity.num_swap_blocks * capacity.block_tokens * kv_bytes_per_token(model, shard),
     )
+
+
+def _message_bytes(model: ModelSpec, shard: Shard, chunk_tokens: int) -> int:
+    """Of the largest that waits for a stage: the first one's brings no hidden states."""
+    hidden = 0 if shard.has_embedding else model.hidden_size * shard.formats.activation_bytes
+    return MESSAGE_BYTES + chunk_tokens * (MESSAGE_TOKEN_BYTES + hidden)
 
 
 def parameters(model: ModelSpec, stage: Stage, rank: int) -> int:
@@ -112,11 +127,16 @@ def read_bytes(model: ModelSpec, stage: Stage, rank: int) -> int:
 
 
 def stages_memory(
-    model: ModelSpec, cluster: Cluster, stages: Sequence[Stage], capacity: Capacity
+    model: ModelSpec,
+    cluster: Cluster,
+    stages: Sequence[Stage],
+    capacity: Capacity,
+    *,
+    affine: bool = True,
 ) -> dict[str, DeviceMemory]:
     """Memory of every device in use."""
     return {
-        device_id: shard_memory(model, shard, capacity, cluster.device(device_id))
+        device_id: shard_memory(model, shard, capacity, cluster.device(device_id), affine=affine)
         for stage in stages
         for device_id, shard in zip(stage.split.device_ids, stage_shards(model, stage), strict=True)
     }
@@ -129,14 +149,14 @@ def plan_capacity(plan: Plan) -> Capacity:
         chunk_tokens=plan.chunk_tokens,
         concurrency=plan.workload.concurrency,
         max_context_tokens=plan.workload.max_context_tokens,
-        messages_in_flight=messages_in_flight(plan.workload.concurrency, len(plan.cluster.devices)),
+        messages_in_flight=plan.max_in_flight,
         num_swap_blocks=plan.num_swap_blocks,
     )
 
 
 def plan_memory(plan: Plan) -> dict[str, DeviceMemory]:
-    """Recomputed from the plan's stages."""
-    return stages_memory(plan.model, plan.cluster, plan.stages, plan_capacity(plan))
+    """What every device in use will hold."""
+    return stages_memory(plan.model, plan.cluster, plan.stages, plan_capacity(plan), affine=False)
 
 
 def with_swap_space(plan: Plan, swap_bytes: int) -> Plan:

@@ -70,7 +70,7 @@ def _limits_gib(plan: Plan, division: EngineDivision) -> list[float]:
 
     A group shares by the limits' ratio; in a pipeline the last may use all it has, so that nothing is left over.
     """
-    memory = stages_memory(plan.model, plan.cluster, division.stages, plan_capacity(plan))
+    memory = stages_memory(plan.model, plan.cluster, division.stages, plan_capacity(plan), affine=False)
     sizes = [used.engine_bytes for used in memory.values()]
     if division.stages[0].split.size == 1:
         sizes[-1] = max(sizes[-1], plan.cluster.device(list(memory)[-1]).usable_bytes)

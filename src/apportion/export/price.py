@@ -70,7 +70,7 @@ def _serial_tokens_per_s(plan: Plan, division: EngineDivision) -> float:
 
 
 def overfull(plan: Plan, division: EngineDivision) -> tuple[str, ...]:
-    memory = stages_memory(plan.model, plan.cluster, division.stages, plan_capacity(plan))
+    memory = stages_memory(plan.model, plan.cluster, division.stages, plan_capacity(plan), affine=False)
     return tuple(
         f"{device_id} needs {format_bytes(used.total_bytes)} of {format_bytes(budget)}"
         for device_id, used in memory.items()

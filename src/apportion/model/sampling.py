@@ -26,11 +26,12 @@ def sample(logits_NV: Tensor, draws: Sequence[tuple[int, Draw, int]]) -> dict[in
 
 
 def _sample_row(logits_V: Tensor, params: SamplingParams, position: int) -> int:
-    # On the host in fp64, so that a draw does not depend on the device.
-    probabilities_V = torch.softmax(logits_V.cpu().double() / params.temperature, dim=-1)
+    # On the host in fp64, so that a draw does not depend on the device; in place, as the vocabulary may be large.
+    scaled_V = logits_V.cpu().double().div_(params.temperature)
+    probabilities_V = torch.softmax(scaled_V, dim=-1, out=scaled_V)
     sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
-    before_V = sorted_V.cumsum(0) - sorted_V
-    kept_V = torch.where(before_V < params.top_p, sorted_V, 0.0)
+    before_V = torch.cumsum(sorted_V, 0, out=probabilities_V).sub_(sorted_V)
+    kept_V = sorted_V.masked_fill_(before_V >= params.top_p, 0.0)
     generator = torch.Generator().manual_seed(_draw_seed(params.seed, position))
     drawn = torch.multinomial(kept_V, 1, generator=generator)
     return int(order_V[drawn])

@@ -3,8 +3,9 @@
 Each process binds one inbox and connects an outbox to every process it sends to. A packet waits in the kernel until its
 receiver asks for it, so a slow receiver blocks nobody, and what a process sent before it died still arrives. More than
 some kilobytes lie in a segment of shared memory, which the packet names: the receiver frees it with its next call, and
-the sender uses it again; the batches in flight bound how many there are. With an I/O thread on either side, as in
-ZeroMQ, a hop waits twice for a core: benchmarks/hops.py.
+the sender uses it again; the batches in flight bound how many there are. The sender writes it as a file, so that its
+pages are the receiver's alone: what waits for a device is in that device's memory. With an I/O thread on either side,
+as in ZeroMQ, a hop waits twice for a core: benchmarks/hops.py.
 
 Payload bytes are counted where they are sent. Every message says when it was sent, by the sender's
 `time.perf_counter`: comparable on one host, where all processes read the same clock, and not across hosts.
@@ -17,6 +18,7 @@ import select
 import socket
 import struct
 import time
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +34,8 @@ _INLINE_BYTES = 2 * 2**10
 _PACKET_BYTES = 4 * 2**10
 _DATA = 64
 """Where a segment's data begins. Its first byte is 1 from writing to freeing."""
+_SEGMENT_BYTES = 2**30
+"""Of address space: any message fits any segment. Pages are there once they are written."""
 _BACKLOG = 128
 
 
@@ -127,7 +131,7 @@ class Outbox:
         self.sent_bytes = 0
         self._path = str(run_dir / name)
         self._connection: socket.socket | None = None
-        self._segments: list[mmap.mmap] = []
+        self._segments: list[_Segment] = []
 
     def send(self, kind: Kind, header: bytes = b"", payload: bytes | memoryview = b"") -> None:
         self.sent_bytes += len(payload)
@@ -140,8 +144,6 @@ class Outbox:
         head = _HEAD.pack(sent_s, len(header), len(payload), len(kind.value), number)
         with contextlib.suppress(ConnectionError, FileNotFoundError):
             socket.send_fds(self._connected(), [head, kind.value, *body], descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -155,16 +157,28 @@ class Outbox:
 
     def _fill(self, header: bytes, payload: bytes | memoryview) -> tuple[int, list[int]]:
         """The number of the segment that now holds both, and its descriptor where the receiver has not seen it yet."""
-        size = _DATA + len(header) + len(payload)
-        free = (i for i, segment in enumerate(self._segments) if not segment[0] and len(segment) >= size)
-        index, descriptors = next(free, None), []
-        if index is None:
-            index, descriptors = len(self._segments), [os.memfd_create("apportion-link")]
-            os.ftruncate(descriptors[0], 1 << (size - 1).bit_length())
-            self._segments.append(mmap.mmap(descriptors[0], 0))
-        segment = self._segments[index]
-        data = _DATA + len(header)
-        segment[_DATA:data] = header
-        segment[data:size] = payload
-        segment[0] = 1
-        return index + 1, descriptors
+        index = next((i for i, segment in enumerate(self._segments) if segment.is_free), len(self._segments))
+        if is_new := index == len(self._segments):
+            self._segments.append(_Segment())
+        self._segments[index].write(header, payload)
+        return index + 1, [self._segments[index].descriptor] if is_new else []
+
+
+class _Segment:
+    """The sending end: of its memory only the page with the first byte is mapped."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("apportion-link")
+        weakref.finalize(self, os.close, self.descriptor)
+        os.ftruncate(self.descriptor, _SEGMENT_BYTES)
+        self._state = mmap.mmap(self.descriptor, mmap.PAGESIZE)
+
+    @property
+    def is_free(self) -> bool:
+        return not self._state[0]
+
+    def write(self, header: bytes, payload: bytes | memoryview) -> None:
+        assert _DATA + len(header) + len(payload) <= _SEGMENT_BYTES
+        written = os.pwritev(self.descriptor, [header, payload], _DATA)
+        assert written == len(header) + len(payload)
+        self._state[0] = 1

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from apportion.parallel.pairs import Pairs, PeerLostError
 from apportion.parallel.shared_code import EXCHANGE, LINE_BYTES, add_up, await_number, count
+from apportion.types.layout import EXCHANGE_PIECE_BYTES
 
-PIECE_BYTES = 2**16
-"""Of a slot; larger messages go in pieces. Small enough to stay in a core's cache between writing and reading."""
 _MOST_VIEWS = 16
 
 
@@ -34,9 +33,9 @@ class SharedExchange:
         size = len(pairs) + 1
         self._rank, self._size, self._pairs = rank, size, pairs
         head_bytes = size * LINE_BYTES
-        self._map = _shared_map(rank, pairs, head_bytes + 2 * size * PIECE_BYTES)
+        self._map = _shared_map(rank, pairs, head_bytes + 2 * size * EXCHANGE_PIECE_BYTES)
         slots = torch.frombuffer(self._map, dtype=torch.uint8, offset=head_bytes)
-        self._slots = [list(half.view(size, PIECE_BYTES)) for half in slots.view(2, -1)]
+        self._slots = [list(half.view(size, EXCHANGE_PIECE_BYTES)) for half in slots.view(2, -1)]
         self._views: dict[tuple[torch.dtype, torch.Size], list[list[Tensor]]] = {}
         sockets = [pairs[peer].fileno() if peer in pairs else -1 for peer in range(size)]
         self._sockets_R = np.array(sockets, np.int64)
@@ -47,7 +46,7 @@ class SharedExchange:
             "size": size,
             "lines": slots.data_ptr() - head_bytes,
             "slots": slots.data_ptr(),
-            "elements": PIECE_BYTES // torch.float32.itemsize,
+            "elements": EXCHANGE_PIECE_BYTES // torch.float32.itemsize,
             "spin_ns": round(spin_s * 1e9),
             "sockets": self._sockets_R.ctypes.data,
         }.items():
@@ -70,7 +69,7 @@ class SharedExchange:
             self.check()
             return mine
         self._state["summed_bytes"] += mine.nbytes
-        for piece in mine.view(-1).split(PIECE_BYTES // mine.element_size()):
+        for piece in mine.view(-1).split(EXCHANGE_PIECE_BYTES // mine.element_size()):
             self._add(piece)
         return mine
 
@@ -79,7 +78,7 @@ class SharedExchange:
         if self._rank == 0:
             parts += [mine.new_empty(len(mine), columns) for columns in num_columns[1:]]
         flat = [part.view(-1) for part in parts]
-        elements = PIECE_BYTES // mine.element_size()
+        elements = EXCHANGE_PIECE_BYTES // mine.element_size()
         for start in range(0, len(mine) * max(num_columns[1:]), elements):
             piece = slice(start, start + elements)
             if self._rank == 0:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from apportion.cost.kv_capacity import with_kv_rooms
-from apportion.cost.memory import stages_memory
+from apportion.cost.memory import plan_memory
 from apportion.cost.service import check_kv_tokens
 from apportion.planner.balance import balance
 from apportion.planner.bounds.bound import certify
@@ -149,7 +149,7 @@ def certified(found: Found) -> Plan:
         workload=workload,
         weight_formats=problem.weight_formats,
         stages=stages,
-        memory=stages_memory(model, cluster, stages, problem.capacity),
+        memory={},
         block_tokens=problem.capacity.block_tokens,
         num_kv_blocks=problem.capacity.num_kv_blocks,
         microbatches=found.microbatches,
@@ -158,4 +158,4 @@ def certified(found: Found) -> Plan:
         certificate=_certificate(found),
         balance=balance(problem, stages, found.microbatches),
     )
-    return with_kv_rooms(made)
+    return with_kv_rooms(replace(made, memory=plan_memory(made)))

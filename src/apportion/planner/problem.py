@@ -215,6 +215,10 @@ def plan_problem(plan: Plan) -> Problem:
         activation_format=plan.activation_format,
         kv_format=plan.kv_format,
         max_devices=len(plan.device_ids) if plan.workload.objective == "fewest-devices" else None,
-        capacity=replace(plan_capacity(plan), num_kv_blocks=kv_blocks(plan.workload, plan.block_tokens)),
+        capacity=replace(
+            plan_capacity(plan),
+            num_kv_blocks=kv_blocks(plan.workload, plan.block_tokens),
+            messages_in_flight=messages_in_flight(plan.workload.concurrency, len(plan.cluster.devices)),
+        ),
         streaming=any(stage.streamed_layers for stage in plan.stages),
     )

@@ -7,8 +7,6 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-import psutil
-
 from apportion.probe.processor import cached_bytes, num_cores
 from apportion.probe.saved import read_disk_rate, read_rates
 from apportion.types import cpu
@@ -22,7 +20,7 @@ HOST_MEMORY_FRACTION = 0.9
 
 
 def host_memory_bytes() -> int:
-    return int(psutil.virtual_memory().available * HOST_MEMORY_FRACTION)
+    return int(_available_bytes() * HOST_MEMORY_FRACTION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +60,7 @@ def cpu_device(
         host=LOCAL_HOST,
         kind="cpu",
         torch_device="cpu",
-        memory_bytes=int(psutil.virtual_memory().available * MEMORY_FRACTION),
+        memory_bytes=int(_available_bytes() * MEMORY_FRACTION),
         reserved_bytes=0,
         mem_bytes_per_s=rates.read_bytes_per_s,
         flops_per_s=rates.flops_per_s,
@@ -92,7 +90,8 @@ def _cache(rates: CpuRates, num_threads: int) -> Cache | None:
 
 
 def measured_rates(num_threads: int) -> CpuRates:
-    """Of BLAS's products; the engine's in the weight formats are assumed from that of fp32."""
+    """Of BLAS's products; the engine's, whose fp32 one is as fast within 5 % (docs/benchmarks/linear-formats.md), are
+    assumed from them."""
     printed = _printed("apportion.probe.cpu_rates", num_threads)
     read, multiply, copied, cached_copied, cached_read = (float(figure) for figure in printed.split())
     return CpuRates(
@@ -115,12 +114,21 @@ def product_rates(num_threads: int) -> ProductRates | None:
     return ProductRates(read_bytes_per_s=printed["read_bytes_per_s"], flops_per_s=printed["flops_per_s"])
 
 
+def _available_bytes() -> int:
+    import psutil  # plans for other machines do without
+
+    return psutil.virtual_memory().available
+
+
 def _printed(module: str, num_threads: int, *arguments: str) -> str:
-    """By a process of its own: BLAS reads its number of threads at import."""
+    """By a process of its own: BLAS reads its number of threads at import. It takes the code that is best for the
+    processor, as the engine's own products do, whatever the environment has chosen for BLAS."""
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = {**os.environ, **dict.fromkeys(variables, str(num_threads))}
+    environment.pop("OPENBLAS_CORETYPE", None)
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        env={**os.environ, **dict.fromkeys(variables, str(num_threads))},
+        env=environment,
         capture_output=True,
         text=True,
         check=True,

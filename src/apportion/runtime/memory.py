@@ -17,9 +17,13 @@ from apportion.types.cluster import Device
 _LIBC = ctypes.CDLL(None)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
-_LARGE_BYTES = 2**18
+_LARGE_BYTES = 2**14
 """What is freed in one piece of this size or more goes back to the kernel at once. By itself glibc raises the limit to
-the largest that was ever freed, and so keeps megabytes of holes between the weights."""
+the largest that was ever freed, and so keeps megabytes of holes between the weights; pieces of up to 64 KiB that differ
+from step to step would leave some 0.5 MiB of them."""
+_ARENA_BYTES = 2**20
+_SMALL_BYTES = 2**8
+"""Of an object that lies in an arena."""
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -29,6 +33,17 @@ _RESET_PEAK = "5"
 def _status_bytes(*fields: str) -> tuple[int, ...]:
     values = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
     return tuple(int(values[field].split()[0]) * 1024 for field in fields)
+
+
+def _open_arena() -> bytes:
+    """Python maps memory for small objects a mebibyte at once, of which the stage's fill little; but all of it would
+    count against the limit. Afterwards there is such an arena as long as the object is kept."""
+    kept: list[bytes] = []
+    (before,) = mapped = _status_bytes("VmData")
+    while mapped[0] < before + _ARENA_BYTES:
+        kept += [bytes(_SMALL_BYTES) for _ in range(_ARENA_BYTES // _SMALL_BYTES // 8)]
+        mapped = _status_bytes("VmData")
+    return kept[-1]
 
 
 def lift_limit() -> None:
@@ -49,6 +64,10 @@ class MemoryMeter(LoadMemory, Protocol):
         the host's and not the device's."""
         ...
 
+    def stepped(self) -> None:
+        """Called after each step."""
+        ...
+
     def peak_bytes(self) -> int: ...
 
 
@@ -56,15 +75,17 @@ class CpuMeter:
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
         self._peak_bytes = 0
+        self._most_resident_bytes = 0
+        self._host_bytes = 0
 
     def start(self) -> None:
         _LIBC.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
         _LIBC.mallopt(_TRIM_THRESHOLD, _LARGE_BYTES)
+        self._arena = _open_arena()
         _LIBC.malloc_trim(0)  # what warming up left would be taken for the stage's later, and not be counted
         self._start_bytes, data_bytes = _status_bytes("RssAnon", "VmData")
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + self._budget_bytes, hard))
-        self._other_bytes: int | None = None
 
     def observe(self) -> None:
         _LIBC.malloc_trim(0)  # glibc keeps freed megabytes, which are nobody's
@@ -74,17 +95,20 @@ class CpuMeter:
     def loaded(self, host_bytes: int) -> None:
         self.observe()
         _CLEAR_REFS.write_text(_RESET_PEAK)
-        (file_bytes,) = _status_bytes("RssFile")
-        self._other_bytes = file_bytes + host_bytes
+        self._host_bytes = host_bytes
+
+    def stepped(self) -> None:
+        """The kernel's own peak, less the file pages of now: a step may be the first to run some code, whose pages are
+        no memory of the device."""
+        resident_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if resident_bytes > self._most_resident_bytes:
+            self._most_resident_bytes = resident_bytes
+            (file_bytes,) = _status_bytes("RssFile")
+            own_bytes = resident_bytes - file_bytes - self._host_bytes - self._start_bytes
+            self._peak_bytes = max(self._peak_bytes, own_bytes)
 
     def peak_bytes(self) -> int:
-        """The kernel's own peak since loading, less the file pages and the host's memory resident then: file pages
-        mapped since count too, so this errs on the high side."""
         self.observe()
-        if self._other_bytes is not None:
-            (peak_resident_bytes,) = _status_bytes("VmHWM")
-            since_loading = peak_resident_bytes - self._other_bytes - self._start_bytes
-            self._peak_bytes = max(self._peak_bytes, since_loading)
         return self._peak_bytes
 
 
@@ -100,6 +124,9 @@ class CudaMeter:
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def observe(self) -> None:
+        pass
+
+    def stepped(self) -> None:
         pass
 
     def loaded(self, host_bytes: int) -> None:

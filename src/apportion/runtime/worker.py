@@ -10,8 +10,9 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -29,7 +30,7 @@ from apportion.model.weights.checkpoint import FORMAT_DTYPES, Checkpoint
 from apportion.model.weights.layer_store import layer_store
 from apportion.model.weights.linear import warm_up
 from apportion.model.weights.random_weights import RandomWeights
-from apportion.parallel.batches import BatchUnpacker
+from apportion.parallel.batches import BatchPacker, BatchUnpacker
 from apportion.parallel.group import TensorGroup
 from apportion.parallel.links import COORDINATOR, Inbox, Outbox
 from apportion.parallel.pairs import PeerLostError
@@ -132,6 +133,9 @@ class _Worker:
         warm_up(self._stage.weight_format, self._dtype, self._device.torch_device)
         if self._device.torch_device == "cpu" and self._dtype == torch.float32:
             load_kernels(FORMAT_DTYPES[self._stage.kv_format])
+        open_store = cache(partial(layer_store, self._device))
+        if self._stage.streamed_layers:
+            open_store()  # its thread's stack is address space
         self._meter.start()
         return build_stage(
             place.folder,
@@ -144,7 +148,7 @@ class _Worker:
             all_reduce=self._all_reduce if self._group.size > 1 else _identity,
             torch_device=self._device.torch_device,
             memory=self._meter,
-            open_store=partial(layer_store, self._device),
+            open_store=open_store,
         )
 
     def serve(self) -> None:
@@ -162,29 +166,30 @@ class _Worker:
             batch = self._unpacker.unpack(message.header)
             self._step(batch, message.header, message.payload)
             self._work.end_step(batch)
+            self._meter.stepped()
         self._coordinator.send(Kind.STOPPED, pack(asdict(self._report())))
         self._group.close()
 
     def _rehearse(self) -> None:
-        """A prefill and a decode step of no request: what the math libraries load and build when first used belongs
-        to starting up. The KV they write is overwritten before anything attends to it."""
-        for start, stop in ((0, 2), (2, 3)):
-            chunk = Chunk(
-                sequence_id=0,
-                start=start,
-                token_ids=(0,) * (stop - start),
-                block_ids=tuple(range(self._plan.num_kv_blocks)),
-                sampling=SamplingParams(max_tokens=1),
-            )
-            flat = self._flat(ScheduledBatch(step_id=0, chunks=(chunk,)))
+        """Steps of no request: what the math libraries load and build when first used belongs to starting up. The KV
+        they write is overwritten before anything attends to it."""
+        packer, unpacker = BatchPacker(), BatchUnpacker()
+        for batch in _rehearsal(self._plan.num_kv_blocks):
+            flat = self._flat(unpacker.unpack(packer.pack(batch)))
             hidden_TD = torch.zeros(
-                stop - start, self._plan.model.hidden_size, dtype=self._dtype, device=flat.token_ids_T.device
+                len(flat.token_ids_T),
+                self._plan.model.hidden_size,
+                dtype=self._dtype,
+                device=flat.token_ids_T.device,
             )
-            self._model.forward(flat.token_ids_T if self._stage.has_embedding else hidden_TD, flat)
+            outputs = self._model.forward(flat.token_ids_T if self._stage.has_embedding else hidden_TD, flat)
+            tensor_from_bytes(tensor_bytes(outputs), self._dtype, (-1,))
             self._all_reduce.take_spans()
         if self._stage.has_head:
-            drawing = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.5)
-            sample(torch.zeros(1, self._plan.model.vocab_rows), [(0, Draw(0, drawing), 0)])
+            vocab_rows = self._plan.model.vocab_rows
+            for temperature in (0.0, 1.0):
+                drawing = SamplingParams(max_tokens=1, temperature=temperature, top_p=0.5)
+                sample(torch.zeros(1, vocab_rows), [(0, Draw(0, drawing), 0)])
         swaps = (
             (BlockMove("swap out", 0, 0), BlockMove("swap in", 0, 0)) if self._plan.num_swap_blocks else ()
         )
@@ -268,3 +273,22 @@ class _Worker:
 
 def _identity(partial: Tensor) -> Tensor:
     return partial
+
+
+def _rehearsal(num_kv_blocks: int) -> Iterator[ScheduledBatch]:
+    """Prefill of two sequences, then a decode step of both; the blocks of one lie in no order."""
+    tables = (tuple(range(num_kv_blocks)), tuple(reversed(range(num_kv_blocks))))
+    for step_id, (start, stop) in enumerate(((0, 2), (2, 3))):
+        yield ScheduledBatch(
+            step_id=step_id,
+            chunks=tuple(
+                Chunk(
+                    sequence_id=number,
+                    start=start,
+                    token_ids=(0,) * (stop - start),
+                    block_ids=table,
+                    sampling=SamplingParams(max_tokens=1),
+                )
+                for number, table in enumerate(tables)
+            ),
+        )

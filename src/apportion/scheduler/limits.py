@@ -36,7 +36,7 @@ class SchedulerLimits:
             max_sequences=plan.workload.concurrency,
             max_context_tokens=plan.workload.max_context_tokens,
             microbatches=plan.microbatches,
-            max_in_flight=max(plan.microbatches, len(plan.stages) + 1),
+            max_in_flight=plan.max_in_flight,
             chunk_tokens=plan.chunk_tokens,
             num_swap_blocks=plan.num_swap_blocks,
         )

@@ -10,3 +10,6 @@ WIDENED_ELEMENTS = 2**24
 """Of packed weights that a GPU widens at once: enough to keep it busy."""
 INT8_ROW_BYTES = 4
 """Beside each row of int8 weights: its scale (fp32)."""
+EXCHANGE_PIECE_BYTES = 2**16
+"""Of a slot through which members of a group exchange; larger messages go in pieces. Small enough to stay in a core's
+cache between writing and reading."""

@@ -186,6 +186,11 @@ class Plan:
         return self.stages[0].kv_format
 
     @property
+    def max_in_flight(self) -> int:
+        """Batches on their way at once: with one more than stages, none of these waits for the coordinator."""
+        return max(self.microbatches, len(self.stages) + 1)
+
+    @property
     def device_ids(self) -> tuple[str, ...]:
         """Devices in use, in stage and rank order."""
         return tuple(device_id for stage in self.stages for device_id in stage.split.device_ids)
