@@ -68,7 +68,7 @@ def test_streaming_is_refused_or_offered(capsys: pytest.CaptureFixture[str]):
     assert "try --stream auto" in capsys.readouterr().err
     assert exit_code(["plan", "demo", "--devices", "a=cpu:3MiB", *SMALL]) == 3
     error = capsys.readouterr().err
-    assert "1 device has 6.0 MiB" in error
+    assert "1 device has 3.0 MiB" in error
     assert "--stream" not in error
 
 
