@@ -65,7 +65,7 @@ def test_a_tampered_plan_is_refused(model, tmp_path):
 def test_infeasible_is_exit_code_3(model):
     done = apportion("plan", model, "--devices", "a=cpu:2MiB, b=cpu:3MiB")
     check_refused(
-        done, 3, "2 devices have 5.0 MiB", "the largest (b) has 6.0 MiB", "one more card on local, ", "try "
+        done, 3, "2 devices have 5.0 MiB", "the largest (b) has 3.0 MiB", "one more card on local, ", "try "
     )
 
 

@@ -105,7 +105,7 @@ def test_the_environment_does_not_choose_the_code_that_is_measured(monkeypatch: 
 
     def run(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
         given.append(env)
-        return subprocess.CompletedProcess(command, 0, stdout="2e10 1e11 3e10")
+        return subprocess.CompletedProcess(command, 0, stdout="2e10 1e11 3e10 4e10 5e10")
 
     monkeypatch.setattr(subprocess, "run", run)
     rates = probed_cpu.measured_rates(2)
