@@ -17,7 +17,7 @@ def check(case: Case, seed: int = 1, rounds: int = 1) -> None:
     ("weight_format", "kv_format"), [("fp32", "fp32"), ("fp16", "fp16"), ("int8", "bf16")]
 )
 def test_a_pipeline_with_an_uneven_group_holds_what_is_planned(weight_format: str, kv_format: str):
-    shape = {"hidden_size": 512, "context_tokens": 96, "layers": (1, 4), "concurrency": 6}
+    shape = {"hidden_size": 512, "context_tokens": 96, "layers": (4, 9), "concurrency": 6}
     check(Case(weight_format=weight_format, kv_format=kv_format, **shape))
 
 
@@ -44,6 +44,7 @@ def test_layers_that_are_all_streamed_take_buffers_alone(weight_format: str, str
         Case(
             hidden_size=1024,
             weight_format=weight_format,
+            vocab_rows=24000,
             context_tokens=96,
             layers=(2, 3),
             concurrency=6,
