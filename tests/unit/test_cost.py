@@ -228,7 +228,9 @@ def test_workspace_of_a_cpu_has_blocks_of_keys_instead_of_a_context():
     for num_threads, used in ((1, 1), (2, 2), (16, 2)):
         cpu = replace(device("a"), num_threads=num_threads)
         assert workspace(WHOLE, device=cpu) == everywhere + attention + used * per_thread
-        assert workspace(WHOLE, vocab_rows=1000, device=cpu) == everywhere + 1000 * (2 * 4 + 32)
+        assert workspace(WHOLE, vocab_rows=1000, device=cpu) == everywhere + used * per_thread + 1000 * (
+            2 * 4 + 32
+        )
 
 
 def test_workspace_of_a_member_is_that_of_its_shares():

@@ -69,7 +69,7 @@ class _Step:
         model = self.model
         hidden = self.token_bytes * (HIDDEN_ACTIVATIONS * model.hidden_size + 2 * model.head_dim)
         if self.device.kind == "cpu":
-            return hidden + self._runtime_bytes() + self._shared_bytes()
+            return hidden + self._prefill_bytes() + self._runtime_bytes() + self._shared_bytes()
         mask = min(self.tokens, QUERY_TILE) * self.context * (1 + self.element_bytes)
         widened = 2 * WIDENED_ELEMENTS * self.element_bytes if self.shard.formats.packed else 0
         return hidden + mask + widened + GPU_RUNTIME_BYTES
@@ -88,7 +88,7 @@ class _Step:
         return 2 * self.shard.size * min(EXCHANGE_PIECE_BYTES, largest)
 
     def _prefill_bytes(self) -> int:
-        """Of compiled attention: each thread's queries, outputs, and scores and copies of one block of keys."""
+        """Of compiled attention, beside the piece of memory that all halves of layers use: each thread's queries, outputs, and scores and copies of one block of keys."""
         model = self.model
         rows = self.tokens * model.q_heads_per_kv_head
         threads = min(self.device.num_threads, model.kv_heads * -(-rows // PREFILL_ROWS))
@@ -102,7 +102,7 @@ class _Step:
         q_heads = kv_heads * model.q_heads_per_kv_head
         projected = self.token_bytes * PROJECTION_ACTIVATIONS * (q_heads + kv_heads) * model.head_dim
         if self.device.kind == "cpu":
-            return projected + self._prefill_bytes()
+            return projected
         gathered_kv = self.context * model.kv_elements(kv_heads) * self.shard.formats.kv_bytes
         scores = q_heads * tile * self.context * SCORE_BYTES if model.family in SCORED_FAMILIES else 0
         return projected + gathered_kv + scores
