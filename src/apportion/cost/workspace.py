@@ -88,7 +88,8 @@ class _Step:
         return 2 * self.shard.size * min(EXCHANGE_PIECE_BYTES, largest)
 
     def _prefill_bytes(self) -> int:
-        """Of compiled attention, beside the piece of memory that all halves of layers use: each thread's queries, outputs, and scores and copies of one block of keys."""
+        """Of compiled attention, beside the piece of memory that all halves of layers use: each thread's queries,
+        outputs, and scores and copies of one block of keys."""
         model = self.model
         rows = self.tokens * model.q_heads_per_kv_head
         threads = min(self.device.num_threads, model.kv_heads * -(-rows // PREFILL_ROWS))
