@@ -46,6 +46,7 @@ def test_layers_that_are_all_streamed_take_buffers_alone(weight_format: str, str
             weight_format=weight_format,
             vocab_rows=24000,
             context_tokens=96,
+            chunk_tokens=32,
             layers=(2, 3),
             concurrency=6,
             streamed=(2, 3),
