@@ -13,7 +13,7 @@ from apportion.cost.estimate import stage_timing
 from apportion.cost.memory import stages_memory
 from apportion.cost.objective import Timing
 from apportion.cost.streaming import evenly_streamed
-from apportion.cost.workspace import RUNTIME_BYTES
+from apportion.cost.workspace import CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES
 from apportion.planner.bounds.bound import certify
 from apportion.planner.divide import search
 from apportion.planner.problem import Problem, make_problem, microbatch_candidates
@@ -72,12 +72,13 @@ def random_problem(seed: int) -> Problem:
 
 
 def _device(random: Random, name: str, kind: str) -> Device:
+    runtime_bytes = CPU_RUNTIME_BYTES if kind == "cpu" else GPU_RUNTIME_BYTES
     return Device(
         id=name,
         host="h",
         kind="cpu" if kind == "cpu" else "cuda",
         torch_device=kind,
-        memory_bytes=RUNTIME_BYTES + round(10 ** random.uniform(6.25, 6.75)),
+        memory_bytes=runtime_bytes + round(10 ** random.uniform(6.25, 6.75)),
         reserved_bytes=0,
         mem_bytes_per_s=10 ** random.uniform(9, 10.5),
         flops_per_s=dict.fromkeys(("fp32", "bf16", "int8"), 10 ** random.uniform(10, 12)),

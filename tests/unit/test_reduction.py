@@ -14,9 +14,10 @@ from apportion.model.kernels.op_code import ROW_WORDS
 from apportion.model.kernels.team import Team
 from apportion.parallel.group import TensorGroup
 from apportion.parallel.pairs import PeerLostError
-from apportion.parallel.shared import PIECE_BYTES, can_share_memory
+from apportion.parallel.shared import can_share_memory
 from apportion.runtime.pacing import Pacer
 from apportion.runtime.reduction import CompiledPacedAllReduce, PacedAllReduce, paced_all_reduce
+from apportion.types.layout import EXCHANGE_PIECE_BYTES
 
 pytestmark = pytest.mark.skipif(not can_share_memory(), reason="shares no memory between processes")
 SUMS = 10
@@ -58,7 +59,7 @@ def table_of(all_reduce: CompiledPacedAllReduce, x: torch.Tensor, times: int) ->
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-@pytest.mark.parametrize("columns", [7, PIECE_BYTES // 4 + 5], ids=["small", "in pieces"])
+@pytest.mark.parametrize("columns", [7, EXCHANGE_PIECE_BYTES // 4 + 5], ids=["small", "in pieces"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_sums_follow_each_other_in_one_call(tmp_path: Path, size: int, columns: int, num_threads: int):
     parts_R3H = torch.arange(size * 3.0 * columns).remainder(17).view(size, 3, columns)

@@ -21,7 +21,7 @@ from apportion.types.model import LayerSpec, ModelSpec
 
 GPU_RUNTIME_BYTES = 7 * 2**19
 """Of a worker on a GPU: what the caching allocator rounds up."""
-CPU_RUNTIME_BYTES = 192 * 2**10
+CPU_RUNTIME_BYTES = 256 * 2**10
 """Of a worker on a CPU (benchmarks/memory_contract.py): sockets, Python's objects of the stage, and what glibc's heap
 keeps between pieces that are in use."""
 LAYER_RUNTIME_BYTES = 12 * 2**10

@@ -29,7 +29,7 @@ def find_with_host_room(cluster: Cluster, find: Callable[[Cluster], Found | None
 
 def found_rooms(found: Found) -> tuple[HostRoom, ...]:
     problem = found.problem
-    memory = stages_memory(problem.model, problem.cluster, found.stages, problem.capacity)
+    memory = stages_memory(problem.model, problem.cluster, found.stages, problem.capacity, affine=False)
     return host_rooms(problem.cluster, found.stages, memory)
 
 

@@ -37,7 +37,7 @@ def _dominates(
         return False
     one, other = problem.in_format(better), problem.in_format(worse)
     return _reads_no_more(one.formats, other.formats, problem) and all(
-        _holds_no_more(one, other, kinds, device) for device in devices
+        _holds_no_more(one, other, kinds, device, len(devices)) for device in devices
     )
 
 
@@ -53,13 +53,13 @@ def _reads_no_more(better: Formats, worse: Formats, problem: Problem) -> bool:
     return head_row_bytes(problem.model, better) <= head_row_bytes(problem.model, worse)
 
 
-def _holds_no_more(better: Problem, worse: Problem, kinds: StageKinds, device: Device) -> bool:
+def _holds_no_more(better: Problem, worse: Problem, kinds: StageKinds, device: Device, size: int) -> bool:
     """For one head and granule, and for each further one with the vocabulary rows that come with it."""
     model = better.model
     rows = -(-model.vocab_rows * ffn_granule(model) // model.ffn_columns)
-    for root in (True, False):
-        less = kinds.bytes(worse.capacity, worse.formats, device, root=root) - kinds.bytes(
-            better.capacity, better.formats, device, root=root
+    for rank in range(min(size, 2)):
+        less = kinds.bytes(worse.capacity, worse.formats, device, rank=rank, size=size) - kinds.bytes(
+            better.capacity, better.formats, device, rank=rank, size=size
         )
         nothing, head, granule, row = less.T
         granule = granule + rows * np.minimum(row, 0)

@@ -27,7 +27,9 @@ def stage_kind(model: ModelSpec, start: int, stop: int) -> StageKind:
 
 
 Memory = tuple[str, int]
-"""A device's kind and threads: what a member's needs depend on beside its share."""
+"""A device's kind and threads: what a member's needs depend on beside its share and its place."""
+Place = tuple[int, int]
+"""A member's rank and the size of its group. All ranks but 0 are alike: they stand as 1."""
 
 
 class StageKinds:
@@ -60,15 +62,18 @@ class StageKinds:
         self.position: IntArray = self.has_embedding + 2 * self.has_head
         """0: between others, 1: first, 2: last, 3: the only stage."""
         self._numbers = {kind: number for number, kind in enumerate(self.kinds)}
-        self._empty: dict[tuple[Capacity, Formats, bool, Memory], list[Room]] = {}
-        self._rooms: dict[tuple[Capacity, Formats], dict[tuple[int, bool, int, Memory], Room]] = {}
-        self._bytes: dict[tuple[Capacity, Formats, bool, Memory], IntArray] = {}
+        self._empty: dict[tuple[Capacity, Formats, Place, Memory], list[Room]] = {}
+        self._rooms: dict[tuple[Capacity, Formats], dict[tuple[int, Place, int, Memory], Room]] = {}
+        self._bytes: dict[tuple[Capacity, Formats, Place, Memory], IntArray] = {}
 
-    def bytes(self, capacity: Capacity, formats: Formats, device: Device, *, root: bool) -> IntArray:
-        """Bytes of (nothing, a KV head, an FFN granule, a vocabulary row) by kind, on rank 0 or on another."""
-        key = (capacity, formats, root, _memory(device))
+    def bytes(
+        self, capacity: Capacity, formats: Formats, device: Device, *, rank: int, size: int
+    ) -> IntArray:
+        """Bytes of (nothing, a KV head, an FFN granule, a vocabulary row) by kind, on a member of a group."""
+        place = _place(rank, size)
+        key = (capacity, formats, place, _memory(device))
         if key not in self._bytes:
-            rooms = self._empty_rooms(capacity, formats, device, root)
+            rooms = self._empty_rooms(capacity, formats, device, place)
             rows = [(-r.free_bytes, r.head_bytes, r.granule_bytes, r.row_bytes) for r in rooms]
             self._bytes[key] = np.array(rows, dtype=np.int64)
         return self._bytes[key]
@@ -79,24 +84,24 @@ class StageKinds:
         """Of each of a group's members in a stage of the kind of this number."""
         known = self._rooms.setdefault((capacity, formats), {})
         keys = [
-            (device.usable_bytes, rank == 0, number, _memory(device)) for rank, device in enumerate(devices)
+            (device.usable_bytes, _place(rank, len(devices)), number, _memory(device))
+            for rank, device in enumerate(devices)
         ]
         for key, device in zip(keys, devices, strict=True):
             if key not in known:
-                usable_bytes, root, *_ = key
-                empty = self._empty_rooms(capacity, formats, device, root)[number]
+                usable_bytes, place, *_ = key
+                empty = self._empty_rooms(capacity, formats, device, place)[number]
                 known[key] = replace(empty, free_bytes=usable_bytes + empty.free_bytes)
         return tuple(known[key] for key in keys)
 
     def number(self, kind: StageKind) -> int:
         return self._numbers[kind]
 
-    def _empty_rooms(self, capacity: Capacity, formats: Formats, device: Device, root: bool) -> list[Room]:
-        """By kind: a member's needs depend on its rank being 0 or not, whatever the size of its group."""
-        key = (capacity, formats, root, _memory(device))
+    def _empty_rooms(self, capacity: Capacity, formats: Formats, device: Device, place: Place) -> list[Room]:
+        """By kind."""
+        key = (capacity, formats, place, _memory(device))
         if key not in self._empty:
-            rank, size = (0, 1) if root else (1, 2)
-            room = partial(member_room, self.model, capacity, formats, _without_memory(device), rank, size)
+            room = partial(member_room, self.model, capacity, formats, _without_memory(device), *place)
             first: dict[object, list[Room]] = {}
             self._empty[key] = [_room(kind, room, first) for kind in self.kinds]
         return self._empty[key]
@@ -129,6 +134,10 @@ def _room(kind: StageKind, room: Callable[[StageKind], Room], first: dict[object
         granule_bytes=figure(lambda one: one.granule_bytes),
         row_bytes=figure(lambda one: one.row_bytes),
     )
+
+
+def _place(rank: int, size: int) -> Place:
+    return min(rank, 1), size
 
 
 def _memory(device: Device) -> Memory:

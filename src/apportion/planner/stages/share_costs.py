@@ -175,7 +175,8 @@ class ShareCosts:
 
     def _bytes(self, rank: int) -> IntArray:
         problem = self.problem
-        return self.kinds.bytes(problem.capacity, problem.formats, self.devices[rank], root=rank == 0)
+        device, size = self.devices[rank], len(self.devices)
+        return self.kinds.bytes(problem.capacity, problem.formats, device, rank=rank, size=size)
 
     def fits(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> NDArray[np.bool_]:
         """[kind, share]: whether every member holds its own."""
