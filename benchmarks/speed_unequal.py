@@ -13,8 +13,8 @@ import sys
 from speed_model import Engines, by_hand, devices, heading, medians, model, planned, ratio
 
 SPEEDS = (0.4, 0.3, 0.2, 0.1)
-ROUNDS = 2
-OUTPUT_TOKENS = 12
+ROUNDS = 3
+OUTPUT_TOKENS = 48
 PLANNED_TOKENS = 64
 """Output tokens that are planned for: what is timed is decoding alone."""
 PROMPT_TOKENS = 8

@@ -1,4 +1,5 @@
-"""Elements of a KV pool in compiled code: int16 stands for fp16, uint16 for bf16, as numba knows no 16-bit floats."""
+"""Elements of a KV pool, or of a table, in compiled code: int16 stands for fp16, uint16 for bf16, as numba knows no
+16-bit floats."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,8 @@ def _emit_widened(_context: Any, element: Any) -> Any:
             return value
         if signature.args[0] == types.int16:
             return builder.fpext(builder.bitcast(value, _HALF), _FLOAT)
+        if signature.args[0] == types.int8:
+            return builder.sitofp(value, _FLOAT)
         return builder.bitcast(builder.shl(builder.zext(value, _WORD), ir.Constant(_WORD, 16)), _FLOAT)
 
     return types.float32(element), emit

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numba.np.numpy_support import carray
 
 from apportion.model.kernels.kv_elements import widened
@@ -16,20 +15,14 @@ from apportion.model.kernels.op_code import Op, floats, op, pointer, row_type, s
 _LOOK_UP = row_type("source", "width", "table", "scales", "first_row", "num_rows", floats=("multiplier",))
 
 
-@njit(inline="always")
-def _of_byte(element):
-    return np.float32(element)
-
-
 @cache
 def look_up_op(elements: "np.dtype[Any]") -> Op:
     """out = the rows of the ids that lie at the address at `source`, times (their scales · the multiplier); zeros for
     ids that are not `[first_row, first_row + num_rows)`. The scales may be missing (0).
 
     `elements` is the type of the table: int8, or as in `kv_elements`."""
-    in_fp32 = _of_byte if elements == np.int8 else widened
 
-    @op(_LOOK_UP)
+    @op(_LOOK_UP, elements.name)
     def look_up(row, number, size):
         a = carray(pointer(row), 1, _LOOK_UP)[0]
         ids_T = carray(pointer(carray(pointer(a.source), 1, np.int64)[0]), a.rows, np.int64)
@@ -44,6 +37,6 @@ def look_up_op(elements: "np.dtype[Any]") -> Op:
                 continue
             factor = scales_V[v] * multiplier if a.scales != 0 else multiplier
             for h in range(a.width):
-                out_TH[t, h] = in_fp32(table_VH[v, h]) * factor
+                out_TH[t, h] = widened(table_VH[v, h]) * factor
 
     return look_up
