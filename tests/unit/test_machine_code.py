@@ -110,3 +110,29 @@ def test_another_process_compiles_nothing():
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
+
+
+HITS = """
+import numpy as np
+from apportion.model.kernels import layer
+from apportion.model.kernels.attend_op import attend_op
+from apportion.model.kernels.look_up_op import look_up_op
+from apportion.model.kernels.op_code import Op
+from apportion.model.kernels.product import product_op
+
+ops = [value for value in vars(layer).values() if isinstance(value, Op)]
+for name in ("float32", "int16", "uint16", "int8"):
+    elements = np.dtype(name)
+    ops += [look_up_op(elements), product_op(elements), *([] if name == "int8" else [attend_op(elements)])]
+print(len(ops), *(op.name for op in ops if not op.compiled.cache_hits))
+"""
+
+
+def test_no_operation_is_compiled_a_second_time():
+    """Nor where its code was made for one of several types."""
+    first, second = (
+        subprocess.run([sys.executable, "-c", HITS], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    )
+    assert int(first[0]) > 15
+    assert second == first[:1]
