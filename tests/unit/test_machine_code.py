@@ -131,7 +131,9 @@ print(len(ops), *(op.name for op in ops if not op.compiled.cache_hits))
 def test_no_operation_is_compiled_a_second_time():
     """Nor where its code was made for one of several types."""
     first, second = (
-        subprocess.run([sys.executable, "-c", HITS], capture_output=True, text=True, check=True).stdout.split()
+        subprocess.run(
+            [sys.executable, "-c", HITS], capture_output=True, text=True, check=True
+        ).stdout.split()
         for _ in range(2)
     )
     assert int(first[0]) > 15
