@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-LAYER_OVERHEAD_S, STEP_OVERHEAD_S = 3.5e-5, 4.5e-4
+LAYER_OVERHEAD_S, STEP_OVERHEAD_S = 2e-5, 2e-4
 """What a layer takes beside its products and attention; batch and Python of a step. benchmarks/prediction.py shows how
 they fit."""
 
