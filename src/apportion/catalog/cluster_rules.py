@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import TypeVar
 
 from apportion.types.cluster import Cache, Cluster, Device, Link
 from apportion.types.errors import ClusterError
@@ -17,6 +18,7 @@ by the number of messages."""
 MAX_DEVICES = 256
 MAX_MEMORY_BYTES = 2**50
 
+Figure = TypeVar("Figure", int, float)
 Local = Callable[[int], Sequence[Device]]
 """This machine's devices, where so many CPU devices share its cores."""
 
@@ -82,13 +84,18 @@ def _on_host(device: Device, devices: Sequence[Device], given: HostFigures) -> D
     here = [other for other in devices if other.host == device.host]
     device = replace(
         device,
-        host_memory_bytes=given.memory_bytes or max(other.host_memory_bytes or 0 for other in here) or None,
-        disk_bytes_per_s=given.disk_bytes_per_s or max(other.disk_bytes_per_s or 0 for other in here) or None,
+        host_memory_bytes=given.memory_bytes or _most(other.host_memory_bytes for other in here),
+        disk_bytes_per_s=given.disk_bytes_per_s or _most(other.disk_bytes_per_s for other in here),
     )
     if device.kind != "cpu" and device.host_bytes_per_s is None:
         return device
-    known = [other.host_bytes_per_s or 0.0 for other in here]
-    return replace(device, host_bytes_per_s=given.mem_bytes_per_s or max(known) or None)
+    host_bytes_per_s = given.mem_bytes_per_s or _most(other.host_bytes_per_s for other in here)
+    return replace(device, host_bytes_per_s=host_bytes_per_s)
+
+
+def _most(figures: Iterable[Figure | None]) -> Figure | None:
+    """Of those that are known."""
+    return max((figure for figure in figures if figure), default=None)
 
 
 def _slower_stream(device: Device, speed: float) -> float | None:

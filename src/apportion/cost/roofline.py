@@ -7,10 +7,14 @@ summed over them, K context positions read. Weights, keys and values take the by
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from apportion.cost.formats import Formats, head_row_bytes, parameters_bytes
 from apportion.types.cluster import Device
 from apportion.types.model import LayerSpec, ModelSpec
 
+Floats = NDArray[np.float64]
 RIDGE = 0.8
 """So that equal times make a fifth more. docs/cost-model.md says how that fits products of few rows."""
 
@@ -96,6 +100,13 @@ def overlapped_s(computing_s: float, reading_s: float) -> float:
     """Of work that does both at once: the longer of the two, and more where the other is over half of it."""
     longer, shorter = max(computing_s, reading_s), min(computing_s, reading_s)
     return longer + RIDGE * (shorter - longer / 2) ** 2 / longer if shorter > longer / 2 else longer
+
+
+def each_overlapped_s(computing_s: Floats, reading_s: Floats) -> Floats:
+    """`overlapped_s` of many at once."""
+    longer, shorter = np.maximum(computing_s, reading_s), np.minimum(computing_s, reading_s)
+    beyond = np.maximum(0.0, shorter - longer / 2)
+    return longer + RIDGE * beyond**2 / np.maximum(longer, 1e-300)
 
 
 def attention_s(

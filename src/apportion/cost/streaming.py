@@ -22,13 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.formats import Formats, parameters_bytes
-from apportion.cost.roofline import RIDGE, AnyStep
+from apportion.cost.roofline import AnyStep, Floats, each_overlapped_s
 from apportion.cost.shard import LayerCounts, Shard
 from apportion.types.cluster import Cache, Device
 from apportion.types.model import LayerSpec, ModelSpec
 
 Integers = NDArray[np.int64]
-Floats = NDArray[np.float64]
 DIRECT_BYTES_PER_CORE_S = 2e10
 """Read past the page cache in a second of a core's time, which sets up the transfers: docs/benchmarks/streaming.md."""
 
@@ -104,7 +103,7 @@ def added_s(
     flops, read_bytes = _products(formats, layer, kv_heads, ffn_columns, tokens)
     from_memory_s = read_bytes / device.mem_bytes_per_s
     read_s = cached * read_bytes / cache.read_bytes_per_s + (1 - cached) * from_memory_s
-    gained_s = _overlapped_s(flops / rate, from_memory_s) - _overlapped_s(flops / rate, read_s)
+    gained_s = each_overlapped_s(flops / rate, from_memory_s) - each_overlapped_s(flops / rate, read_s)
     return np.maximum(0.0, copied_s - gained_s)
 
 
@@ -129,13 +128,6 @@ def _products(
     flops = 2.0 * tokens * (kv_heads * head.count + ffn_columns * (column.count * active))
     column_bytes = parameters_bytes(column, formats) * touched
     return flops, kv_heads * parameters_bytes(head, formats) + ffn_columns * column_bytes
-
-
-def _overlapped_s(computing_s: Floats, reading_s: Floats) -> Floats:
-    """As `roofline.overlapped_s`, of many at once."""
-    longer, shorter = np.maximum(computing_s, reading_s), np.minimum(computing_s, reading_s)
-    beyond = np.maximum(0.0, shorter - longer / 2)
-    return longer + RIDGE * beyond**2 / np.maximum(longer, 1e-300)
 
 
 def _rate(device: Device) -> float:

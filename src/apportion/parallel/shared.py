@@ -31,7 +31,7 @@ class SharedExchange:
 
     def __init__(self, rank: int, pairs: Pairs, spin_s: float) -> None:
         size = len(pairs) + 1
-        self._rank, self._size, self._pairs = rank, size, pairs
+        self._rank, self._pairs = rank, pairs
         head_bytes = size * LINE_BYTES
         self._map = _shared_map(rank, pairs, head_bytes + 2 * size * EXCHANGE_PIECE_BYTES)
         slots = torch.frombuffer(self._map, dtype=torch.uint8, offset=head_bytes)

@@ -39,9 +39,8 @@ def _sleep_until(a, peer, number):
     """Whether the member has counted up to `number`: not where it is gone."""
     word, sleeper = a.lines + peer * LINE_BYTES, a.lines + a.rank * LINE_BYTES + _SLEEPER
     descriptor = carray(pointer(a.sockets), a.size, np.int64)[peer]
-    store_word(
-        sleeper, peer + 1
-    )  # before the look at the counter, as the other member counts before it looks here
+    # Before the look at the counter, as the other member counts before it looks here.
+    store_word(sleeper, peer + 1)
     seen, gone = load_word(word), False
     while seen < number and not gone:
         sleep_while(word, seen, _SLEEP_NS)

@@ -37,14 +37,13 @@ def measure_cpu(num_devices: int) -> Device:
     num_threads, cores = max(1, num_cores() // num_devices), num_cores()
     saved = read_rates()
     own = saved.get(num_threads) or measured_rates(num_threads)
-    disk = read_disk_rate()
     if num_threads == cores:
         together = own.read_bytes_per_s
     elif cores in saved:
         together = saved[cores].read_bytes_per_s
     else:
         together = read_bytes_per_s(cores)
-    return cpu_device(own, num_threads, max(own.read_bytes_per_s, together), disk)
+    return cpu_device(own, num_threads, max(own.read_bytes_per_s, together), read_disk_rate())
 
 
 def read_bytes_per_s(num_threads: int) -> float:
