@@ -20,6 +20,14 @@ MAX_DEFAULT_CONTEXT = 4096
 MAX_DEFAULT_PROMPT = 512
 MAX_DEFAULT_OUTPUT = 128
 
+DEVICES_PANEL = "Devices"
+"""Headings of `--help`, in which every option of `plan`, `run`, `bench` and `whatif` has its place."""
+GOAL_PANEL = "Goal and demands"
+FORMATS_PANEL = "Weights and KV cache"
+DIVISION_PANEL = "How to divide"
+GENERATION_PANEL = "Generation"
+OUTPUT_PANEL = "Output"
+
 
 class ObjectiveChoice(StrEnum):
     LATENCY = "latency"
@@ -36,70 +44,112 @@ Model = Annotated[
 Devices = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=DEVICES_PANEL,
         help='Devices of this machine, like "laptop=cpu:600MiB@0.5, card=cuda:0", or any, like '
-        '"tower: rtx-4090 + 2x rtx-3060-12gb; laptop: m2-max; link tower-laptop 1Gbit 0.3ms".'
+        '"tower: rtx-4090 + 2x rtx-3060-12gb; laptop: m2-max; link tower-laptop 1Gbit 0.3ms".',
     ),
 ]
 ClusterFile = Annotated[
-    Path | None, typer.Option("--cluster", help="TOML file of devices on several hosts and their links.")
+    Path | None,
+    typer.Option(
+        "--cluster",
+        rich_help_panel=DEVICES_PANEL,
+        help="TOML file of devices on several hosts and their links.",
+    ),
 ]
 ObjectiveOption = Annotated[
     ObjectiveChoice | None,
     typer.Option(
+        rich_help_panel=GOAL_PANEL,
         help="Time of one request alone (default), tokens/s of all (default with a rate, limit or replicas), or as few "
-        "devices as will do."
+        "devices as will do.",
     ),
 ]
-Context = Annotated[int | None, typer.Option(min=1, help="Most tokens in a sequence [default: up to 4096].")]
-Concurrency = Annotated[int | None, typer.Option(min=1, help="Sequences at once [default: 1].")]
+Context = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=GOAL_PANEL, min=1, help="Most tokens in a sequence [default: up to 4096]."),
+]
+Concurrency = Annotated[
+    int | None, typer.Option(rich_help_panel=GOAL_PANEL, min=1, help="Sequences at once [default: 1].")
+]
 PromptTokens = Annotated[
-    int | None, typer.Option(min=1, help="Typical prompt [default: 512, at most half the context].")
+    int | None,
+    typer.Option(
+        rich_help_panel=GOAL_PANEL, min=1, help="Typical prompt [default: 512, at most half the context]."
+    ),
 ]
 OutputTokens = Annotated[
-    int | None, typer.Option(min=1, help="Typical output [default: 128, at most a quarter of the context].")
+    int | None,
+    typer.Option(
+        rich_help_panel=GOAL_PANEL,
+        min=1,
+        help="Typical output [default: 128, at most a quarter of the context].",
+    ),
 ]
 ArrivalRate = Annotated[
-    float | None, typer.Option(min=1e-9, help="Requests per second to serve, instead of --concurrency.")
+    float | None,
+    typer.Option(
+        rich_help_panel=GOAL_PANEL, min=1e-9, help="Requests per second to serve, instead of --concurrency."
+    ),
 ]
 TtftLimit = Annotated[
     float | None,
     typer.Option(
-        min=1e-9, help="Most seconds to a first token, as the mean of all requests arriving together."
+        rich_help_panel=GOAL_PANEL,
+        min=1e-9,
+        help="Most seconds to a first token, as the mean of all requests arriving together.",
     ),
 ]
 TpotLimit = Annotated[
-    float | None, typer.Option(min=1e-9, help="Most seconds per output token with all sequences running.")
+    float | None,
+    typer.Option(
+        rich_help_panel=GOAL_PANEL, min=1e-9, help="Most seconds per output token with all sequences running."
+    ),
 ]
 SwapSpace = Annotated[
     str | None,
     typer.Option(
-        help="Host memory beside each device for sequences that must make room, like 64MiB [default: none]."
+        rich_help_panel=FORMATS_PANEL,
+        help="Host memory beside each device for sequences that must make room, like 64MiB [default: none].",
     ),
 ]
 KvTokens = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=FORMATS_PANEL,
         help="Tokens of KV cache for all sequences together, by their actual lengths: a number, a percentage of "
-        "concurrency × context, or 'max' for all memory that the division leaves [default: 100%]."
+        "concurrency × context, or 'max' for all memory that the division leaves [default: 100%].",
     ),
 ]
 Replicas = Annotated[
     str | None,
     typer.Option(
-        help="Independent pipelines that share out the sequences: a number, or auto for the best one [default: 1]."
+        rich_help_panel=DIVISION_PANEL,
+        help="Independent pipelines that share out the sequences: a number, or auto for the best one [default: 1].",
     ),
 ]
 Replica = Annotated[
-    int | None, typer.Option(min=0, help="Take this replica of a plan with several, counted from 0.")
+    int | None,
+    typer.Option(
+        rich_help_panel=DIVISION_PANEL,
+        min=0,
+        help="Take this replica of a plan with several, counted from 0.",
+    ),
 ]
 NoCalibration = Annotated[
-    bool, typer.Option("--no-calibration", help="Ignore what earlier runs on this machine measured.")
+    bool,
+    typer.Option(
+        "--no-calibration",
+        rich_help_panel=DEVICES_PANEL,
+        help="Ignore what earlier runs on this machine measured.",
+    ),
 ]
 Weights = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=FORMATS_PANEL,
         help="Format of the weights, or several of fp32, bf16, fp16, int8, int4 to choose from for each stage, like "
-        "'bf16,int8'; 'auto' is as in the files, also quantised ones [default: auto; fp32 on CPUs for plain ones]."
+        "'bf16,int8'; 'auto' is as in the files, also quantised ones [default: auto; fp32 on CPUs for plain ones].",
     ),
 ]
 
@@ -114,8 +164,9 @@ class KvFormatChoice(StrEnum):
 KvFormat = Annotated[
     KvFormatChoice | None,
     typer.Option(
+        rich_help_panel=FORMATS_PANEL,
         help="Format of keys and values: as the weights, fp16 where these are quantised; on GPUs as the hidden states "
-        "[default: auto]."
+        "[default: auto].",
     ),
 ]
 
@@ -128,7 +179,8 @@ class StreamChoice(StrEnum):
 Stream = Annotated[
     StreamChoice | None,
     typer.Option(
-        help="Layers streamed from host memory in every step, if nothing else fits [default: auto]."
+        rich_help_panel=DIVISION_PANEL,
+        help="Layers streamed from host memory in every step, if nothing else fits [default: auto].",
     ),
 ]
 
