@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 MOST_LISTED = 24
 """So many names are all told where none is near; of more, a few."""
@@ -66,7 +67,9 @@ def one_of(names: list[str]) -> str:
 
 
 def _by_spelling(known: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
-    return dict(known) if isinstance(known, Mapping) else {name: name for name in known}
+    if isinstance(known, Mapping):
+        return dict(cast(Mapping[str, str], known))
+    return {name: name for name in known}
 
 
 def _there_is(names: Mapping[str, str]) -> str:
