@@ -20,13 +20,14 @@ MAX_DEFAULT_CONTEXT = 4096
 MAX_DEFAULT_PROMPT = 512
 MAX_DEFAULT_OUTPUT = 128
 
+OUTPUT_PANEL = "Options"
+"""Headings of `--help`, in which every option of `plan`, `run`, `bench` and `whatif` has its place; typer puts the one
+of this name first."""
 DEVICES_PANEL = "Devices"
-"""Headings of `--help`, in which every option of `plan`, `run`, `bench` and `whatif` has its place."""
 GOAL_PANEL = "Goal and demands"
 FORMATS_PANEL = "Weights and KV cache"
 DIVISION_PANEL = "How to divide"
 GENERATION_PANEL = "Generation"
-OUTPUT_PANEL = "Output"
 
 
 class ObjectiveChoice(StrEnum):
@@ -38,103 +39,93 @@ class ObjectiveChoice(StrEnum):
 Model = Annotated[
     str,
     typer.Argument(
-        help="'demo', a model folder, a config.json or .gguf file, a name like llama-3.1-8b, or a hub id."
+        help="'demo', a folder, config.json or .gguf file, a name (llama-3.1-8b), or a hub id.",
+        show_default=False,
     ),
 ]
 Devices = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=DEVICES_PANEL,
-        help='Devices of this machine, like "laptop=cpu:600MiB@0.5, card=cuda:0", or any, like '
-        '"tower: rtx-4090 + 2x rtx-3060-12gb; laptop: m2-max; link tower-laptop 1Gbit 0.3ms".',
+        help='Any by name: "tower: rtx-4090 + 2x rtx-3060-12gb; laptop: m2-max; link tower-laptop 1Gbit 0.3ms"; or '
+        "this machine's: \"a=cpu:600MiB@0.5, card=cuda:0\". Default: this machine's GPUs, else its CPU.",
     ),
 ]
 ClusterFile = Annotated[
     Path | None,
-    typer.Option(
-        "--cluster",
-        rich_help_panel=DEVICES_PANEL,
-        help="TOML file of devices on several hosts and their links.",
-    ),
+    typer.Option("--cluster", rich_help_panel=DEVICES_PANEL, help="A TOML file of devices and links."),
 ]
 ObjectiveOption = Annotated[
     ObjectiveChoice | None,
     typer.Option(
         rich_help_panel=GOAL_PANEL,
-        help="Time of one request alone (default), tokens/s of all (default with a rate, limit or replicas), or as few "
-        "devices as will do.",
+        help="What is best: one request alone (default), all together, or few devices.",
     ),
 ]
 Context = Annotated[
     int | None,
-    typer.Option(rich_help_panel=GOAL_PANEL, min=1, help="Most tokens in a sequence [default: up to 4096]."),
+    typer.Option(
+        rich_help_panel=GOAL_PANEL, min=1, help="Longest sequence, in tokens. Default: 4096, or the model's."
+    ),
 ]
 Concurrency = Annotated[
-    int | None, typer.Option(rich_help_panel=GOAL_PANEL, min=1, help="Sequences at once [default: 1].")
+    int | None, typer.Option(rich_help_panel=GOAL_PANEL, min=1, help="Sequences at once. Default: 1.")
 ]
 PromptTokens = Annotated[
     int | None,
     typer.Option(
-        rich_help_panel=GOAL_PANEL, min=1, help="Typical prompt [default: 512, at most half the context]."
+        rich_help_panel=GOAL_PANEL, min=1, help="Typical prompt. Default: 512, at most half the context."
     ),
 ]
 OutputTokens = Annotated[
     int | None,
     typer.Option(
-        rich_help_panel=GOAL_PANEL,
-        min=1,
-        help="Typical output [default: 128, at most a quarter of the context].",
+        rich_help_panel=GOAL_PANEL, min=1, help="Typical output. Default: 128, at most a quarter of it."
     ),
 ]
 ArrivalRate = Annotated[
     float | None,
-    typer.Option(
-        rich_help_panel=GOAL_PANEL, min=1e-9, help="Requests per second to serve, instead of --concurrency."
-    ),
+    typer.Option(rich_help_panel=GOAL_PANEL, min=1e-9, help="Requests per second, instead of --concurrency."),
 ]
 TtftLimit = Annotated[
     float | None,
     typer.Option(
         rich_help_panel=GOAL_PANEL,
         min=1e-9,
-        help="Most seconds to a first token, as the mean of all requests arriving together.",
+        help="Most seconds to the first token (mean of requests that arrive together).",
     ),
 ]
 TpotLimit = Annotated[
     float | None,
     typer.Option(
-        rich_help_panel=GOAL_PANEL, min=1e-9, help="Most seconds per output token with all sequences running."
+        rich_help_panel=GOAL_PANEL, min=1e-9, help="Most seconds per output token, all sequences running."
     ),
 ]
 SwapSpace = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=FORMATS_PANEL,
-        help="Host memory beside each device for sequences that must make room, like 64MiB [default: none].",
+        help="Host memory for sequences that must make room, like 64MiB. Default: none.",
     ),
 ]
 KvTokens = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=FORMATS_PANEL,
-        help="Tokens of KV cache for all sequences together, by their actual lengths: a number, a percentage of "
-        "concurrency × context, or 'max' for all memory that the division leaves [default: 100%].",
+        help="KV cache of all sequences: a number of tokens, a percentage of concurrency × context, or 'max'. "
+        "Default: 100%.",
     ),
 ]
 Replicas = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=DIVISION_PANEL,
-        help="Independent pipelines that share out the sequences: a number, or auto for the best one [default: 1].",
+        help="Independent pipelines that share the requests: a number, or 'auto'. Default: 1.",
     ),
 ]
 Replica = Annotated[
     int | None,
-    typer.Option(
-        rich_help_panel=DIVISION_PANEL,
-        min=0,
-        help="Take this replica of a plan with several, counted from 0.",
-    ),
+    typer.Option(rich_help_panel=DIVISION_PANEL, min=0, help="Which replica of a plan with several, from 0."),
 ]
 NoCalibration = Annotated[
     bool,
@@ -148,8 +139,8 @@ Weights = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=FORMATS_PANEL,
-        help="Format of the weights, or several of fp32, bf16, fp16, int8, int4 to choose from for each stage, like "
-        "'bf16,int8'; 'auto' is as in the files, also quantised ones [default: auto; fp32 on CPUs for plain ones].",
+        help="fp32, bf16, fp16, int8 or int4; several ('bf16,int8') let each stage have its best. Default: as in the "
+        "files, fp32 on CPUs.",
     ),
 ]
 
@@ -165,8 +156,7 @@ KvFormat = Annotated[
     KvFormatChoice | None,
     typer.Option(
         rich_help_panel=FORMATS_PANEL,
-        help="Format of keys and values: as the weights, fp16 where these are quantised; on GPUs as the hidden states "
-        "[default: auto].",
+        help="Of keys and values. Default: as the weights; fp16 if quantised.",
     ),
 ]
 
@@ -180,7 +170,7 @@ Stream = Annotated[
     StreamChoice | None,
     typer.Option(
         rich_help_panel=DIVISION_PANEL,
-        help="Layers streamed from host memory in every step, if nothing else fits [default: auto].",
+        help="Whether layers that fit nowhere are read from host memory in every step. Default: auto.",
     ),
 ]
 
