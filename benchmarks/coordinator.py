@@ -48,36 +48,44 @@ def make_scheduler(num_sequences: int, context: int, steps: int, microbatches: i
 
 
 def measure(num_sequences: int, context: int, steps: int, microbatches: int) -> dict[str, float]:
-    """Medians over decode steps: milliseconds of the coordinator, and of a stage that unpacks its message."""
+    """Medians over decode steps of all sequences: milliseconds of the coordinator, of which to schedule, and of a stage
+    that unpacks its message."""
     scheduler = make_scheduler(num_sequences, context, steps, microbatches)
     packer, unpacker = BatchPacker(), BatchUnpacker()
     in_flight: list[tuple[bytes, bool]] = []
     coordinator_ms: list[float] = []
+    schedule_ms: list[float] = []
     unpack_ms: list[float] = []
     sizes: list[int] = []
     spent_s = 0.0
+    fullest = num_sequences // microbatches
     while scheduler.num_unfinished:
         begun_s = time.perf_counter()
         batch = scheduler.schedule()
+        scheduled_s = time.perf_counter()
         header = packer.pack(batch) if batch is not None else b""
         spent_s += time.perf_counter() - begun_s
         if batch is not None:
-            begun_s = time.perf_counter()
+            unpacking_s = time.perf_counter()
             unpacker.unpack(header)
-            unpack_ms.append(1e3 * (time.perf_counter() - begun_s))
-            sizes.append(len(header))
-            in_flight.append((drawn(batch), all(len(chunk.token_ids) == 1 for chunk in batch.chunks)))
+            full = len(batch.chunks) >= fullest and all(len(chunk.token_ids) == 1 for chunk in batch.chunks)
+            if full:
+                schedule_ms.append(1e3 * (scheduled_s - begun_s))
+                unpack_ms.append(1e3 * (time.perf_counter() - unpacking_s))
+                sizes.append(len(header))
+            in_flight.append((drawn(batch), full))
             continue
-        result, decodes = in_flight.pop(0)
+        result, full = in_flight.pop(0)
         begun_s = time.perf_counter()
         scheduler.complete(unpack_result(result))
         spent_s += time.perf_counter() - begun_s
-        if decodes:
+        if full:
             coordinator_ms.append(1e3 * spent_s)
         spent_s = 0.0
     return {
         "microbatches": microbatches,
         "coordinator_ms": round(statistics.median(coordinator_ms), 4),
+        "schedule_ms": round(statistics.median(schedule_ms), 4),
         "unpack_ms": round(statistics.median(unpack_ms), 4),
         "header_bytes": statistics.median(sizes),
     }
@@ -91,11 +99,13 @@ def main() -> None:
     given = parser.parse_args()
     rows = [measure(given.sequences, given.context, given.steps, count) for count in (1, 2, 4)]
     print(f"{given.sequences} sequences of {given.context} tokens, medians of a decode step")
-    print("microbatches  coordinator ms  unpacking ms  bytes")
+    print("microbatches  coordinator ms     schedule ms    unpacking ms  bytes")
     for row in rows:
+        figures = (row[name] for name in ("coordinator_ms", "schedule_ms", "unpack_ms"))
         print(
-            f"{row['microbatches']:12}  {row['coordinator_ms']:14.3f}  {row['unpack_ms']:12.3f}"
-            f"  {row['header_bytes']:5.0f}"
+            f"{row['microbatches']:12}  "
+            + "  ".join(f"{ms:14.3f}" for ms in figures)
+            + f"  {row['header_bytes']:5.0f}"
         )
     print(json.dumps(rows))
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from apportion.scheduler.sequence import Sequence
+from apportion.scheduler.sequence import Sequence, State
 from apportion.scheduler.tables import BlockTables
 from apportion.types.request import Request, SamplingParams
 
@@ -42,7 +42,7 @@ class Blocks(RuleBasedStateMachine):
         saved_before = self.tables.pool.num_saved
         child = parent.fork(self.next_id, sample=1)
         child.token_ids = list(parent.token_ids)
-        child.ended = parent.ended
+        child.state = parent.state
         self.tables.fork(parent, child)
         if parent.swap_slots:
             child.next_position = 0
@@ -61,7 +61,7 @@ class Blocks(RuleBasedStateMachine):
     @rule(sequence=sequences, most=st.integers(1, 9))
     def append(self, sequence: Sequence, most: int) -> None:
         num_tokens = min(most, sequence.num_pending)
-        if sequence.swap_slots or sequence.ended or not num_tokens:
+        if sequence.swap_slots or sequence.state is State.ENDED or not num_tokens:
             return
         before, free, pool = sequence.block_ids, self.tables.pool.num_free, self.tables.pool
         start, stop = sequence.next_position, sequence.next_position + num_tokens
@@ -82,7 +82,7 @@ class Blocks(RuleBasedStateMachine):
 
     @rule(sequence=sequences)
     def adopt(self, sequence: Sequence) -> None:
-        if not sequence.swap_slots and not sequence.ended:
+        if not sequence.swap_slots and sequence.state is not State.ENDED:
             adopted = self.tables.adopt(sequence)
             assert adopted % self.tables.pool.block_tokens == 0
             assert adopted == 0 or sequence.num_pending >= 1
@@ -111,7 +111,7 @@ class Blocks(RuleBasedStateMachine):
     @rule(sequence=sequences)
     def free(self, sequence: Sequence) -> None:
         self.drop(sequence)
-        sequence.ended = True
+        sequence.state = State.ENDED
 
     def move(self) -> None:
         for kind, src, dst in self.tables.take_moves():

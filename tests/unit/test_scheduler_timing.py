@@ -1,5 +1,6 @@
 """Time in the pipeline: prompts beside decoding, balance of microbatches, who goes first. Stages are out of phase."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -181,3 +182,33 @@ def test_nobody_is_overtaken_for_longer_than_the_stated_number_of_steps():
             return
         assert arrived_at[event.request_id] <= AGING_STEPS
     raise AssertionError("starved")
+
+
+def schedule_s(num_sequences: int) -> float:
+    """The least time of one `schedule()` while all decode in one batch."""
+    scheduler = make_scheduler(
+        num_kv_blocks=20 * num_sequences,
+        max_sequences=num_sequences,
+        chunk_tokens=2 * num_sequences,
+        microbatches=1,
+    )
+    for i in range(num_sequences):
+        scheduler.add(request(i, 2, max_tokens=50))
+    pipeline = FakePipeline(4)
+    times_s: list[float] = []
+    while scheduler.num_unfinished:
+        begun_s = time.perf_counter()
+        batch = scheduler.schedule()
+        if batch is not None:
+            if len(batch.chunks) == num_sequences and batch.num_tokens == num_sequences:
+                times_s.append(time.perf_counter() - begun_s)
+            pipeline.submit(batch)
+            continue
+        scheduler.complete(pipeline.finish_first())
+    assert len(times_s) > 20
+    return min(times_s)
+
+
+def test_a_step_takes_no_longer_than_its_sequences_ask_for():
+    """Four times the sequences take about four times as long; looking each up among all took sixteen times."""
+    assert schedule_s(512) < 8 * schedule_s(128)

@@ -2,7 +2,7 @@
 
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.preempt import Preemption
-from apportion.scheduler.sequence import Sequence
+from apportion.scheduler.sequence import Sequence, State
 from apportion.scheduler.tables import BlockTables
 from apportion.scheduler.waiting import RankedSequences
 from apportion.types.errors import UsageError
@@ -59,16 +59,17 @@ class Admission:
     def preempt(self, sequence: Sequence) -> None:
         self._preemption.preempt(sequence)
         self._stop(sequence)
+        sequence.state = State.WAITING
         self.waiting.add(sequence)
 
     def end(self, sequence: Sequence) -> None:
         """The sequence leaves, wherever it is."""
-        sequence.ended = True
         self._tables.release(sequence)
-        if sequence in self.running:
+        if sequence.state is State.RUNNING:
             self._stop(sequence)
         else:
             self.waiting.remove(sequence)
+        sequence.state = State.ENDED
 
     def adopt(self, sequence: Sequence) -> None:
         """Takes over what the prefix cache has of the tokens that come next."""
@@ -76,6 +77,7 @@ class Admission:
 
     def _run(self, sequence: Sequence) -> None:
         self._num_places -= sequence.num_samples
+        sequence.state = State.RUNNING
         self.running.add(sequence)
 
     def _stop(self, sequence: Sequence) -> None:

@@ -2,6 +2,7 @@
 
 from array import array
 from dataclasses import replace
+from enum import Enum, auto
 from hashlib import blake2b
 
 from apportion.types.request import FinishReason, Request, SamplingParams
@@ -10,6 +11,15 @@ _KEY_BYTES = 16
 
 Rank = tuple[int, int, int]
 """Who goes first: lower is earlier. See `scheduler.waiting`."""
+
+
+class State(Enum):
+    WAITING = auto()
+    """For a place and for blocks, for the first time or since it was preempted."""
+    RUNNING = auto()
+    """In the steps that are formed; its blocks are on the devices."""
+    ENDED = auto()
+    """Finished or cancelled; what is in flight of it is dropped."""
 
 
 def sample_seed(seed: int, sample: int) -> int:
@@ -30,7 +40,6 @@ class Sequence:
         "block_ids",
         "block_keys",
         "cached_tokens",
-        "ended",
         "id",
         "lost_tokens",
         "next_position",
@@ -40,9 +49,12 @@ class Sequence:
         "rank",
         "ready_since",
         "request",
+        "room",
         "sample",
         "sampling",
+        "state",
         "swap_slots",
+        "taken_step",
         "token_ids",
         "was_preempted",
     )
@@ -64,7 +76,11 @@ class Sequence:
         self.num_in_flight = 0
         self.ready_since = 0
         """The step that was to come next when its newest token arrived."""
-        self.ended = False
+        self.state = State.WAITING
+        self.taken_step = -1
+        """The last step that it has a part in."""
+        self.room = 0
+        """Positions below it lie in blocks that nobody else writes to or reads: they need no look at the tables."""
         self.was_preempted = False
         self.lost_tokens = 0
         """So many were computed before it was dropped."""

@@ -28,6 +28,8 @@ class BlockTables:
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Makes room to write the sequence's next tokens: blocks for them, and one of its own in place of a shared
         one they would be written to. False, and nothing changed, where too few are free."""
+        if sequence.next_position + num_tokens <= sequence.room:
+            return True
         pool, first = self.pool, sequence.next_position // self.pool.block_tokens
         shared = first < len(sequence.block_ids) and pool.references(sequence.block_ids[first]) > 1
         missing = pool.blocks_for(sequence.next_position + num_tokens) - len(sequence.block_ids)
@@ -37,6 +39,7 @@ class BlockTables:
             self._copy(sequence, first)
         if missing > 0:
             sequence.block_ids += pool.take(missing)
+        sequence.room = len(sequence.block_ids) * pool.block_tokens
         return True
 
     def _copy(self, sequence: Sequence, index: int) -> None:
@@ -51,13 +54,14 @@ class BlockTables:
         """The child's table is the parent's; whichever writes to a block first gets a copy."""
         self.pool.share(parent.block_ids)
         child.block_ids = parent.block_ids
+        parent.room = child.room = 0
 
     def release(self, sequence: Sequence) -> None:
         """Gives up all that the sequence holds; what was published can still be found."""
         self.pool.release(sequence.block_ids)
         self.free_slots.extend(reversed(sequence.swap_slots))
         sequence.block_ids = sequence.swap_slots = ()
-        sequence.num_published = 0
+        sequence.num_published = sequence.room = 0
 
     def adopt(self, sequence: Sequence) -> int:
         """Takes over blocks that hold the sequence's next tokens; returns how many tokens. At least one token is left

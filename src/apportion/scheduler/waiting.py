@@ -5,7 +5,7 @@ and so no request waits behind one that came more than `AGING_STEPS · (differen
 it: whatever arrives, it is overtaken for so long and no longer.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 
 from apportion.scheduler.sequence import Rank, Sequence
 
@@ -18,7 +18,7 @@ def rank(priority: int, step: int, sequence_id: int) -> Rank:
 
 
 class RankedSequences:
-    """Sequences in order of rank."""
+    """Sequences in order of rank; whether one is among them, its state says."""
 
     def __init__(self) -> None:
         self.sequences: list[Sequence] = []
@@ -26,14 +26,14 @@ class RankedSequences:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def __contains__(self, sequence: Sequence) -> bool:
-        return sequence in self.sequences
-
     def add(self, sequence: Sequence) -> None:
         insort(self.sequences, sequence, key=_rank_of)
 
     def remove(self, sequence: Sequence) -> None:
-        self.sequences.remove(sequence)
+        """Ranks are unique."""
+        index = bisect_left(self.sequences, sequence.rank, key=_rank_of)
+        assert self.sequences[index] is sequence
+        del self.sequences[index]
 
 
 def _rank_of(sequence: Sequence) -> Rank:
