@@ -14,7 +14,7 @@ stages without waiting.
 - When blocks run out, the running sequence of highest rank gives up its own. So the lowest always advances.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heapreplace
 
@@ -28,7 +28,7 @@ from apportion.types.metrics import SchedulerMetrics
 from apportion.types.request import Chunk, Draw, Request, ScheduledBatch, StepResult, TokenEvent
 from apportion.types.step_costs import PreemptMode, StepCosts
 
-_chunk = tuple.__new__
+_chunk: Callable[[type[Chunk], tuple[object, ...]], Chunk] = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 """Makes a named tuple of its fields without a call of Python's."""
 
 
