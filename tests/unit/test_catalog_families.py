@@ -112,8 +112,8 @@ FP32 = Formats(weights="fp32", activations="fp32", kv="fp32")
 def test_latent_attention_by_hand(tmp_path: Path):
     spec = saved(tmp_path, "DeepseekV3Config", LATENT)
     assert (spec.kv_heads, spec.head_dim, spec.kv_lora_rank) == (8, 24, 20)
-    assert spec.kv_elements(8) == spec.kv_elements(1) == 24
     layer = spec.layers[0]
+    assert spec.kv_elements(layer, 8) == spec.kv_elements(layer, 1) == 24
     # q_b 24·16, kv_b 20·(12 + 10) and o 10·64 of a head; q_a 64·24 + 24, kv_a 64·24 + 20 and two norms of 64.
     assert layer.per_kv_head.count == 24 * 16 + 20 * 22 + 640
     assert layer.replicated.count == 64 * 24 + 24 + 64 * 24 + 20 + 128
@@ -136,7 +136,7 @@ def test_each_member_of_a_group_holds_the_whole_latent(tmp_path: Path):
 def test_deepseek_v3_caches_70_kb_a_token():
     """arXiv 2412.19437 and others: 61 layers × 576 elements × 2 bytes = 70 272 bytes."""
     spec = read_model_spec(known_config("deepseek-v3"))
-    assert spec.num_layers * spec.kv_elements(spec.kv_heads) * 2 == 70_272
+    assert spec.num_layers * spec.kv_elements(spec.layers[0], spec.kv_heads) * 2 == 70_272
     active = sum(
         spec.kv_heads * layer.per_kv_head.count
         + layer.replicated.count

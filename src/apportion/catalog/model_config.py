@@ -25,7 +25,9 @@ from apportion.types.errors import ModelError
 from apportion.types.model import LayerSpec, ModelSpec, Parameters
 
 _FORMATS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_NOT_DESCRIBED = ("name", "fingerprint", "stored", "stored_bytes", "stored_block_bytes")
+_NOT_DESCRIBED = ("name", "fingerprint", "notes", "stored", "stored_bytes", "stored_block_bytes")
+_SELDOM_DESCRIBED = ("cache", "beside_embedding")
+"""Left out where a model has none, so that they change no other model's fingerprint."""
 MAX_LAYERS, MAX_PARAMETERS = 1024, 10**14
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -218,4 +220,8 @@ def _fingerprint(spec: ModelSpec) -> str:
 
 def _described(items: list[tuple[str, object]]) -> dict[str, object]:
     """What a config says of a model, whatever its files hold it in."""
-    return {key: value for key, value in items if key not in _NOT_DESCRIBED}
+    return {
+        key: value
+        for key, value in items
+        if key not in _NOT_DESCRIBED and (value or key not in _SELDOM_DESCRIBED)
+    }

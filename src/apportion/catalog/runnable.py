@@ -8,6 +8,7 @@ from apportion.catalog.quantisation import read_quantisation
 from apportion.types.cluster import DeviceKind
 from apportion.types.errors import ClusterError, ModelError, UsageError
 from apportion.types.plan import Plan
+from apportion.types.units import FORMAT_BYTES
 
 RUNNABLE_KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda")
 RUNNABLE_FORMATS = ("fp32", "bf16", "fp16", "int8")
@@ -36,6 +37,11 @@ def check_runnable(plan: Plan) -> None:
                 f"{name} weights can be planned and exported to other engines, but not run;"
                 f" run with --weights {', '.join(RUNNABLE_FORMATS)}"
             )
+    if plan.kv_format not in FORMAT_BYTES:
+        raise UsageError(
+            f"keys and values in {plan.kv_format} can be planned and exported to other engines, but not run;"
+            f" run with --kv-format {', '.join(FORMAT_BYTES)}"
+        )
     for device_id in plan.device_ids:
         kind = plan.cluster.device(device_id).kind
         if kind not in RUNNABLE_KINDS:

@@ -150,13 +150,20 @@ class KvFormatChoice(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
+    Q8_0 = "q8_0"
+    FP8 = "fp8"
+    Q5_1 = "q5_1"
+    Q5_0 = "q5_0"
+    Q4_1 = "q4_1"
+    Q4_0 = "q4_0"
+    IQ4_NL = "iq4_nl"
 
 
 KvFormat = Annotated[
     KvFormatChoice | None,
     typer.Option(
         rich_help_panel=FORMATS_PANEL,
-        help="Of keys and values. Default: as the weights; fp16 if quantised.",
+        help="Of keys and values. Default: as the weights; fp16 if quantised. q8_0 and below are for export.",
     ),
 ]
 

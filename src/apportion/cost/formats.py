@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from apportion.types.layout import INT8_ROW_BYTES
 from apportion.types.model import ModelSpec, Parameters
-from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
+from apportion.types.units import FORMAT_BYTES, KV_BITS, WEIGHT_BITS
 
 INT4_GROUP_ELEMENTS, INT4_GROUP_BYTES = 32, 18
 
@@ -30,9 +30,9 @@ class Formats:
         return FORMAT_BYTES[self.activations]
 
     @property
-    def kv_bytes(self) -> int:
+    def kv_bits(self) -> float:
         """Of one element of a key or value."""
-        return FORMAT_BYTES[self.kv]
+        return KV_BITS[self.kv]
 
     @property
     def packed(self) -> bool:
@@ -41,6 +41,10 @@ class Formats:
     @property
     def as_stored(self) -> bool:
         return self.weights not in WEIGHT_BITS
+
+
+def kv_bytes(elements: int, kv_format: str) -> int:
+    return -(-elements * round(2 * KV_BITS[kv_format]) // 16)
 
 
 def matrix_bytes(elements: int, rows: int, weight_format: str) -> int:
@@ -85,6 +89,13 @@ def shares_table(model: ModelSpec, formats: Formats) -> bool:
     return model.tied_embeddings and (formats.as_stored or not formats.packed)
 
 
+def beside_embedding_bytes(model: ModelSpec, formats: Formats) -> int:
+    """Of the first stage's members, as rows of the table that is looked up in."""
+    if formats.as_stored:
+        return model.stored.beside_embedding_bytes if model.stored else 0
+    return -(-model.beside_embedding * _looked_up_row_bytes(model, formats) // model.hidden_size)
+
+
 def outside_bytes(model: ModelSpec, formats: Formats) -> int:
     """Of what is neither in a layer nor in a vocabulary table: the final norm."""
     if formats.as_stored:
@@ -112,7 +123,7 @@ def stored_bytes(model: ModelSpec) -> int:
     )
     head_row = 0 if model.tied_embeddings else model.stored.head_row_bytes
     tables = model.vocab_rows * (model.stored.embedding_row_bytes + head_row)
-    return layers + tables + model.stored.outside_bytes
+    return layers + tables + model.stored.beside_embedding_bytes + model.stored.outside_bytes
 
 
 def widest_first(model: ModelSpec, names: Iterable[str]) -> tuple[str, ...]:

@@ -20,7 +20,9 @@ def _room(plan: Plan, stage: Stage) -> KvRoom:
     spare: dict[str, int] = {}
     for device_id, shard in zip(stage.split.device_ids, stage_shards(plan.model, stage), strict=True):
         left_bytes = plan.cluster.device(device_id).memory_bytes - memory[device_id].total_bytes
-        spare[device_id] = left_bytes // (plan.block_tokens * kv_bytes_per_token(plan.model, shard))
+        token_bytes = kv_bytes_per_token(plan.model, shard, plan.workload.window_extra_tokens)
+        # A stage may have no layer whose cache grows; it then holds more than any other.
+        spare[device_id] = left_bytes // (plan.block_tokens * max(1, token_bytes))
     least = min(spare, key=lambda device_id: spare[device_id])
     return KvRoom(device_id=least, spare_blocks=spare[least])
 

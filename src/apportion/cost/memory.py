@@ -7,14 +7,14 @@ KV heads, FFN columns and vocabulary rows, and no less.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from apportion.cost.formats import outside_bytes, vocab_row_bytes
+from apportion.cost.formats import beside_embedding_bytes, kv_bytes, outside_bytes, vocab_row_bytes
 from apportion.cost.host_room import host_rooms
 from apportion.cost.shard import Shard, stage_shards
 from apportion.cost.streaming import largest_streamed_bytes, streamed_bytes
 from apportion.cost.workspace import workspace_bytes
 from apportion.types.cluster import Cluster, Device
 from apportion.types.errors import UsageError
-from apportion.types.model import ModelSpec
+from apportion.types.model import LayerSpec, ModelSpec
 from apportion.types.plan import DeviceMemory, Plan, Stage, most_step_tokens
 from apportion.types.units import FORMAT_BYTES, format_bytes
 from apportion.types.workload import Workload
@@ -32,6 +32,8 @@ class Capacity:
     max_context_tokens: int
     messages_in_flight: int
     num_swap_blocks: int = 0
+    window_extra_tokens: int | None = None
+    """As in Workload."""
 
     @property
     def step_tokens(self) -> int:
@@ -65,7 +67,8 @@ def shard_parameters(model: ModelSpec, shard: Shard) -> int:
     if num_tables == 2 and model.tied_embeddings:
         num_tables = 1
     final_norm = model.hidden_size if shard.has_head else 0
-    return layers + num_tables * shard.vocab_rows * model.hidden_size + final_norm
+    beside = model.beside_embedding if shard.has_embedding else 0
+    return layers + num_tables * shard.vocab_rows * model.hidden_size + beside + final_norm
 
 
 def shard_weights_bytes(model: ModelSpec, shard: Shard) -> int:
@@ -74,20 +77,53 @@ def shard_weights_bytes(model: ModelSpec, shard: Shard) -> int:
     layers = sum(count * shard.layer_bytes(layer) for layer, count in shard.layers)
     row = vocab_row_bytes(model, formats, has_embedding=shard.has_embedding, has_head=shard.has_head)
     outside = outside_bytes(model, formats) if shard.has_head else 0
-    return layers + shard.vocab_rows * row + outside
+    beside = beside_embedding_bytes(model, formats) if shard.has_embedding else 0
+    return layers + shard.vocab_rows * row + beside + outside
 
 
-def kv_bytes_per_token(model: ModelSpec, shard: Shard) -> int:
-    return shard.num_layers * model.kv_elements(shard.kv_heads) * shard.formats.kv_bytes
+def kv_bytes_per_token(model: ModelSpec, shard: Shard, window_extra_tokens: int | None = None) -> int:
+    """Of all layers whose cache grows with every token."""
+    return sum(
+        count * layer_kv_bytes(model, layer, shard.kv_heads, shard.formats.kv)
+        for layer, count in shard.layers
+        if layer.window_tokens is None or window_extra_tokens is None
+    )
+
+
+def layer_kv_bytes(model: ModelSpec, layer: LayerSpec, kv_heads: int, kv_format: str) -> int:
+    """Of one token in one layer, where so many KV heads are held."""
+    whole = model.kv_elements(layer, 0)
+    return kv_heads * kv_bytes(model.kv_elements(layer, 1) - whole, kv_format) + kv_bytes(whole, kv_format)
+
+
+def layer_kv_tokens(layer: LayerSpec, capacity: Capacity) -> int:
+    """Tokens that the layer's cache holds, of all sequences: of each no more than a window and what is taken in at
+    once, where the engine keeps no more."""
+    tokens = capacity.num_kv_blocks * capacity.block_tokens
+    if layer.window_tokens is None or capacity.window_extra_tokens is None:
+        return tokens
+    each = min(layer.window_tokens + capacity.window_extra_tokens, capacity.max_context_tokens)
+    return min(tokens, capacity.concurrency * each)
+
+
+def kv_cache_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
+    """Of all sequences: keys and values, and the states of layers that have such instead."""
+    return sum(
+        count
+        * (
+            layer_kv_tokens(layer, capacity) * layer_kv_bytes(model, layer, shard.kv_heads, shard.formats.kv)
+            + (capacity.concurrency * layer.cache.state_bytes if layer.cache else 0)
+        )
+        for layer, count in shard.layers
+    )
 
 
 def shard_memory(
     model: ModelSpec, shard: Shard, capacity: Capacity, device: Device, *, affine: bool = True
 ) -> DeviceMemory:
-    kv_tokens = capacity.num_kv_blocks * capacity.block_tokens
     return DeviceMemory(
         weights_bytes=shard_weights_bytes(model, shard) - streamed_bytes(shard),
-        kv_bytes=kv_tokens * kv_bytes_per_token(model, shard),
+        kv_bytes=kv_cache_bytes(model, shard, capacity),
         workspace_bytes=workspace_bytes(
             model,
             shard,
@@ -151,6 +187,7 @@ def plan_capacity(plan: Plan) -> Capacity:
         max_context_tokens=plan.workload.max_context_tokens,
         messages_in_flight=plan.max_in_flight,
         num_swap_blocks=plan.num_swap_blocks,
+        window_extra_tokens=plan.workload.window_extra_tokens,
     )
 
 

@@ -58,6 +58,10 @@ class MixedStep:
         return sum(step.tokens for step in self.steps)
 
     @property
+    def sequences(self) -> int:
+        return sum(step.sequences for step in self.steps)
+
+    @property
     def sampled_rows(self) -> int:
         return sum(step.sampled_rows for step in self.steps)
 
@@ -120,15 +124,16 @@ def attention_s(
     attended = step.attended(layer.window_tokens)
     context = step.context_read(layer.window_tokens)
     flops = kv_heads * (
-        2 * layer.per_kv_head.count * step.tokens
-        + 2 * model.q_heads_per_kv_head * (model.head_dim + model.value_dim) * attended
+        2 * layer.per_kv_head.count * step.tokens + 2 * model.attention_products(layer) * attended
     )
     if model.kv_lora_rank is not None:
         flops += 2 * layer.replicated.count * step.tokens
     weights = kv_heads * parameters_bytes(layer.per_kv_head, formats) + parameters_bytes(
         layer.replicated, formats
     )
-    cached = model.kv_elements(kv_heads) * context * formats.kv_bytes
+    cached = model.kv_elements(layer, kv_heads) * context * formats.kv_bits / 8
+    if layer.cache is not None:
+        cached += 2 * layer.cache.state_bytes * step.sequences  # read and written
     return phase_s(device, formats.weights, flops, weights + cached)
 
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from apportion.cost.formats import (
     Formats,
+    beside_embedding_bytes,
     head_row_bytes,
     outside_bytes,
     parameters_bytes,
     shares_table,
     vocab_row_bytes,
 )
+from apportion.cost.memory import layer_kv_bytes, layer_kv_tokens, plan_capacity
 from apportion.cost.shard import stage_formats
 from apportion.cost.traffic import layer_reductions
 from apportion.types.model import LayerSpec, ModelSpec
@@ -61,6 +63,7 @@ def replicated_parameters(plan: Plan) -> int:
         for stage in plan.stages
     )
     norms = (plan.stages[-1].split.size - 1) * model.hidden_size
+    norms += (plan.stages[0].split.size - 1) * model.beside_embedding
     cut_table = model.embedding_params if model.tied_embeddings and len(plan.stages) > 1 else 0
     return layers + norms + cut_table
 
@@ -68,8 +71,6 @@ def replicated_parameters(plan: Plan) -> int:
 def whole_model_bytes(plan: Plan) -> int:
     """What one device would hold of weights, each in its stage's format, and KV cache, were the model not divided."""
     model = plan.model
-    kv_tokens = plan.num_kv_blocks * plan.block_tokens
-    kv_elements = kv_tokens * model.num_layers * model.kv_elements(model.kv_heads)
     layers = sum(
         model.kv_heads * parameters_bytes(layer.per_kv_head, stage_formats(stage))
         + model.ffn_columns * parameters_bytes(layer.per_ffn_column, stage_formats(stage))
@@ -80,8 +81,17 @@ def whole_model_bytes(plan: Plan) -> int:
     first, last = stage_formats(plan.stages[0]), stage_formats(plan.stages[-1])
     embedding = model.vocab_rows * vocab_row_bytes(model, first, has_embedding=True, has_head=False)
     head = 0 if _shared_table(plan) else model.vocab_rows * head_row_bytes(model, last)
-    cache = kv_elements * FORMAT_BYTES[plan.kv_format]
-    return layers + embedding + head + outside_bytes(model, last) + cache
+    beside = beside_embedding_bytes(model, first)
+    cache = sum(_cache_bytes(plan, layer, model.kv_heads) for layer in model.layers)
+    return layers + embedding + beside + head + outside_bytes(model, last) + cache
+
+
+def _cache_bytes(plan: Plan, layer: LayerSpec, kv_heads: int) -> int:
+    """Of one layer, where so many KV heads are held; of none what every member of a group holds."""
+    capacity = plan_capacity(plan)
+    states = capacity.concurrency * layer.cache.state_bytes if layer.cache else 0
+    token_bytes = layer_kv_bytes(plan.model, layer, kv_heads, plan.kv_format)
+    return layer_kv_tokens(layer, capacity) * token_bytes + states
 
 
 def _shared_table(plan: Plan) -> bool:
@@ -91,15 +101,18 @@ def _shared_table(plan: Plan) -> bool:
 
 
 def replicated_bytes(plan: Plan) -> int:
-    """What the division adds to `whole_model_bytes`: everything of a layer that every member of a group holds, whole
-    quantisation blocks, the final norm, and a shared table cut off from its other end."""
+    """What the division adds to `whole_model_bytes`: everything of a layer that every member of a group holds (whole
+    quantisation blocks, latents, states), what is beside the tables, and a shared table cut off from its other end."""
     model, last = plan.model, plan.stages[-1]
     layers = sum(
-        (stage.split.size - 1) * _per_member_bytes(layer, stage_formats(stage))
+        (stage.split.size - 1)
+        * (_per_member_bytes(layer, stage_formats(stage)) + _cache_bytes(plan, layer, 0))
         for stage in plan.stages
         for layer in model.layers[stage.layer_start : stage.layer_stop]
     )
     norms = (last.split.size - 1) * outside_bytes(model, stage_formats(last))
+    first = plan.stages[0]
+    norms += (first.split.size - 1) * beside_embedding_bytes(model, stage_formats(first))
     cut = _shared_table(plan) and len(plan.stages) > 1
     return layers + norms + (model.vocab_rows * head_row_bytes(model, stage_formats(last)) if cut else 0)
 

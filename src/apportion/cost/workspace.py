@@ -8,6 +8,7 @@ a + f·(b − a)/F, which is at least a, and at least b·f/F. Of other ranks, wh
 
 from dataclasses import dataclass
 
+from apportion.cost.formats import kv_bytes
 from apportion.cost.shard import Shard
 from apportion.types.cluster import Device
 from apportion.types.layout import (
@@ -104,7 +105,8 @@ class _Step:
         projected = self.token_bytes * PROJECTION_ACTIVATIONS * (q_heads + kv_heads) * model.head_dim
         if self.device.kind == "cpu":
             return projected
-        gathered_kv = self.context * model.kv_elements(kv_heads) * self.shard.formats.kv_bytes
+        elements = max((model.kv_elements(layer, kv_heads) for layer, _ in self.shard.layers), default=0)
+        gathered_kv = kv_bytes(self.context * elements, self.shard.formats.kv)
         scores = q_heads * tile * self.context * SCORE_BYTES if model.family in SCORED_FAMILIES else 0
         return projected + gathered_kv + scores
 

@@ -23,7 +23,9 @@ from apportion.types.cluster import Device
 from apportion.types.plan import Plan, Stage
 
 RPC_PORT = 50052
-CACHE_TYPES = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"}
+CACHE_TYPES = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"} | {
+    name: name for name in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

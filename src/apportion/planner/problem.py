@@ -11,7 +11,7 @@ from apportion.types.cluster import Cluster
 from apportion.types.errors import ClusterError, UsageError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
-from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
+from apportion.types.units import FORMAT_BYTES, KV_BITS, WEIGHT_BITS
 from apportion.types.workload import Workload
 
 BLOCK_TOKENS = 16
@@ -95,9 +95,10 @@ def make_problem(
     activations = activation_format(model, cluster, weight_formats)
     held = kv_format(cluster, workload, weight_formats, activations)
     if workload.kv_format not in (None, held):
+        engines = ", ".join(name for name in KV_BITS if name not in FORMAT_BYTES)
         raise UsageError(
             f"--kv-format {workload.kv_format} is for CPUs alone; beside GPUs keys and values are in {held}, as the"
-            " hidden states"
+            f" hidden states, or for other engines in {engines}"
         )
     return Problem(
         model=model,
@@ -113,6 +114,7 @@ def make_problem(
             concurrency=workload.concurrency,
             max_context_tokens=workload.max_context_tokens,
             messages_in_flight=messages_in_flight(workload.concurrency, len(cluster.devices)),
+            window_extra_tokens=workload.window_extra_tokens,
         ),
     )
 
@@ -133,7 +135,10 @@ def activation_format(model: ModelSpec, cluster: Cluster, weight_formats: tuple[
 
 def kv_format(cluster: Cluster, workload: Workload, weight_formats: tuple[str, ...], activations: str) -> str:
     """As activations, but where all devices are CPUs what is asked for, or else as the widest weights, and fp16 where
-    these are quantised: half the memory, and half the time of reading it."""
+    these are quantised: half the memory, and half the time of reading it. Quantised ones, which other engines hold,
+    on any device."""
+    if workload.kv_format is not None and workload.kv_format not in FORMAT_BYTES:
+        return workload.kv_format
     if any(device.kind != "cpu" for device in cluster.devices):
         return activations
     if workload.kv_format is not None:

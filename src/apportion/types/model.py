@@ -25,6 +25,24 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCache:
+    """What a layer keeps of a sequence, where that is not one key and one value of `ModelSpec.head_dim` a KV head.
+
+    Layers of one model may have KV heads of other widths and numbers; a "KV head" is then the unit of the axis that
+    cuts attention, and may hold several of a layer's.
+    """
+
+    per_kv_head: int
+    """Elements of a token's keys and values."""
+    whole: int = 0
+    """Elements of a token that every member of a group holds: latents, an indexer's keys."""
+    products_per_kv_head: int = 0
+    """Multiply-adds of one query position with one cached position."""
+    state_bytes: int = 0
+    """Of each sequence, however long: states of state-space layers and linear attention, whole on every member."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
     """One decoder layer.
 
@@ -42,6 +60,8 @@ class LayerSpec:
     num_experts: int
     """0 for a dense layer. Shared experts count as experts that every token is routed to."""
     experts_per_token: int
+    cache: LayerCache | None = None
+    """None where it is as the ModelSpec's heads say."""
     stored_block_bytes: int = 0
     """One quantisation block of every row that may be cut within a block: what a member may hold beyond its share of
     the stored bytes. Cuts are rounded down to whole blocks, so the first member never does."""
@@ -61,6 +81,7 @@ class StoredWeights:
     """Of what is neither in a layer nor in a vocabulary table, which the head's stage holds: the final norm."""
     ffn_block_columns: int
     """FFN columns of whole quantisation blocks, where these divide the columns; 1 where they do not."""
+    beside_embedding_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +112,11 @@ class ModelSpec:
     None where each KV head has keys and values of its own."""
     stored: StoredWeights | None = None
     """None where the files are not quantised."""
+    beside_embedding: int = 0
+    """Parameters that the first stage's members hold beside the vocabulary table: tables of positions, embeddings per
+    layer, norms of embeddings."""
+    notes: tuple[str, ...] = ()
+    """What of this description is assumed, or left out."""
 
     @property
     def num_layers(self) -> int:
@@ -104,9 +130,17 @@ class ModelSpec:
     def value_dim(self) -> int:
         return self.kv_lora_rank or self.head_dim
 
-    def kv_elements(self, kv_heads: int) -> int:
+    def kv_elements(self, layer: LayerSpec, kv_heads: int) -> int:
         """Elements of one token's keys and values in one layer, where so many KV heads are held."""
+        if layer.cache is not None:
+            return layer.cache.per_kv_head * kv_heads + layer.cache.whole
         return 2 * self.head_dim * kv_heads if self.kv_lora_rank is None else self.head_dim
+
+    def attention_products(self, layer: LayerSpec) -> int:
+        """Multiply-adds of one query position with one cached position, for each KV head."""
+        if layer.cache is not None:
+            return layer.cache.products_per_kv_head
+        return self.q_heads_per_kv_head * (self.head_dim + self.value_dim)
 
     @property
     def embedding_params(self) -> int:
@@ -127,4 +161,4 @@ class ModelSpec:
         """Of the whole model: layers, vocabulary tables, final norm."""
         layers = sum(self.layer_parameters(layer) for layer in range(self.num_layers))
         tables = 1 if self.tied_embeddings else 2
-        return layers + tables * self.embedding_params + self.hidden_size
+        return layers + tables * self.embedding_params + self.beside_embedding + self.hidden_size

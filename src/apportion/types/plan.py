@@ -6,7 +6,7 @@ from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload
 
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 
 
 def most_step_tokens(chunk_tokens: int, sequences: int) -> int:

@@ -7,6 +7,20 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 FORMAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of one element, by the formats that activations, keys and values can have."""
+KV_BITS = {
+    "fp32": 32.0,
+    "bf16": 16.0,
+    "fp16": 16.0,
+    "q8_0": 8.5,
+    "fp8": 8.0,
+    "q5_1": 6.0,
+    "q5_0": 5.5,
+    "q4_1": 5.0,
+    "q4_0": 4.5,
+    "iq4_nl": 4.5,
+}
+"""Of one element of a key or value, widest first. Those by blocks of 32 count their scales (ggml's block sizes); fp8
+has one scale for a whole cache."""
 WEIGHT_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0, "int8": 8.0, "int4": 4.5}
 """Of one element, by weight format, widest first; cost/formats.py says what comes beside."""
 

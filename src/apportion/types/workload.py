@@ -31,6 +31,9 @@ class Workload:
     """Of keys and values; None: as the weights and devices have it."""
     most_sequences: int | None = None
     """Where the planner chose the concurrency: from 1 to this."""
+    window_extra_tokens: int | None = None
+    """For engines whose layers with a sliding window hold the window and so many tokens more of a sequence (what they
+    take in at once); None where those layers hold all of it, as here."""
     arrival_rate: float | None = None
     """Requests per second that must be served; None where sequences are given instead."""
     ttft_limit_s: float | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from apportion.cost.memory import kv_bytes_per_token, shard_memory, shard_weights_bytes
+from apportion.cost.memory import kv_cache_bytes, shard_memory, shard_weights_bytes
 from apportion.planner.infeasible.relief import Demand, MoreMemory, changes, least_memory
 from apportion.planner.problem import Problem, chunk_candidates, make_problem
 from apportion.planner.search.division import stage_kind
@@ -71,8 +71,7 @@ def least_bytes(problem: Problem) -> int:
 def _kept_bytes(problem: Problem, kind: StageKind) -> int:
     model = problem.model
     shard = make_shard(kind, problem.formats, 0, 1, model.kv_heads, model.ffn_columns, model.vocab_rows)
-    kv_tokens = problem.capacity.num_kv_blocks * problem.capacity.block_tokens
-    return shard_weights_bytes(model, shard) + kv_tokens * kv_bytes_per_token(model, shard)
+    return shard_weights_bytes(model, shard) + kv_cache_bytes(model, shard, problem.capacity)
 
 
 def _ends_bytes(problems: Sequence[Problem], ends: StageKind) -> Iterator[int]:

@@ -20,7 +20,7 @@ from apportion.planner.problem import Problem, activation_format, kv_format
 from apportion.planner.stages.groups import Group, common_formats, group_link
 from apportion.types.cluster import Cluster, Device
 from apportion.types.model import LayerSpec
-from apportion.types.units import FORMAT_BYTES
+from apportion.types.units import FORMAT_BYTES, KV_BITS
 
 FloatArray = NDArray[np.float64]
 
@@ -120,4 +120,4 @@ def least_kv(problem: Problem) -> str:
     least = least_activations(problem)
     clusters = [Cluster(devices=(device,), links=()) for device in problem.cluster.devices]
     names = {kv_format(one, problem.workload, problem.weight_formats, least) for one in clusters}
-    return min({*names, problem.kv_format}, key=lambda name: FORMAT_BYTES[name])
+    return min({*names, problem.kv_format}, key=lambda name: KV_BITS[name])

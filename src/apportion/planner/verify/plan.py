@@ -28,7 +28,7 @@ from apportion.planner.verify.service import fewest_check, limits_check, little_
 from apportion.planner.verify.streams import host_room_check, streams_check
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
-from apportion.types.units import FORMAT_BYTES, format_bytes, format_seconds
+from apportion.types.units import FORMAT_BYTES, KV_BITS, format_bytes, format_seconds
 
 RELATIVE_TOLERANCE = 1e-9
 BOUND_TOLERANCE = 1e-6
@@ -125,9 +125,8 @@ def _formats(plan: Plan) -> Check:
     known = {device.id: device for device in plan.cluster.devices}
     ok = len({(stage.activation_format, stage.kv_format) for stage in plan.stages}) == 1
     ok &= plan.workload.kv_format in (None, plan.kv_format)
-    ok &= {plan.activation_format, plan.kv_format} <= FORMAT_BYTES.keys() and set(
-        plan.weight_formats
-    ) <= weight_formats(plan.model).keys()
+    ok &= plan.activation_format in FORMAT_BYTES and plan.kv_format in KV_BITS
+    ok &= set(plan.weight_formats) <= weight_formats(plan.model).keys()
     ok &= all(
         stage.weight_format in plan.weight_formats
         and all(known[name].rate(stage.weight_format) for name in stage.split.device_ids if name in known)
