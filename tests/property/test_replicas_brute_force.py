@@ -44,10 +44,16 @@ class Replicas:
                 tuple(d for d, place in zip(devices, places, strict=True) if place == p)
                 for p in set(places) - {0}
             ]
+            if not self.allowed(places):
+                continue
             if asked in (None, len(parts)) and 0 < len(parts) <= self.task.most_sequences:
                 for shares in compositions(self.task.most_sequences, len(parts)):
                     most = max(most, sum(self.rate(*pair) for pair in zip(parts, shares, strict=True)))
         return most
+
+    def allowed(self, places) -> bool:
+        """Of each device, which replica it is in; 0: none."""
+        return any(places)
 
     def rate(self, part, share) -> float:
         """−inf where it does not fit. Devices alike come together, as in the planner."""

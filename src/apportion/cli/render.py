@@ -43,6 +43,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"{format_seconds(certificate.lower_bound)}, gap {certificate.gap:.2%}"
     )
     console.print(f"  by {escape(certificate.method)}")
+    if plan.constraints.statement:
+        console.print(f"  of all plans with {escape(plan.constraints.statement)}")
     if certificate.fewest_devices is not None:
         console.print(_fewest(certificate.fewest_devices, len(plan.device_ids)))
     if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):

@@ -22,6 +22,8 @@ def print_replicas(console: Console, plan: ReplicatedPlan) -> None:
         f"than {1 / certificate.lower_bound:.1f}, gap {certificate.gap:.2%}"
     )
     console.print(f"  by {escape(certificate.method)}")
+    if plan.constraints.statement:
+        console.print(f"  of all plans with {escape(plan.constraints.statement)}")
 
 
 def _print_several(console: Console, plan: ReplicatedPlan) -> None:

@@ -21,6 +21,8 @@ from apportion.planner.infeasible.limits import limits_error, without_limits
 from apportion.planner.infeasible.relief import Demand
 from apportion.planner.problem import alternatives, chunk_candidates, make_problem
 from apportion.types.cluster import Cluster, Device
+from apportion.types.constraints import UNCONSTRAINED, Constraints
+from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import PLAN_VERSION, Certificate, Plan
 from apportion.types.workload import Workload
@@ -31,19 +33,20 @@ def find_division(
     cluster: Cluster,
     workload: Workload,
     weight_formats: tuple[str, ...],
+    constraints: Constraints = UNCONSTRAINED,
     *,
     streaming: bool = True,
 ) -> Found | None:
     """The best division that holds all its weights; where there is none and `streaming` is allowed, the best of those
-    that stream some. None where nothing fits or keeps the limits. Raises InfeasibleError for an
+    that stream some. None where nothing fits, or keeps limits and constraints. Raises InfeasibleError for an
     arrival rate that cannot be served."""
 
-    held = find_demanded(workload, Finder(model, cluster, weight_formats, streaming=False))
+    held = find_demanded(workload, Finder(model, cluster, weight_formats, constraints, streaming=False))
     if held is not None or not streaming:
         return held
 
     def find(where: Cluster) -> Found | None:
-        return find_demanded(workload, Finder(model, where, weight_formats, streaming=True))
+        return find_demanded(workload, Finder(model, where, weight_formats, constraints, streaming=True))
 
     return find_with_host_room(cluster, find)
 
@@ -53,6 +56,7 @@ def fits(
     cluster: Cluster,
     workload: Workload,
     weight_formats: tuple[str, ...],
+    constraints: Constraints = UNCONSTRAINED,
     *,
     streaming: bool = True,
 ) -> bool:
@@ -67,7 +71,7 @@ def fits(
         ttft_limit_s=None,
         tpot_limit_s=None,
     )
-    problem = make_problem(model, cluster, alone, weight_formats, chunk_tokens)
+    problem = make_problem(model, cluster, alone, weight_formats, chunk_tokens, constraints)
     if search(problem) is not None:
         return True
     if not streaming:
@@ -84,15 +88,16 @@ def _found(
     cluster: Cluster,
     workload: Workload,
     weight_formats: tuple[str, ...],
+    constraints: Constraints,
     cards: Sequence[Device],
     *,
     streaming: bool,
 ) -> Found:
     """Raises InfeasibleError for what stands in the way: limits, or memory."""
-    found = find_division(model, cluster, workload, weight_formats, streaming=streaming)
+    found = find_division(model, cluster, workload, weight_formats, constraints, streaming=streaming)
     if found is None and workload.limited:
         free = without_limits(workload)
-        unlimited = find_division(model, cluster, free, weight_formats, streaming=streaming)
+        unlimited = find_division(model, cluster, free, weight_formats, constraints, streaming=streaming)
         if unlimited is not None:
             raise limits_error(workload, unlimited)
     if found is None:
@@ -101,12 +106,14 @@ def _found(
             cluster=cluster,
             workload=workload,
             weight_formats=weight_formats,
-            fits=partial(fits, streaming=streaming),
-            fits_streamed=None if streaming else partial(fits, streaming=True),
+            fits=partial(fits, constraints=constraints, streaming=streaming),
+            fits_streamed=None if streaming else partial(fits, constraints=constraints, streaming=True),
             cards=cards,
         )
         roomy = replace(demand, cluster=without_host_memory(cluster))
-        elsewhere = find_division(roomy.model, roomy.cluster, workload, weight_formats) if streaming else None
+        elsewhere = (
+            find_division(model, roomy.cluster, workload, weight_formats, constraints) if streaming else None
+        )
         raise host_memory_error(demand, elsewhere) if elsewhere else infeasible_error(demand)
     return found
 
@@ -124,6 +131,7 @@ def make_plan(
     cluster: Cluster,
     workload: Workload,
     weight_formats: tuple[str, ...],
+    constraints: Constraints = UNCONSTRAINED,
     *,
     streaming: bool = True,
     cards: Sequence[Device] = (),
@@ -132,10 +140,20 @@ def make_plan(
     `cards` are those that an error may advise to add, smallest first.
 
     Raises InfeasibleError where the devices cannot hold it, or keep its limits; ClusterError where one lacks a rate it
-    needs; UsageError for a KV cache that is too small for the workload.
+    needs; UsageError for a KV cache that is too small for the workload, or constraints that it does not go with.
     """
     check_kv_tokens(workload)
-    return certified(_found(model, cluster, workload, weight_formats, cards, streaming=streaming))
+    _check_constraints(workload, constraints)
+    return certified(
+        _found(model, cluster, workload, weight_formats, constraints, cards, streaming=streaming)
+    )
+
+
+def _check_constraints(workload: Workload, constraints: Constraints) -> None:
+    if constraints.use_all and workload.objective == "fewest-devices":
+        raise UsageError(
+            "--use-all takes every device, --objective fewest-devices as few as will do; give one of them"
+        )
 
 
 def certified(found: Found) -> Plan:
@@ -157,5 +175,6 @@ def certified(found: Found) -> Plan:
         estimate=problem.estimate(stages, found.microbatches),
         certificate=_certificate(found),
         balance=balance(problem, stages, found.microbatches),
+        constraints=problem.constraints,
     )
     return with_kv_rooms(replace(made, memory=plan_memory(made)))

@@ -22,6 +22,7 @@ from apportion.planner.problem import (
     useful_chunks,
 )
 from apportion.types.cluster import Cluster
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload
 
@@ -31,10 +32,17 @@ BETTER = 1 - 1e-9
 
 class Finder:
     def __init__(
-        self, model: ModelSpec, cluster: Cluster, weight_formats: tuple[str, ...], *, streaming: bool
+        self,
+        model: ModelSpec,
+        cluster: Cluster,
+        weight_formats: tuple[str, ...],
+        constraints: Constraints = UNCONSTRAINED,
+        *,
+        streaming: bool,
     ) -> None:
         self.model, self.cluster = model, cluster
         self.weight_formats, self.streaming = weight_formats, streaming
+        self.constraints = constraints
         self.num_devices = len(cluster.devices)
 
     def best(self, workload: Workload, max_devices: int | None = None, cutoff: float = inf) -> Found | None:
@@ -113,5 +121,7 @@ class Finder:
     def _problem(self, workload: Workload, chunk_tokens: int, max_devices: int | None) -> Problem | None:
         if not holds_requests(workload):
             return None
-        problem = make_problem(self.model, self.cluster, workload, self.weight_formats, chunk_tokens)
+        problem = make_problem(
+            self.model, self.cluster, workload, self.weight_formats, chunk_tokens, self.constraints
+        )
         return replace(problem, max_devices=max_devices, streaming=self.streaming)

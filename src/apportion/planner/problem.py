@@ -8,6 +8,7 @@ from apportion.cost.formats import Formats, widest_first
 from apportion.cost.memory import Capacity, kv_blocks, messages_in_flight, plan_capacity
 from apportion.cost.objective import Goal, goal, microbatch_sequences
 from apportion.types.cluster import Cluster
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.errors import ClusterError, UsageError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Plan, Stage
@@ -37,6 +38,7 @@ class Problem:
     """Whether stages may stream layers: asked for only where nothing fits otherwise."""
     max_devices: int | None = None
     """In use at once; None where there may be any number."""
+    constraints: Constraints = UNCONSTRAINED
 
     @property
     def formats(self) -> Formats:
@@ -85,6 +87,7 @@ def make_problem(
     workload: Workload,
     weight_formats: tuple[str, ...],
     chunk_tokens: int,
+    constraints: Constraints = UNCONSTRAINED,
 ) -> Problem:
     """Raises ClusterError where a device has no rate for any of the weight formats, UsageError for a format of keys and
     values that the devices do not hold."""
@@ -116,6 +119,7 @@ def make_problem(
             messages_in_flight=messages_in_flight(workload.concurrency, len(cluster.devices)),
             window_extra_tokens=workload.window_extra_tokens,
         ),
+        constraints=constraints,
     )
 
 
@@ -197,6 +201,7 @@ def with_sequences(problem: Problem, chunk_tokens: int, sequences: int) -> Probl
         kv_format=problem.kv_format,
         streaming=problem.streaming,
         max_devices=problem.max_devices,
+        constraints=problem.constraints,
     )
 
 
@@ -226,4 +231,5 @@ def plan_problem(plan: Plan) -> Problem:
             messages_in_flight=messages_in_flight(plan.workload.concurrency, len(plan.cluster.devices)),
         ),
         streaming=any(stage.streamed_layers for stage in plan.stages),
+        constraints=plan.constraints,
     )

@@ -10,6 +10,7 @@ from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.build import find_division
 from apportion.planner.problem import Problem, microbatch_candidates
 from apportion.types.cluster import Cluster
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.errors import InfeasibleError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Estimate, Stage
@@ -33,10 +34,14 @@ class Division:
 
 
 def best_division(
-    model: ModelSpec, cluster: Cluster, workload: Workload, weight_formats: tuple[str, ...]
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    weight_formats: tuple[str, ...],
+    constraints: Constraints = UNCONSTRAINED,
 ) -> Division | None:
     """The planner's, without its certificate; None where nothing fits."""
-    found = find_division(model, cluster, workload, weight_formats)
+    found = find_division(model, cluster, workload, weight_formats, constraints)
     return None if found is None else weigh(found.problem, found.stages)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from apportion.types.cluster import Cluster
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload
 
@@ -166,6 +167,8 @@ class Plan:
     """Blocks that every device can swap to its host's memory."""
     kv_rooms: tuple[KvRoom, ...] = ()
     """By stage; the least of them limits the KV cache of all."""
+    constraints: Constraints = UNCONSTRAINED
+    """What the division was held to, and what its certificate is relative to."""
 
     @property
     def step_tokens(self) -> int:

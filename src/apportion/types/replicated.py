@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from apportion.types.cluster import Cluster
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Certificate, Plan
 from apportion.types.workload import Workload
@@ -23,6 +24,8 @@ class ReplicatedPlan:
     """Replicas that were asked for; None where the planner chose their number."""
     replicas: tuple[Plan, ...]
     certificate: Certificate
+    constraints: Constraints = UNCONSTRAINED
+    """Of all replicas together; each has them for its own part of the cluster."""
 
     @property
     def model(self) -> ModelSpec:

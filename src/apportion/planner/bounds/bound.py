@@ -182,7 +182,8 @@ class _Bounds:
             return Bound(0.0, "too many arcs")
         counts = np.array([group.counts for group in self.groups])[arcs.group]
         available = np.array([len(kind) for kind in tables.device_kinds])
-        network = Network(self.problem.model.num_layers, len(tables.hosts), counts, available)
+        least = np.array(tables.least_used)
+        network = Network(self.problem.model.num_layers, len(tables.hosts), counts, available, least)
         return cheapest_path(network, self.goal, arcs, self.value)
 
     def _of_sums(self, tables: StageTables) -> Bound:

@@ -30,12 +30,13 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Nodes are (layer, host); `used[arc, kind]` devices of `available[kind]`."""
+    """Nodes are (layer, host); `used[arc, kind]` devices of `available[kind]`, of which `least[kind]` take part."""
 
     num_layers: int
     num_hosts: int
     used: IntArray
     available: IntArray
+    least: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,11 @@ def _constraints(network: Network, arcs: Arcs, scale: float, latency: bool) -> l
     above = coo_array(np.hstack([np.array(maxima) / scale, np.full((len(maxima), 1), -1.0)]))
     return [
         LinearConstraint(leave - reach, balance, balance),
-        LinearConstraint(vstack([used, above]), -inf, np.append(network.available, np.zeros(len(maxima)))),
+        LinearConstraint(
+            vstack([used, above]),
+            np.append(network.least, np.full(len(maxima), -inf)),
+            np.append(network.available, np.zeros(len(maxima))),
+        ),
     ]
 
 

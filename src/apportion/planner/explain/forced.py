@@ -34,7 +34,7 @@ def forced_division(plan: Plan, device: Device, found: Sequence[Division]) -> Di
 
 
 def replan(plan: Plan, cluster: Cluster) -> Division | None:
-    return best_division(plan.model, cluster, plan.workload, plan.weight_formats)
+    return best_division(plan.model, cluster, plan.workload, plan.weight_formats, plan.constraints)
 
 
 def faster(device: Device, factor: float) -> Device:
@@ -68,7 +68,14 @@ def _lured(plan: Plan, device: Device) -> Iterator[Division]:
 def _at_true_rates(plan: Plan, division: Division) -> Iterator[Division]:
     """The division on the plan's own cluster, its layers moved; nothing where more devices leave it too little room."""
     problem = replace(
-        make_problem(plan.model, plan.cluster, plan.workload, plan.weight_formats, division.chunk_tokens),
+        make_problem(
+            plan.model,
+            plan.cluster,
+            plan.workload,
+            plan.weight_formats,
+            division.chunk_tokens,
+            plan.constraints,
+        ),
         streaming=any(stage.streamed_layers for stage in division.stages),
     )
     with suppress(InfeasibleError):

@@ -51,7 +51,8 @@ def what_if(plan: Plan, changes: Changes) -> Plan:
     filled = plan.num_kv_blocks > kv_blocks(plan.workload, plan.block_tokens)
     if filled:  # as --kv-tokens max: planned for the least, then given what is left
         workload = replace(workload, kv_tokens=least_kv_tokens(workload))
-    after = make_plan(plan.model, changed_cluster(plan.cluster, changes), workload, weight_formats)
+    cluster = changed_cluster(plan.cluster, changes)
+    after = make_plan(plan.model, cluster, workload, weight_formats, plan.constraints)
     return with_most_kv(after) if filled else after
 
 

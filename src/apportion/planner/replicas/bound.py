@@ -160,9 +160,9 @@ class _Bounds:
         task, sets = self.of.task, self.of.sets
         counts = np.array([sets.counts[item.set] for item in items])
         shares = np.array([self.of.shares[item.share] for item in items])
-        total = task.most_sequences
+        total, available = task.most_sequences, np.array(sets.available)
         rules = [
-            LinearConstraint(counts.T, -inf, np.array(sets.available)),
+            LinearConstraint(counts.T, available if task.constraints.use_all else -inf, available),
             LinearConstraint(shares[None, :], total if task.all_sequences else -inf, total),
         ]
         if task.num_replicas is not None:

@@ -14,6 +14,7 @@ from apportion.planner.replicas.search import ReplicaSearch
 from apportion.planner.replicas.task import ReplicaSets, Task
 from apportion.planner.stages.groups import Used
 from apportion.types.cluster import Cluster
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.errors import InfeasibleError, UsageError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import PLAN_VERSION, Plan
@@ -27,6 +28,7 @@ def make_replicated_plan(
     workload: Workload,
     weight_formats: tuple[str, ...],
     num_replicas: int | None,
+    constraints: Constraints = UNCONSTRAINED,
 ) -> ReplicatedPlan:
     """The best replicas, certified: so many, or of any number where it is None. They hold all their weights.
 
@@ -40,6 +42,7 @@ def make_replicated_plan(
         workload=replace(workload, most_sequences=workload.concurrency if workload.limited else None),
         weight_formats=weight_formats,
         num_replicas=num_replicas,
+        constraints=constraints,
     )
     sets = DeviceSets(cluster)
     found = best_guess(task, sets) if sets.num_sets > MAX_SETS else ReplicaSearch(ReplicaSets(task)).best()
@@ -54,6 +57,7 @@ def make_replicated_plan(
         num_asked=num_replicas,
         replicas=replicas,
         certificate=certify_replicas(task, served(replicas), replicas),
+        constraints=constraints,
     )
 
 

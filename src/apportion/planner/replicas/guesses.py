@@ -77,7 +77,7 @@ def _found(
         key = (sets.signature(counts), sequences)
         if key not in known:
             cluster = sets.cluster_of(counts)
-            finder = Finder(task.model, cluster, task.weight_formats, streaming=False)
+            finder = Finder(task.model, cluster, task.weight_formats, task.constraints, streaming=False)
             known[key] = finder.best(task.share(sequences))
         found = known[key]
         if found is None:

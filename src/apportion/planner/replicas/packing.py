@@ -33,6 +33,9 @@ class Packings:
             [(available[counts > 0] // counts[counts > 0]).min() for counts in sets.counts]
         )
         """Of a set there is room for."""
+        least = available if of.task.constraints.use_all else np.zeros_like(available)
+        self._lacking: NDArray[np.bool_] = np.any(used < least, axis=1)
+        """States without a device that has to take part."""
         self._room = [np.flatnonzero((used + counts <= available).all(axis=1)) for counts in sets.counts]
         self._added = sets.counts @ self._strides
         place = {count: number for number, count in enumerate(self._sums)}
@@ -50,7 +53,7 @@ class Packings:
         items = [Item(int(one), int(share)) for one, share in np.argwhere(worth > -inf)]
         for number, item in enumerate(items):
             self._add(value, choice, number, item, float(worth[item]))
-        last = value[-1][:, self._ends]
+        last = np.where(self._lacking[:, None], -inf, value[-1][:, self._ends])
         state, end = divmod(int(last.argmax()), len(self._ends))
         if last[state, end] == -inf or (state == 0 and end == 0):
             return None

@@ -61,7 +61,13 @@ class Candidate:
         problem = self._of.problem(self._item, way)
         found = search(problem, (way.microbatches,), self._least_s, self._of.kinds)
         if found is None and self.found is None and self._next == len(self._ways):
-            finder = Finder(problem.model, problem.cluster, problem.weight_formats, streaming=False)
+            finder = Finder(
+                problem.model,
+                problem.cluster,
+                problem.weight_formats,
+                problem.constraints,
+                streaming=False,
+            )
             found = finder.best(problem.workload)
         if found is not None and 1 / found.value > self.least:
             self.found = found

@@ -14,6 +14,7 @@ from apportion.planner.replicas.device_sets import DeviceSets, sequence_shares
 from apportion.planner.stages.groups import Used
 from apportion.planner.stages.kinds import StageKinds
 from apportion.types.cluster import Cluster
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload
 
@@ -42,6 +43,7 @@ class Task:
     workload: Workload
     weight_formats: tuple[str, ...]
     num_replicas: int | None
+    constraints: Constraints = UNCONSTRAINED
 
     @property
     def most_sequences(self) -> int:
@@ -55,7 +57,9 @@ class Task:
     def problem(self, cluster: Cluster, sequences: int, chunk_tokens: int) -> Problem:
         """Of one replica."""
         workload = self.share(sequences)
-        return make_problem(self.model, cluster, workload, self.weight_formats, chunk_tokens)
+        return make_problem(
+            self.model, cluster, workload, self.weight_formats, chunk_tokens, self.constraints
+        )
 
     def share(self, sequences: int) -> Workload:
         return replace(self.workload, concurrency=sequences, most_sequences=None)

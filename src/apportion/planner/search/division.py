@@ -135,7 +135,12 @@ class Search:
     def _best_in_order(self) -> Division | None:
         counts = [len(kind) for kind in self.tables.device_kinds]
         pipelines = Pipelines(
-            self.groups, self.tables.hosts, counts, self.problem.model.num_layers, self.problem.max_devices
+            self.groups,
+            self.tables.hosts,
+            counts,
+            self.problem.model.num_layers,
+            self.problem.max_devices,
+            self.tables.least_used,
         )
 
         def solve(limit: float) -> Division | None:

@@ -183,8 +183,9 @@ class WithinLimits:
         return Combinations(figures[rows], None, row, none, none, tuple(parts), number)
 
     def _ends(self, state: State, parts: Sequence[Combinations]) -> Iterator[tuple[float, Combinations, int]]:
-        leave = self.searched.tables.joins.exit(state[1])
-        if leave is None or self._too_slow(leave.decode_s):
+        leave, least = self.searched.tables.joins.exit(state[1]), self.searched.tables.least_used
+        lacking = any(used < needed for used, needed in zip(state[0], least, strict=True))
+        if leave is None or lacking or self._too_slow(leave.decode_s):
             return
         for part in parts:
             figures = self._with(part.figures, np.array([[leave.prefill_s]]), np.array([[leave.decode_s]]))

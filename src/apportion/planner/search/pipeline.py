@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from apportion.planner.stages.groups import Group
+from apportion.planner.stages.groups import Group, Used
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -45,6 +45,7 @@ class Pipelines:
         kind_counts: Sequence[int],
         num_layers: int,
         max_devices: int | None = None,
+        least_used: Used | None = None,
     ) -> None:
         self.groups = groups
         self.num_layers = num_layers
@@ -55,6 +56,9 @@ class Pipelines:
         self.added = [int(np.dot(radices[:-1], group.counts)) for group in groups]
         used = np.arange(self.num_states)[:, None] // radices[:-1] % (np.array(kind_counts) + 1)
         level = used.sum(axis=1)
+        least = np.zeros(len(kind_counts), dtype=np.int64) if least_used is None else np.array(least_used)
+        self.lacking: NDArray[np.bool_] = np.any(used < least, axis=1)
+        """States without a device that has to take part."""
         most = sum(kind_counts) if max_devices is None else max_devices
         room = [
             (used + group.counts <= np.array(kind_counts)).all(axis=1) & (level + group.size <= most)
@@ -77,7 +81,7 @@ class Pipelines:
             np.minimum(entry, first, out=entry)
         for number, states in self.steps:
             self._extend(cost, number, states, stages[number], joined)
-        ends = cost[:, :, -1] + joined.exit
+        ends = np.where(self.lacking[:, None], inf, cost[:, :, -1] + joined.exit)
         if not np.isfinite(ends.min()):
             return None
         state, host = divmod(int(ends.argmin()), self.num_hosts)

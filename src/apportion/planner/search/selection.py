@@ -41,13 +41,19 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class HostChoices:
     kind_counts: tuple[int, ...]
+    least_used: tuple[int, ...]
+    """Of each kind, that have to take part."""
     choices: tuple[Choice, ...]
 
     @property
     def key(self) -> object:
         """Equal where two hosts have the same table."""
         costs = tuple((c.counts, c.path_s.tobytes(), c.hop_s, c.cross_s) for c in self.choices)
-        return (self.kind_counts, costs)
+        return (self.kind_counts, self.least_used, costs)
+
+    @property
+    def needed(self) -> bool:
+        return any(self.least_used)
 
 
 class Taken(NamedTuple):
@@ -65,6 +71,8 @@ class HostTable:
 
     host: HostChoices
     strides: tuple[int, ...]
+    lacking: NDArray[np.bool_]
+    """States without a device that has to take part."""
     cost: FloatArray
     best: FloatArray
     state: NDArray[np.int64]
@@ -85,7 +93,7 @@ def cheapest_selection(
         if key not in tables:
             tables[key] = _host_table(host, num_layers, max_devices)
         table = tables[key]
-        by_host.append(HostTable(host, table.strides, table.cost, table.best, table.state))
+        by_host.append(HostTable(host, table.strides, table.lacking, table.cost, table.best, table.state))
     sums = [np.full((1 if max_devices is None else max_devices + 1, 4, num_layers + 1), inf)]
     sums[0][0, MIDDLE, 0] = 0.0
     for table in by_host:
@@ -95,16 +103,25 @@ def cheapest_selection(
     ways: list[tuple[float, Callable[[], list[Taken]]]] = [
         (float(ends[slot]), partial(_trace, by_host, sums, num_layers, slot))
     ]
+    needed = [table for table in by_host if table.host.needed]
     for table in by_host:
-        states = table.cost[:, :, ONLY, num_layers].reshape(-1)
+        if any(other is not table for other in needed):
+            continue
+        states = np.where(table.lacking[:, None], inf, table.cost[:, :, ONLY, num_layers]).reshape(-1)
         state = int(states.argmin())
         ways.append((float(states[state]), partial(_trace_host, table, state, ONLY, num_layers)))
         for choice in table.host.choices:
-            if max_devices is None or sum(choice.counts) <= max_devices:
+            if _may_be_alone(table.host, choice, max_devices):
                 single = Taken(choice.group, ONLY, num_layers)
                 ways.append((float(choice.path_s[ONLY, num_layers]), partial(list[Taken], [single])))
     cost, taken = min(ways, key=lambda way: way[0])
     return None if cost == inf else (cost, taken())
+
+
+def _may_be_alone(host: HostChoices, choice: Choice, max_devices: int | None) -> bool:
+    """Whether one group may hold the whole model."""
+    enough = all(count >= least for count, least in zip(choice.counts, host.least_used, strict=True))
+    return enough and (max_devices is None or sum(choice.counts) <= max_devices)
 
 
 def _shifted(cost: FloatArray, most: int) -> FloatArray:
@@ -167,9 +184,10 @@ def _host_table(host: HostChoices, num_layers: int, max_devices: int | None) -> 
     # A host is entered from another, unless it has the first stage and not the last.
     allowed = cost.copy()
     allowed[:, 0, [MIDDLE, LAST, ONLY]] = inf
-    slots = [np.full(states_in_all, True)]
+    lacking: NDArray[np.bool_] = np.any(used < np.array(host.least_used), axis=1)
+    slots = [~lacking]
     if max_devices is not None:
-        slots = [level == number for number in range(max_devices + 1)]
+        slots = [(level == number) & ~lacking for number in range(max_devices + 1)]
     best = np.full((len(slots), 4, num_layers + 1), inf)
     state = np.zeros(best.shape, dtype=np.int64)
     for slot, inside in enumerate(slots):
@@ -177,8 +195,9 @@ def _host_table(host: HostChoices, num_layers: int, max_devices: int | None) -> 
         if len(numbers):
             part = allowed.reshape(2 * states_in_all, 4, num_layers + 1)[numbers]
             best[slot], state[slot] = part.min(axis=0), numbers[part.argmin(axis=0)]
-    best[0, MIDDLE, 0], state[0, MIDDLE, 0] = 0.0, 0
-    return HostTable(host, tuple(int(stride) for stride in strides[:-1]), cost, best, state)
+    if not host.needed:
+        best[0, MIDDLE, 0], state[0, MIDDLE, 0] = 0.0, 0
+    return HostTable(host, tuple(int(stride) for stride in strides[:-1]), lacking, cost, best, state)
 
 
 def _most_layers(choice: Choice) -> int:

@@ -13,7 +13,7 @@ from apportion.planner.problem import Problem
 from apportion.planner.search.joins import Joins
 from apportion.planner.search.pipeline import Joined
 from apportion.planner.search.selection import FIRST, LAST, ONLY, Choice, HostChoices
-from apportion.planner.stages.groups import Group, device_kinds
+from apportion.planner.stages.groups import Group, device_kinds, least_used
 from apportion.planner.stages.kinds import StageKinds
 from apportion.planner.stages.options import Options
 
@@ -40,6 +40,7 @@ class StageTables:
         """By group; those that are alike share them."""
         self.hosts = list(dict.fromkeys(device.host for device in problem.cluster.devices))
         self.device_kinds = device_kinds(problem.cluster.devices)
+        self.least_used = least_used(problem)
         stops = np.arange(problem.model.num_layers + 1)
         starts = stops[:, None] - 1 - np.arange(problem.model.num_layers)
         self._by_stop = np.where(starts >= 0, kinds.index[np.maximum(starts, 0), stops[:, None]], -1)
@@ -129,4 +130,8 @@ class StageTables:
                     cross_s=float(np.delete(joined.hop[:, index], number).min(initial=inf)),
                 )
             )
-        return HostChoices(tuple(len(self.device_kinds[kind]) for kind in kinds), tuple(choices))
+        return HostChoices(
+            tuple(len(self.device_kinds[kind]) for kind in kinds),
+            tuple(self.least_used[kind] for kind in kinds),
+            tuple(choices),
+        )

@@ -8,6 +8,7 @@ from math import inf
 from apportion.cost.host_memory import at_work
 from apportion.cost.traffic import host_link
 from apportion.planner.problem import Problem
+from apportion.planner.stages.axes import ffn_granule
 from apportion.types.cluster import Device, Link
 
 Used = tuple[int, ...]
@@ -59,23 +60,40 @@ def device_kinds(devices: Sequence[Device]) -> tuple[tuple[Device, ...], ...]:
 
 
 def possible_groups(problem: Problem) -> tuple[Group, ...]:
-    """Every multiset of device kinds on one host, of at most `kv_heads` members, with a link, cores and a weight
-    format for all."""
+    """Every multiset of device kinds on one host that the constraints allow, of no more members than KV heads and FFN
+    granules, with a link, cores and a weight format for all."""
     hosts = dict.fromkeys(device.host for device in problem.cluster.devices)
     return tuple(group for host in hosts for group in _host_groups(problem, host))
 
 
 def _host_groups(problem: Problem, host: str) -> Iterator[Group]:
     kinds = device_kinds(problem.cluster.devices)
-    most = min(problem.model.kv_heads, problem.model.ffn_columns, problem.max_devices or inf)
+    most = min(problem.model.kv_heads, _num_granules(problem), problem.max_devices or inf)
     joined = host_link(problem.cluster, host, host) is not None
     ranges = [range(len(kind) + 1 if kind[0].host == host else 1) for kind in kinds]
     for counts in product(*ranges):
         size = sum(counts)
-        if size == 1 or (joined and 1 < size <= most):
+        if size == 1 or (joined and 1 < size <= most and _allowed(problem, size)):
             devices = tuple(d for kind, count in zip(kinds, counts, strict=True) for d in kind[:count])
             if _have_cores(problem, devices) and common_formats(problem.weight_formats, devices):
                 yield Group(counts=counts, devices=devices)
+
+
+def _allowed(problem: Problem, size: int) -> bool:
+    """Whether the constraints know groups of several devices of this size."""
+    if problem.constraints.groups != "even":
+        return problem.constraints.groups == "any"
+    return problem.model.kv_heads % size == 0 and _num_granules(problem) % size == 0
+
+
+def _num_granules(problem: Problem) -> int:
+    return problem.model.ffn_columns // ffn_granule(problem.model)
+
+
+def least_used(problem: Problem) -> Used:
+    """How many devices of each kind have to take part."""
+    kinds = device_kinds(problem.cluster.devices)
+    return tuple(len(kind) if problem.constraints.use_all else 0 for kind in kinds)
 
 
 def common_formats(weight_formats: Sequence[str], devices: Sequence[Device]) -> tuple[str, ...]:

@@ -94,12 +94,30 @@ def joined_options(by_format: Sequence[Options]) -> Options:
     )
 
 
+def _all_heads(costs: ShareCosts) -> IntArray:
+    """Every way to share the KV heads that the constraints allow."""
+    model, size = costs.problem.model, len(costs.devices)
+    if costs.problem.constraints.groups == "even":
+        return np.full((1, size), model.kv_heads // size)
+    return head_compositions(model.kv_heads, size)
+
+
+def _all_granules(costs: ShareCosts) -> IntArray:
+    """Likewise the FFN granules."""
+    size = len(costs.devices)
+    if costs.problem.constraints.groups == "even":
+        return np.full((1, size), costs.num_granules // size)
+    return _compositions(costs.num_granules, size)
+
+
 def num_shares(kv_heads: int, num_granules: int, size: int) -> int:
     return comb(kv_heads - 1, size - 1) * comb(num_granules - 1, size - 1)
 
 
 def are_numbered(costs: ShareCosts) -> bool:
     """Whether the group's shares are few enough to look at all."""
+    if costs.problem.constraints.groups == "even":
+        return True
     size = len(costs.devices)
     return num_shares(costs.problem.model.kv_heads, costs.num_granules, size) <= MAX_SHARES
 
@@ -115,9 +133,7 @@ def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
     tight = np.setdiff1d(costs.possible(), numbers[free])
     if len(tight) == 0:
         return _padded(blocks, len(numbers), few)
-    size = len(costs.devices)
-    heads = head_compositions(costs.problem.model.kv_heads, size)
-    granules = _compositions(costs.num_granules, size)
+    heads, granules = _all_heads(costs), _all_granules(costs)
     everything = (np.repeat(heads, len(granules), axis=0), np.tile(granules, (len(heads), 1)))
     pool = (np.concatenate([few[0], everything[0]]), np.concatenate([few[1], everything[1]]))
     step = max(1, 200_000 // (len(everything[0]) * costs.num_times))
@@ -167,11 +183,10 @@ def optimistic_options(costs: ShareCosts, goal: Goal) -> Options | None:
 
 def _unlimited(costs: ShareCosts) -> tuple[IntArray, IntArray] | None:
     """Memory apart, every stage is best with one of these shares; None where they are too many to be numbered."""
-    model, size, layers = costs.problem.model, len(costs.devices), costs.kinds.layers
+    layers = costs.kinds.layers
     if not are_numbered(costs):
         return None
-    heads = head_compositions(model.kv_heads, size)
-    granules = _compositions(costs.num_granules, size)
+    heads, granules = _all_heads(costs), _all_granules(costs)
     quick = _undominated(np.concatenate([costs.attention_s(layer, heads) for layer in layers], axis=1))
     ffn = [costs.ffn_s(layer, granules) for layer in layers]
     narrow = _undominated(np.concatenate([*ffn, costs.head_s(granules)], axis=1))

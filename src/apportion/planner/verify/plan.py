@@ -24,6 +24,7 @@ from apportion.planner.balance import balance
 from apportion.planner.bounds.bound import certify
 from apportion.planner.problem import alternatives, plan_problem
 from apportion.planner.verify.check import Check
+from apportion.planner.verify.constraints import constraints_check
 from apportion.planner.verify.service import fewest_check, limits_check, little_check
 from apportion.planner.verify.streams import host_room_check, streams_check
 from apportion.types.model import ModelSpec
@@ -43,6 +44,7 @@ def verify(plan: Plan) -> list[Check]:
         _formats(plan),
         streams_check(plan),
         _links(plan),
+        *constraints_check(plan),
     ]
     if not all(check.ok for check in structure):
         return structure

@@ -50,6 +50,8 @@ def _parts(plan: ReplicatedPlan) -> Check:
         replica.cluster == sub_cluster(plan.cluster, replica.cluster.devices) for replica in plan.replicas
     )
     ok &= plan.num_asked in (None, len(plan.replicas))
+    ok &= all(replica.constraints == plan.constraints for replica in plan.replicas)
+    ok &= not plan.constraints.use_all or len(held) == len(known)
     return Check(
         name="replicas",
         statement=f"{len(plan.replicas)} replicas on {len(held)} of {len(known)} devices, none in two; links and"
@@ -95,6 +97,7 @@ def _lower_bound(plan: ReplicatedPlan, tokens_per_s: float) -> Check:
         workload=plan.workload,
         weight_formats=plan.replicas[0].weight_formats,
         num_replicas=plan.num_asked,
+        constraints=plan.constraints,
     )
     proven = certify_replicas(task, tokens_per_s, plan.replicas)
     sound = claimed.lower_bound <= min(proven.lower_bound, claimed.value) * (1 + BOUND_TOLERANCE)

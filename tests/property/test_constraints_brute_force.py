@@ -1,0 +1,145 @@
+"""Constraints on the search against every division that keeps them; the bound stays below the best of these."""
+
+from dataclasses import replace
+from math import inf, isclose
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from property.test_planner_brute_force import BruteForce, compositions, dominates, problems
+from property.test_replicas_brute_force import Replicas, tasks
+
+from apportion.cost.estimate import entry_timing, hop_timing, stage_timing
+from apportion.planner.bounds.bound import certify
+from apportion.planner.divide import search
+from apportion.planner.problem import make_problem
+from apportion.planner.replicas.build import make_replicated_plan, served
+from apportion.planner.verify.replicas import verify_replicas
+from apportion.types.constraints import Constraints
+from apportion.types.errors import InfeasibleError
+
+
+class Constrained(BruteForce):
+    """Every division is made, and those that break a constraint are left out."""
+
+    def best(self) -> float:
+        return min(self.every(0, (), self.cluster.devices[0].host, []), default=inf)
+
+    def every(self, start, stages, host, timings):
+        """`stages` are (devices, start, stop) so far."""
+        used = frozenset(device.id for group, *_ in stages for device in group)
+        if start == self.model.num_layers:
+            if self.kept(stages, used):
+                yield from self.extend(start, used, host, timings)
+            return
+        for group in self.groups(used):
+            link = self.link(host, group[0].host)
+            if link is None:
+                continue
+            if start == 0:
+                hop = entry_timing(link, len(group), self.steps)
+            else:
+                hop = hop_timing(self.model, link, len(group), self.steps, self.problem.activation_format)
+            for stop in range(start + 1, self.model.num_layers + 1):
+                for timing in self.options(group, start, stop):
+                    after = (*stages, (group, start, stop))
+                    yield from self.every(stop, after, group[0].host, [*timings, hop, timing])
+
+    def kept(self, stages, used) -> bool:
+        constraints = self.problem.constraints
+        if constraints.groups == "none" and any(len(group) > 1 for group, *_ in stages):
+            return False
+        return not constraints.use_all or len(used) == len(self.cluster.devices)
+
+    def find_options(self, group, start, stop):
+        timings = [
+            stage_timing(self.model, self.cluster, stage, self.steps)
+            for heads, columns in self.shares(len(group))
+            for weight_format in self.problem.weight_formats
+            if all(device.rate(weight_format) for device in group)
+            if self.fits(stage := self.stage(group, start, stop, heads, columns, weight_format))
+        ]
+        return [t for t in set(timings) if not any(dominates(other, t) for other in timings)]
+
+    def shares(self, size):
+        """FFN columns come in granules of 16 where they divide by it."""
+        granule = 16 if self.model.ffn_columns % 16 == 0 else 1
+        for heads in compositions(self.model.kv_heads, size):
+            for units in compositions(self.model.ffn_columns // granule, size):
+                even = len(set(heads)) == 1 and len(set(units)) == 1
+                if even or self.problem.constraints.groups != "even":
+                    yield heads, tuple(granule * count for count in units)
+
+
+@st.composite
+def constraints(draw):
+    return Constraints(
+        groups=draw(st.sampled_from(["any", "even", "none"])), use_all=draw(st.sampled_from([False, True]))
+    )
+
+
+@st.composite
+def constrained(draw, **sizes):
+    """With FFN columns that some groups divide evenly."""
+    problem = draw(problems(**sizes))
+    model = problem.model
+    if draw(st.booleans()):
+        rows = model.vocab_rows // model.ffn_columns
+        model = replace(model, ffn_columns=32, vocab_rows=32 * rows)
+    return make_problem(
+        model, problem.cluster, problem.workload, problem.weight_formats, 16, draw(constraints())
+    )
+
+
+def check(problem):
+    most = min(problem.workload.concurrency, 2 * len(problem.cluster.devices))
+    numbers = range(1, most + 1) if problem.workload.objective == "throughput" else [1]
+    best = min(Constrained(problem, number).best() for number in numbers)
+    found = search(problem)
+    assert (found is None) == (best == inf)
+    if found is not None:
+        assert isclose(found.value, best, rel_tol=1e-9)
+        for value in (found.value, 1.5 * found.value):
+            assert certify([problem], value).lower_bound <= best * (1 + 1e-9)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(constrained(max_layers=4))
+def test_constraints_equal_brute_force(problem):
+    check(problem)
+
+
+class ConstrainedReplicas(Replicas):
+    """Replicas that leave no device out where all have to take part."""
+
+    def in_chunk(self, cluster, share, chunk) -> float:
+        problem = self.task.problem(cluster, share, chunk)
+        numbers = range(1, min(share, 2 * len(cluster.devices)) + 1)
+        return min(Constrained(problem, number).best() for number in numbers)
+
+    def allowed(self, places) -> bool:
+        return not self.task.constraints.use_all or 0 not in places
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(tasks(max_devices=3), constraints())
+def test_replicas_with_constraints_equal_brute_force(task, asked):
+    task = replace(task, constraints=asked)
+    best = ConstrainedReplicas(task).best()
+    parts = (task.model, task.cluster, task.workload, task.weight_formats, task.num_replicas)
+    try:
+        plan = make_replicated_plan(*parts, constraints=asked)
+    except InfeasibleError:
+        assert best == 0
+        return
+    assert isclose(served(plan.replicas), best, rel_tol=1e-8)
+    assert plan.certificate.lower_bound <= (1 + 1e-8) / best
+    assert all(check.ok for check in verify_replicas(plan))
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@given(constrained(max_devices=4, max_layers=5))
+def test_constraints_equal_brute_force_at_length(problem):
+    check(problem)
