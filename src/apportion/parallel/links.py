@@ -57,16 +57,26 @@ class Inbox:
         self._listener.listen(_BACKLOG)
         self._senders: dict[int, _Sender] = {}
         self._last: _Sender | None = None
+        self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._listener, select.POLLIN)
+        self._poll.register(self._waker, select.POLLIN)
+
+    def wake(self) -> None:
+        """Ends a wait in `receive`, or the next one, from any thread."""
+        os.eventfd_write(self._waker, 1)
 
     def receive(self, timeout_s: float | None = None) -> Message | None:
-        """The next message, None after `timeout_s` without one."""
+        """The next message, None after `timeout_s` without one, or once woken."""
         if self._last is not None:
             self._last.free()
         timeout_ms = None if timeout_s is None else round(timeout_s * 1000)
-        while ready := self._poll.poll(timeout_ms):
+        woken = False
+        while not woken and (ready := self._poll.poll(timeout_ms)):
             for descriptor, _ in ready:
+                if descriptor == self._waker:
+                    woken = bool(os.eventfd_read(self._waker))
+                    continue
                 if descriptor == self._listener.fileno():
                     self._accept()
                     continue
@@ -80,6 +90,7 @@ class Inbox:
         for descriptor in list(self._senders):
             self._forget(descriptor)
         self._listener.close()
+        os.close(self._waker)
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()

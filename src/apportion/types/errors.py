@@ -6,7 +6,8 @@
     │   ├── ClusterError    a device or link description
     │   └── PlanError       a plan file, or a plan for another model
     ├── InfeasibleError     exit code 3: the devices cannot hold what was asked
-    └── EngineError         exit code 4: a worker failed or vanished while running
+    ├── EngineError         exit code 4: a worker failed or vanished while running
+    └── QueueFullError      too many requests are open; one that ends makes room
 
 Each message is one line, with the numbers and what to change.
 """
@@ -38,3 +39,7 @@ class InfeasibleError(ApportionError):
 
 class EngineError(ApportionError):
     exit_code = 4
+
+
+class QueueFullError(ApportionError):
+    pass
