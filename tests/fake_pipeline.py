@@ -86,6 +86,13 @@ class FakePipeline:
     def __len__(self) -> int:
         return len(self._queue)
 
+    def forget(self) -> None:
+        """As new: batches on their way and all blocks are lost."""
+        self._queue.clear()
+        self._blocks.clear()
+        self._swapped.clear()
+        self._packer, self._unpacker = BatchPacker(), BatchUnpacker()
+
     def submit(self, batch: ScheduledBatch) -> None:
         received = self._unpacker.unpack(self._packer.pack(batch))
         assert received == batch
@@ -136,8 +143,10 @@ def run(
     pipeline: FakePipeline | None = None,
     cancels: dict[int, list[int]] | None = None,
     record: Callable[[TokenEvent], None] = lambda _: None,
+    restarts: dict[int, SchedulerLimits] | None = None,
 ) -> dict[tuple[int, int], list[int]]:
-    """Outputs by (request, sample); `arrivals` and `cancels` say what happens before which step completes."""
+    """Outputs by (request, sample); `arrivals`, `cancels` and `restarts` say what happens before which step ends. A
+    restart finds a pipeline that has forgotten all."""
     pipeline = FakePipeline(scheduler.limits.block_tokens) if pipeline is None else pipeline
     outputs: dict[tuple[int, int], list[int]] = {}
     step = 0
@@ -146,6 +155,10 @@ def run(
             scheduler.add(arriving)
         for request_id in (cancels or {}).get(step, []):
             scheduler.cancel(request_id)
+        if step in (restarts or {}):
+            assert restarts is not None
+            assert scheduler.restart(restarts[step], even_costs(2)) == []
+            pipeline.forget()
         while (batch := scheduler.schedule()) is not None:
             assert batch.num_tokens <= scheduler.limits.step_tokens
             pipeline.submit(batch)

@@ -3,9 +3,10 @@
 import pytest
 from fake_pipeline import FakePipeline, expected, limits, make_scheduler, request, run
 
+from apportion.scheduler.sequence import sample_seed
 from apportion.types.errors import UsageError
 from apportion.types.request import Request, SamplingParams, StepResult
-from apportion.types.step_costs import PreemptMode, StepCosts
+from apportion.types.step_costs import PreemptMode, StepCosts, even_costs
 
 EOS = 999
 ARRIVALS = {0: [request(0, 3), request(1, 30)], 2: [request(2, 17)], 5: [request(3, 1), request(4, 40)]}
@@ -115,3 +116,24 @@ def test_impossible_requests_are_refused(num_prompt: int, max_tokens: int, n: in
     assert limits().max_context_tokens == 64
     with pytest.raises(UsageError, match=message):
         make_scheduler().add(request(0, num_prompt, max_tokens, n=n))
+
+
+def test_a_restart_ends_what_the_smaller_devices_can_never_run():
+    scheduler = make_scheduler(num_kv_blocks=64, max_context_tokens=64)
+    long, short = request(0, 30, max_tokens=20), request(1, 4, max_tokens=6)
+    scheduler.add(long)
+    scheduler.add(short)
+    pipeline = FakePipeline(4)
+    pipeline.submit(scheduler.schedule())
+    scheduler.complete(pipeline.finish_first())
+    assert scheduler.restart(limits(num_kv_blocks=7), even_costs(1)) == [0]
+    outputs = run(scheduler, {0: []}, FakePipeline(4))
+    assert outputs == {(1, 0): expected(short)}
+
+
+def test_a_restart_repeats_no_token_and_loses_none():
+    scheduler, pipeline = make_scheduler(), FakePipeline(4)
+    each = request(3, 10, max_tokens=8, n=2)
+    outputs = run(scheduler, {0: [each]}, pipeline, restarts={2: scheduler.limits, 5: scheduler.limits})
+    assert outputs == {(3, i): expected(each, sample_seed(0, i)) for i in range(2)}
+    assert pipeline.computed_tokens > 10 + 2 * 7

@@ -28,6 +28,11 @@ def check_request(request: Request, limits: SchedulerLimits) -> None:
         )
 
 
+def fits(sequence: Sequence, limits: SchedulerLimits) -> bool:
+    """Whether a sequence that has begun can go on."""
+    return len(sequence.token_ids) < limits.capacity_tokens and sequence.num_samples <= limits.max_sequences
+
+
 class Admission:
     """Lets sequences in by rank, while there are places for all their samples and blocks for all their tokens."""
 

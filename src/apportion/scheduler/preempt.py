@@ -9,8 +9,10 @@ from apportion.types.step_costs import PreemptMode, StepCosts
 class Preemption:
     """Takes blocks from sequences and gives them back, the cheaper way, and counts what it cost."""
 
-    def __init__(self, tables: BlockTables, costs: StepCosts, mode: PreemptMode) -> None:
-        self.counts = PreemptionCounts()
+    def __init__(
+        self, tables: BlockTables, costs: StepCosts, mode: PreemptMode, counts: PreemptionCounts
+    ) -> None:
+        self.counts = counts
         self._tables = tables
         self._costs = costs
         self._mode: PreemptMode = mode
@@ -25,8 +27,7 @@ class Preemption:
         else:
             self.counts.num_recomputes += 1
             self._tables.release(sequence)
-            sequence.lost_tokens = max(sequence.lost_tokens, sequence.next_position)
-            sequence.next_position = 0
+            sequence.drop()
 
     def resume(self, sequence: Sequence, spare_blocks: int) -> bool:
         """Whether a swapped sequence is back on the devices."""

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heapreplace
 
-from apportion.scheduler.admission import Admission, check_request
+from apportion.scheduler.admission import Admission, check_request, fits
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.preempt import Preemption
 from apportion.scheduler.sequence import Sequence, State
 from apportion.scheduler.tables import BlockTables
 from apportion.scheduler.waiting import rank
-from apportion.types.metrics import SchedulerMetrics
+from apportion.types.metrics import PreemptionCounts, SchedulerMetrics
 from apportion.types.request import Chunk, Draw, Request, ScheduledBatch, StepResult, TokenEvent
 from apportion.types.step_costs import PreemptMode, StepCosts
 
@@ -54,12 +54,8 @@ class Scheduler:
         costs: StepCosts,
         preempt: PreemptMode = "auto",
     ) -> None:
-        self.limits = limits
-        self.tables = BlockTables(limits.num_kv_blocks, limits.block_tokens, limits.num_swap_blocks)
-        self._costs = costs
-        self._preemption = Preemption(self.tables, costs, preempt)
-        self._admission = Admission(limits, self.tables, self._preemption)
-        self._running = self._admission.running
+        self._preempt: PreemptMode = preempt
+        self._begin(limits, costs, PreemptionCounts())
         self._eos_token_ids = frozenset(eos_token_ids)
         self._samples: dict[int, list[Sequence]] = {}
         """Of each unfinished request, those that have begun and not ended."""
@@ -69,6 +65,15 @@ class Scheduler:
         self._next_sequence_id = 0
         self._peak_used_blocks = 0
         self._peak_saved_blocks = 0
+
+    def _begin(self, limits: SchedulerLimits, costs: StepCosts, counts: PreemptionCounts) -> None:
+        """With empty blocks and nobody in line."""
+        self.limits = limits
+        self.tables = BlockTables(limits.num_kv_blocks, limits.block_tokens, limits.num_swap_blocks)
+        self._costs = costs
+        self._preemption = Preemption(self.tables, costs, self._preempt, counts)
+        self._admission = Admission(limits, self.tables, self._preemption)
+        self._running = self._admission.running
 
     @property
     def num_unfinished(self) -> int:
@@ -95,6 +100,23 @@ class Scheduler:
             self._admission.end(sequence)
             self._ended.append(sequence.id)
         return bool(samples)
+
+    def restart(self, limits: SchedulerLimits, costs: StepCosts) -> list[int]:
+        """Puts every sequence back in line as its prompt and the tokens that it has drawn, for stages that hold nothing
+        of what was before; results of earlier steps must not be completed any more. What a sequence draws stays what it
+        would have drawn. Returns the requests that can never run within these limits: they have ended.
+        """
+        sequences = [sequence for samples in self._samples.values() for sequence in samples]
+        self._begin(limits, costs, self._preemption.counts)
+        self._in_flight.clear()
+        self._ended.clear()
+        for sequence in sequences:
+            sequence.lose()
+            self._admission.waiting.add(sequence)
+        stranded = dict.fromkeys(s.request.id for s in sequences if not fits(s, limits))
+        for request_id in stranded:
+            self.cancel(request_id)
+        return list(stranded)
 
     def schedule(self) -> ScheduledBatch | None:
         """The next microbatch, or None while nothing can run (all in flight, or no work)."""

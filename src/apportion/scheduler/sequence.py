@@ -109,6 +109,19 @@ class Sequence:
             keys.append(blake2b(parent + tokens.tobytes(), digest_size=_KEY_BYTES).digest())
         return keys[index]
 
+    def drop(self) -> None:
+        """What was computed is to be computed anew; its blocks are the caller's affair."""
+        self.lost_tokens = max(self.lost_tokens, self.next_position)
+        self.next_position = 0
+
+    def lose(self) -> None:
+        """All that devices held of it is gone, with the steps that were in flight: back to waiting."""
+        self.drop()
+        self.state = State.WAITING
+        self.taken_step = -1
+        self.num_in_flight = self.num_published = self.room = 0
+        self.block_ids = self.swap_slots = ()
+
     def fork(self, sequence_id: int, sample: int) -> "Sequence":
         """Another sample of the same prompt, before either has drawn; its blocks are the caller's affair."""
         child = Sequence(sequence_id, self.request, (*self.rank[:2], sequence_id), sample)
