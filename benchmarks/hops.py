@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import zmq
 
-from apportion.parallel.links import Inbox, Message, Outbox
+from apportion.parallel.links import Inbox, Outbox
 from apportion.parallel.tensors import tensor_bytes, tensor_from_bytes
+from apportion.parallel.transport import Message
 from apportion.parallel.wire import Kind
 
 SIZES = {"decode": (16, 1024), "prefill": (256, 1024)}

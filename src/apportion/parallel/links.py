@@ -20,8 +20,8 @@ import struct
 import time
 import weakref
 from pathlib import Path
-from typing import NamedTuple
 
+from apportion.parallel.transport import Message
 from apportion.parallel.wire import Kind
 
 COORDINATOR = "coordinator"
@@ -39,17 +39,8 @@ _SEGMENT_BYTES = 2**30
 _BACKLOG = 128
 
 
-class Message(NamedTuple):
-    """`payload` is valid until the inbox is asked for the next message."""
-
-    kind: Kind
-    header: bytes
-    payload: memoryview
-    sent_s: float
-
-
 class Inbox:
-    """Receives from any number of senders; messages of one sender stay in order."""
+    """Receives from any number of senders; see `transport.Inbox`."""
 
     def __init__(self, run_dir: Path, name: str) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -63,11 +54,9 @@ class Inbox:
         self._poll.register(self._waker, select.POLLIN)
 
     def wake(self) -> None:
-        """Ends a wait in `receive`, or the next one, from any thread."""
         os.eventfd_write(self._waker, 1)
 
     def receive(self, timeout_s: float | None = None) -> Message | None:
-        """The next message, None after `timeout_s` without one, or once woken."""
         if self._last is not None:
             self._last.free()
         timeout_ms = None if timeout_s is None else round(timeout_s * 1000)
@@ -136,7 +125,7 @@ class _Sender:
 
 
 class Outbox:
-    """Sends to one inbox and counts the payload. What goes to a process that is gone is lost: others watch it."""
+    """Sends to one inbox and counts the payload; see `transport.Outbox`."""
 
     def __init__(self, run_dir: Path, name: str) -> None:
         self.sent_bytes = 0
@@ -162,8 +151,13 @@ class Outbox:
 
     def _connected(self) -> socket.socket:
         if self._connection is None:
-            self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._connection.connect(self._path)
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                connection.connect(self._path)
+            except OSError:
+                connection.close()
+                raise
+            self._connection = connection
         return self._connection
 
     def _fill(self, header: bytes, payload: bytes | memoryview) -> tuple[int, list[int]]:

@@ -119,10 +119,10 @@ class WorkMeter:
         self._within_s: dict[Use, float] = {"exchange": 0.0, "swap": 0.0}
         self._begun_s = self._mark_s = time.perf_counter()
 
-    def begin_step(self, sent_s: float) -> None:
-        """A step's message, sent at `sent_s`, is here."""
+    def begin_step(self, sent_s: float | None) -> None:
+        """A step's message is here, sent at `sent_s` where that is known on this clock."""
         now_s = time.perf_counter()
-        under_way_s = min(max(sent_s, self._mark_s), now_s)
+        under_way_s = now_s if sent_s is None else min(max(sent_s, self._mark_s), now_s)
         self._spend("bubble", self._mark_s, under_way_s)
         self._spend("link", under_way_s, now_s)
         self._within_s = {"exchange": 0.0, "swap": 0.0}
