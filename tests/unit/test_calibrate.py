@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from plans import cpu_device, hand_plan
 
-from apportion.calibrate.apply import apply, statement
+from apportion.calibrate.apply import apply
 from apportion.calibrate.observation import Observation, mean_step, observe
 from apportion.calibrate.store import KEPT, add_observations, calibration_file, read_observations
 from apportion.catalog.cluster_rules import emulate
@@ -234,14 +234,14 @@ def test_other_hardware_formats_and_the_unnamed_are_left_alone():
     assert partly.cluster.device("d0") != plan.cluster.device("d0")
 
 
-def test_the_output_says_so():
+def test_the_device_says_so():
     plan = plan_on(ASSUMED, [[1], [1]], [6, 6])
-    plan = replace(plan, estimate=plan_estimate(plan))
     seen = [one for i in range(3) for one in simulated([[1]], [12], run=str(i))]
-    lines = statement(apply(plan.cluster, seen, ("fp32",), {"d0": "cpu"}), plan)
-    assert lines[0].startswith("calibrated from 3 runs on cpu: decode ±")
-    assert lines[1].startswith("not calibrated: d1; expect decode ±30%, prefill ±30%")
-    assert len(lines) == 2
+    devices = apply(plan.cluster, seen, ("fp32",), {"d0": "cpu"}).cluster.devices
+    assert [device.spread.source for device in devices] == [
+        "calibrated from 3 runs here",
+        ASSUMED_SPREAD.source,
+    ]
 
 
 def test_a_mean_step_has_as_many_tokens_as_steps_have():

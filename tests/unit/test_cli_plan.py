@@ -31,9 +31,23 @@ def test_a_plan_is_printed_without_torch(model):
     )
     done = apportion("plan", model, "--devices", DEVICES, code=report)
     assert done.returncode == 0, done.stderr
-    for word in ("laptop *0.5", "desk", "TTFT", "TPOT", "tokens/s", "bottleneck", "gap", "emulated", "ε"):
+    for word in (
+        "laptop *0.5",
+        "desk",
+        "Proven",
+        "decode",
+        "first token",
+        "how sure",
+        "limited by",
+        "emulated",
+    ):
         assert word in done.stdout
-    assert all(len(line) <= 90 for line in done.stdout.splitlines())
+    assert "ε" not in done.stdout
+    details = apportion("plan", model, "--devices", DEVICES, "--details")
+    for word in ("laptop *0.5", "KV heads", "KV cache", "prefill chunks", "certificate", "gap"):
+        assert word in details.stdout
+    for shown in (done.stdout, details.stdout):
+        assert all(len(line) <= 90 for line in shown.splitlines())
 
 
 def test_json_is_exactly_the_plan(model, tmp_path):

@@ -259,7 +259,7 @@ class TestCommandLine:
         )
         code, out, _ = self.run(capsys, *arguments)
         assert code == 0
-        for word in ("2 replicas on", "together", "replica 1", "tokens/s", "gap"):
+        for word in ("2 replicas on", "together", "replica 1", "tokens/s", "Proven"):
             assert word in out
         assert max(len(line) for line in out.splitlines()) <= 100
         assert sorted(path.name for path in tmp_path.iterdir()) == ["plan-0.svg", "plan-1.svg", "plan.json"]

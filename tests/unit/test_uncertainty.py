@@ -40,7 +40,7 @@ def test_it_is_in_the_file_and_in_the_output_and_nowhere_a_fact():
     print_plan(console, plan)
     shown = console.export_text()
     assert "±50%" in shown
-    assert "TPOT" in shown
+    assert "decode" in shown
     assert "±5%" in shown
     assert FITTED.source in shown
     certain = planned(cpu("a", 9))

@@ -7,8 +7,6 @@ from apportion.calibrate.fit import Constants, Fit, fit_device, fit_hop_s, fit_l
 from apportion.calibrate.observation import Observation, link_hardware
 from apportion.catalog.cluster_rules import emulate
 from apportion.types.cluster import Cluster, Device, Link, Spread
-from apportion.types.plan import Plan
-from apportion.types.replicated import ReplicatedPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +14,6 @@ class Calibrated:
     """`fits` are by device id; a device without one keeps its assumed constants."""
 
     cluster: Cluster
-    hardware: Mapping[str, str]
     fits: Mapping[str, Fit]
 
 
@@ -38,7 +35,7 @@ def apply(
         devices.append(device)
     links = tuple(_fitted_link(link, cluster, seen, hardware) for link in cluster.links)
     calibrated = replace(cluster, devices=tuple(devices), links=links)
-    return Calibrated(cluster=calibrated, hardware=hardware, fits=fits)
+    return Calibrated(cluster=calibrated, fits=fits)
 
 
 def _most_seen(
@@ -82,7 +79,7 @@ def _fitted(device: Device, fit: Fit, weight_format: str) -> Device:
         step_overhead_s=fit.constants.step_overhead_s,
         source="measured",
         spread=Spread(
-            decode=fit.decode_spread, prefill=fit.prefill_spread, source=f"calibrated from {_runs(fit)}"
+            decode=fit.decode_spread, prefill=fit.prefill_spread, source=f"calibrated from {_runs(fit)} here"
         ),
     )
 
@@ -106,31 +103,3 @@ def _fitted_link(
     )
     hops = [one for one in seen if one.hardware in devices]
     return replace(link, latency_s=latency_s, hop_s=fit_hop_s(link.hop_s, latency_s, hops))
-
-
-def statement(calibrated: Calibrated, plan: Plan | ReplicatedPlan) -> list[str]:
-    """What a plan's output says of its calibration; how uncertain the estimate therefore is, is in the plan."""
-    by_hardware = {
-        calibrated.hardware[device_id]: fit
-        for device_id in plan.device_ids
-        if (fit := calibrated.fits.get(device_id)) is not None
-    }
-    lines = [
-        f"calibrated from {_runs(fit)} on {name}:"
-        f" decode ±{fit.decode_spread:.0%}, prefill ±{fit.prefill_spread:.0%}"
-        for name, fit in by_hardware.items()
-    ]
-    return [*lines, *_uncalibrated(calibrated, plan)]
-
-
-def _uncalibrated(calibrated: Calibrated, plan: Plan | ReplicatedPlan) -> list[str]:
-    """One line for every reason to trust the others' rates so far."""
-    others: dict[Spread, list[str]] = {}
-    for device_id in plan.device_ids:
-        if device_id not in calibrated.fits:
-            others.setdefault(plan.cluster.device(device_id).spread, []).append(device_id)
-    return [
-        f"not calibrated: {', '.join(ids)}; expect decode ±{spread.decode:.0%}, prefill ±{spread.prefill:.0%} "
-        f"({spread.source})"
-        for spread, ids in others.items()
-    ]

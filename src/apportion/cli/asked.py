@@ -12,8 +12,6 @@ from apportion.cli.options import PlanChoices, StreamChoice, cluster_from_option
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
-    from apportion.calibrate.apply import Calibrated
-    from apportion.planner.plan_file import Planned
     from apportion.types.cluster import Cluster
     from apportion.types.model import ModelSpec
     from apportion.types.plan import Plan
@@ -29,14 +27,6 @@ class Asked:
     workload: "Workload"
     weight_formats: tuple[str, ...]
     swap_bytes: int
-    calibrated: "Calibrated | None"
-
-    def tell(self, plan: "Planned") -> None:
-        """What the plan's figures rest on; to stderr, beside any --json."""
-        from apportion.calibrate.apply import statement
-
-        for line in statement(self.calibrated, plan) if self.calibrated else ():
-            _tell(line)
 
 
 def plan_from_options(
@@ -60,19 +50,17 @@ def ask(
     cluster = cluster_from_options(choices)
     when_measured(model)
     formats = chosen_formats(model, cluster, choices.weights)
-    calibrated = None
     if not choices.no_calibration:
         from apportion.calibrate.here import calibrate_here
 
         # What earlier runs measured replaces what is assumed.
-        calibrated = calibrate_here(cluster, formats, lambda text: _tell(f"apportion: warning: {text}"))
+        cluster = calibrate_here(cluster, formats, lambda text: _tell(f"apportion: warning: {text}")).cluster
     return Asked(
         model=model,
-        cluster=calibrated.cluster if calibrated else cluster,
+        cluster=cluster,
         workload=workload,
         weight_formats=formats,
         swap_bytes=swap_bytes,
-        calibrated=calibrated,
     )
 
 
@@ -89,7 +77,6 @@ def plan_asked(asked: Asked, choices: PlanChoices) -> "Plan":
         streaming=choices.stream is not StreamChoice.NEVER,
         cards=common_cards(),
     )
-    asked.tell(plan)
     return _with_host_and_free_memory(plan, asked.swap_bytes, choices.kv_tokens)
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Write the plan to this file.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Show what the usual rules come to.")]
+Details = Annotated[
+    bool, typer.Option("--details", help="Show everything: shares, KV blocks, balance, certificate.")
+]
 WhyOption = Annotated[bool, typer.Option("--why", help="Show what would help, and what each device adds.")]
 
 
@@ -57,6 +60,7 @@ def plan(
     out: Out = None,
     compare: Compare = False,
     why: WhyOption = False,
+    details: Details = False,
     plot: Plot = None,
 ) -> None:
     """Divide a model among devices, and prove how good the division is."""
@@ -70,7 +74,7 @@ def plan(
         refuse_beside(compare=compare, why=why)
     made = planned_replicas(resolve_model(model, weights=False), choices, number)
     _write(made, out, plot)
-    _show(made, as_json=as_json, compare=compare, why=why)
+    _show(made, as_json=as_json, compare=compare, why=why, details=details)
 
 
 def _write(made: "Planned", out: Path | None, plot: Path | None) -> None:
@@ -85,7 +89,7 @@ def _write(made: "Planned", out: Path | None, plot: Path | None) -> None:
             write_picture(one, path)
 
 
-def _show(made: "Planned", *, as_json: bool, compare: bool, why: bool) -> None:
+def _show(made: "Planned", *, as_json: bool, compare: bool, why: bool, details: bool) -> None:
     if as_json:
         from apportion.planner.plan_file import plan_json
 
@@ -100,9 +104,9 @@ def _show(made: "Planned", *, as_json: bool, compare: bool, why: bool) -> None:
     if isinstance(made, ReplicatedPlan):
         from apportion.cli.render_replicas import print_replicas
 
-        print_replicas(console, made)
+        print_replicas(console, made, details=details)
         return
-    print_plan(console, made)
+    print_plan(console, made, details=details)
     if compare:
         from apportion.cli.render_compare import print_comparison
         from apportion.planner.baselines.compare import plan_baselines

@@ -1,4 +1,4 @@
-"""Plans and checks as tables that read without colour, in 80 to 100 columns."""
+"""Plans and checks as tables that read without colour, in 80 columns."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,37 +7,33 @@ from rich.markup import escape
 from rich.table import Table
 
 from apportion.cli.render_streams import print_streams
+from apportion.cli.render_summary import counted, device_name, print_summary
 from apportion.planner.verify.check import Check
 from apportion.types.cluster import Device
 from apportion.types.plan import FewestDevices, Plan, Stage
 from apportion.types.units import format_bytes, format_seconds
 
 
-def print_plan(console: Console, plan: Plan) -> None:
-    workload, certificate, estimate = plan.workload, plan.certificate, plan.estimate
-    console.print(
-        f"[bold]{escape(plan.model.name)}[/] in {', '.join(plan.weight_formats_in_use)}: {_shape(plan)}"
-    )
-    console.print(
-        f"{workload.concurrency} × {workload.max_context_tokens} tokens of context, "
-        f"prefill chunks of {plan.chunk_tokens}, {_counted(plan.microbatches, 'microbatch', 'es')}"
-    )
-    if _demands(plan):
-        console.print(_demands(plan))
+def print_plan(console: Console, plan: Plan, *, details: bool = False) -> None:
+    """One screen that is read from top to bottom, and beneath it all else that the plan states."""
+    print_summary(console, plan, more=not details)
+    if details:
+        print_details(console, plan)
+
+
+def print_details(console: Console, plan: Plan) -> None:
+    workload, certificate = plan.workload, plan.certificate
     print_division(console, plan)
-    spread = estimate.uncertainty
+    if len(plan.stages) > 1:
+        console.print(
+            f"balance: stage times lie within ε = {format_seconds(plan.balance.epsilon_s)} of their mean, smallest "
+            f"reachable {format_seconds(plan.balance.smallest_epsilon_s)}"
+        )
     console.print(
-        f"TTFT {format_seconds(estimate.ttft_s)} ±{spread.ttft:.0%} · "
-        f"TPOT {format_seconds(estimate.tpot_s)} ±{spread.tpot:.0%} · "
-        f"{estimate.tokens_per_s:.1f} tokens/s ±{spread.tokens_per_s:.0%} for prompts of "
-        f"{workload.prompt_tokens} and outputs of {workload.output_tokens}"
+        f"sizes: {workload.concurrency} × {workload.max_context_tokens} tokens of context, prefill chunks of "
+        f"{plan.chunk_tokens}, {counted(plan.microbatches, 'microbatch', 'es')}"
     )
-    console.print(f"± one standard deviation: {escape(spread.source)}")
-    console.print(f"bottleneck: {escape(estimate.bottleneck)}")
-    console.print(
-        f"balance: ε = {format_seconds(plan.balance.epsilon_s)}, smallest reachable "
-        f"{format_seconds(plan.balance.smallest_epsilon_s)}"
-    )
+    console.print(f"slowest in decode: {escape(plan.estimate.bottleneck)}")
     console.print(
         f"certificate: {_objective(plan)} {format_seconds(certificate.value)}, no plan below "
         f"{format_seconds(certificate.lower_bound)}, gap {certificate.gap:.2%}"
@@ -47,8 +43,6 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(f"  of all plans with {escape(plan.constraints.statement)}")
     if certificate.fewest_devices is not None:
         console.print(_fewest(certificate.fewest_devices, len(plan.device_ids)))
-    if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
-        console.print("* emulated: slowed down on purpose, its figures are no real device's")
 
 
 def _kv_cache(plan: Plan) -> str:
@@ -62,9 +56,10 @@ def _kv_cache(plan: Plan) -> str:
         text += f", {share:.0%} of {workload.concurrency} × {workload.max_context_tokens}"
     least, *others = sorted(range(len(plan.stages)), key=lambda number: plan.kv_rooms[number].spare_blocks)
     room = plan.kv_rooms[least]
-    text += f"; stage {least} ({escape(room.device_id)}) limits it, with memory for {room.spare_blocks} blocks more"
+    text += f"; memory for {counted(room.spare_blocks, 'block', 's')} more on {escape(room.device_id)}, which limits it"
     if others:
-        text += f", stage {others[0]} for {plan.kv_rooms[others[0]].spare_blocks}"
+        next_room = plan.kv_rooms[others[0]]
+        text += f", for {next_room.spare_blocks} on {escape(next_room.device_id)}"
     return text
 
 
@@ -74,19 +69,6 @@ def print_division(console: Console, plan: Plan) -> None:
     print_streams(console, plan)
     if plan.kv_rooms:
         console.print(_kv_cache(plan))
-
-
-def _demands(plan: Plan) -> str:
-    """The rate and limits that were asked for, "" where there are none."""
-    workload = plan.workload
-    parts = [] if workload.arrival_rate is None else [f"{workload.arrival_rate:g} requests/s"]
-    for name, limit in (("TTFT", workload.ttft_limit_s), ("TPOT", workload.tpot_limit_s)):
-        if limit is not None:
-            parts.append(f"{name} ≤ {format_seconds(limit)}")
-    chosen = workload.arrival_rate is not None or workload.most_sequences is not None
-    most = f" of at most {workload.most_sequences}" if workload.most_sequences else ""
-    numbers = f": {workload.concurrency}{most} at once" if chosen else ""
-    return f"for {', '.join(parts)}{numbers}" if parts else ""
 
 
 def _objective(plan: Plan) -> str:
@@ -104,25 +86,11 @@ def _fewest(proven: FewestDevices, used: int) -> str:
     )
 
 
-def _shape(plan: Plan) -> str:
-    used, known = len(plan.device_ids), len(plan.cluster.devices)
-    stages = len(plan.stages)
-    return f"{_counted(stages, 'stage', 's')} on {used} of {_counted(known, 'device', 's')}"
-
-
-def _counted(number: int, noun: str, plural: str) -> str:
-    return f"{number} {noun}{plural if number > 1 else ''}"
-
-
 def _members(plan: Plan) -> Iterator[tuple[int, Stage, int, Device]]:
     """(stage number, stage, rank, device) of every device in use."""
     for number, stage in enumerate(plan.stages):
         for rank, device_id in enumerate(stage.split.device_ids):
             yield number, stage, rank, plan.cluster.device(device_id)
-
-
-def _name(device: Device) -> str:
-    return escape(f"{device.id} *{device.speed:g}" if device.emulated else device.id)
 
 
 def _share_table(plan: Plan) -> Table:
@@ -134,7 +102,7 @@ def _share_table(plan: Plan) -> Table:
         table.add_column(column, justify="right")
     for number, stage, rank, device in _members(plan):
         table.add_row(
-            _name(device),
+            device_name(device),
             str(number),
             *((stage.weight_format,) if several else ()),
             f"{stage.layer_start}–{stage.layer_stop - 1}",
@@ -166,7 +134,7 @@ def _memory_table(plan: Plan) -> Table:
             device.memory_bytes - memory.total_bytes,
             *([memory.streamed_bytes] if streams else []),
         )
-        table.add_row(_name(device), *(format_bytes(size) for size in sizes))
+        table.add_row(device_name(device), *(format_bytes(size) for size in sizes))
     return table
 
 

@@ -5,67 +5,80 @@ from rich.markup import escape
 from rich.table import Table
 
 from apportion.cli.render import print_division, print_plan
+from apportion.cli.render_summary import device_table, listed, proven_percent
 from apportion.types.plan import Plan
 from apportion.types.replicated import ReplicatedPlan
-from apportion.types.units import format_seconds
+from apportion.types.units import spoken_seconds, three_digits
 
 
-def print_replicas(console: Console, plan: ReplicatedPlan) -> None:
-    if len(plan.replicas) == 1:
-        print_plan(console, plan.replicas[0])
-    else:
-        _print_several(console, plan)
+def print_replicas(console: Console, plan: ReplicatedPlan, *, details: bool = False) -> None:
     certificate = plan.certificate
-    asked = "any number of" if plan.num_asked is None else str(plan.num_asked)
-    console.print(
-        f"certificate: {1 / certificate.value:.1f} tokens/s with all sequences running, {asked} replicas make no more "
-        f"than {1 / certificate.lower_bound:.1f}, gap {certificate.gap:.2%}"
+    asked = "number of replicas" if plan.num_asked is None else f"division into {plan.num_asked}"
+    constrained = plan.constraints.statement
+    proven = (
+        f"Proven: no {asked} on these devices{f', with {escape(constrained)},' if constrained else ''} makes more than {proven_percent(certificate)} more tokens/s "
+        "with all sequences running."
     )
-    console.print(f"  by {escape(certificate.method)}")
-    if plan.constraints.statement:
-        console.print(f"  of all plans with {escape(plan.constraints.statement)}")
+    if len(plan.replicas) == 1:
+        print_plan(console, plan.replicas[0], details=details)
+        console.print(proven, highlight=False)
+    else:
+        _print_several(console, plan, proven, details=details)
+    if details:
+        console.print(
+            f"certificate of the replicas: {three_digits(1 / certificate.value)} tokens/s, none make more than "
+            f"{three_digits(1 / certificate.lower_bound)}, gap {certificate.gap:.2%}"
+        )
+        console.print(f"  by {escape(certificate.method)}")
+        if constrained:
+            console.print(f"  of all plans with {escape(constrained)}")
 
 
-def _print_several(console: Console, plan: ReplicatedPlan) -> None:
+def _print_several(console: Console, plan: ReplicatedPlan, proven: str, *, details: bool) -> None:
     workload = plan.workload
-    console.print(
-        f"[bold]{escape(plan.model.name)}[/]: {len(plan.replicas)} replicas on {len(plan.device_ids)} of "
-        f"{len(plan.cluster.devices)} devices"
-    )
     chosen = f" of at most {workload.most_sequences}" if workload.most_sequences else ""
     console.print(
-        f"{workload.concurrency}{chosen} × {workload.max_context_tokens} tokens of context, prompts of "
-        f"{workload.prompt_tokens} and outputs of {workload.output_tokens}"
+        f"[bold]{escape(plan.model.name)}[/] fits as {len(plan.replicas)} replicas on {len(plan.device_ids)} of "
+        f"{len(plan.cluster.devices)} devices, with room for {workload.concurrency}{chosen} × "
+        f"{workload.max_context_tokens:,} tokens."
     )
+    console.print(f"{proven}\n", highlight=False)
     console.print(_overview(plan))
     for index, replica in enumerate(plan.replicas):
-        console.print(f"[bold]replica {index}[/]")
-        print_division(console, replica)
+        console.print(f"\n[bold]replica {index}[/], {', '.join(replica.weight_formats_in_use)}")
+        console.print(device_table(replica))
+        if details:
+            print_division(console, replica)
+    console.print(
+        f"\nprompts of {workload.prompt_tokens} tokens and outputs of {workload.output_tokens}; tokens/s count "
+        "the prompts' time, a token's time does not"
+    )
     if len({_formats(replica) for replica in plan.replicas}) > 1:
         console.print("replicas differ in their formats: which one serves a request shows in its text")
     if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
         console.print("* emulated: slowed down on purpose, its figures are no real device's")
+    if not details:
+        console.print("more: --details, --plot plan.svg", highlight=False)
 
 
 def _overview(plan: ReplicatedPlan) -> Table:
-    table = Table(title="Replicas", title_justify="left")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("replica")
     table.add_column("devices")
-    for column in ("stages", "sequences", "TTFT", "TPOT", "tokens/s"):
+    for column in ("stages", "at once", "first token", "a token", "tokens/s"):
         table.add_column(column, justify="right")
     for number, replica in enumerate(plan.replicas):
         figures = replica.estimate
         table.add_row(
             str(number),
-            escape("\n".join(replica.device_ids)),
+            escape(listed(replica.device_ids)),
             str(len(replica.stages)),
             str(replica.workload.concurrency),
-            format_seconds(figures.ttft_s),
-            format_seconds(figures.tpot_s),
-            f"{figures.tokens_per_s:.1f}",
-            end_section=True,
+            spoken_seconds(figures.ttft_s),
+            spoken_seconds(figures.tpot_s),
+            three_digits(figures.tokens_per_s),
         )
-    means = (format_seconds(plan.ttft_s), format_seconds(plan.tpot_s), f"{plan.tokens_per_s:.1f}")
+    means = (spoken_seconds(plan.ttft_s), spoken_seconds(plan.tpot_s), three_digits(plan.tokens_per_s))
     table.add_row("together", "", "", str(plan.workload.concurrency), *means)
     return table
 

@@ -52,7 +52,6 @@ def planned_replicas(
         if number is not None:
             raise
         return plan_asked(asked, choices)
-    asked.tell(plan)
     swapping = [with_swap_space(replica, asked.swap_bytes) for replica in plan.replicas]
     return replace(plan, replicas=tuple(swapping))
 

@@ -1,6 +1,7 @@
 """Bytes and seconds as people write them. Binary prefixes: 1 KiB = 1024 bytes, and `K`, `M`, `G` mean the same."""
 
 import re
+from math import floor, log10
 
 BYTE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -47,9 +48,39 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """0.00213 -> `"2.13 ms"`."""
+    """0.00213 -> `"2.13 ms"`, 3719 -> `"62.0 min"`."""
+    if abs(seconds) >= 2 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    if abs(seconds) >= 2 * 60:
+        return f"{seconds / 60:.1f} min"
     if abs(seconds) >= 1:
         return f"{seconds:.2f} s"
     if abs(seconds) >= 1e-3:
         return f"{seconds * 1e3:.2f} ms"
     return f"{seconds * 1e6:.1f} µs"
+
+
+def spoken_seconds(seconds: float) -> str:
+    """Three digits, as many as a prediction deserves: 0.84884 -> `"849 ms"`, 62.04 -> `"62.0 s"`."""
+    unit, size = next(
+        (
+            (unit, size)
+            for unit, size, least in (
+                ("h", 3600, 7200),
+                ("min", 60, 120),
+                ("s", 1, 0.9995),
+                ("ms", 1e-3, 9.995e-4),
+            )
+            if seconds >= least
+        ),
+        ("µs", 1e-6),
+    )
+    return f"{three_digits(seconds / size)} {unit}"
+
+
+def three_digits(number: float) -> str:
+    """39.666 -> `"39.7"`, 12345 -> `"12,345"`: never as a power of ten."""
+    if number == 0:
+        return "0"
+    decimals = max(0, 2 - floor(log10(abs(number)) + 1e-9))
+    return f"{number:,.{decimals}f}"
