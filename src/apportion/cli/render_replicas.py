@@ -13,10 +13,11 @@ from apportion.types.units import spoken_seconds, three_digits
 
 def print_replicas(console: Console, plan: ReplicatedPlan, *, details: bool = False) -> None:
     certificate = plan.certificate
-    asked = "number of replicas" if plan.num_asked is None else f"division into {plan.num_asked}"
     constrained = plan.constraints.statement
+    asked = "number of replicas" if plan.num_asked is None else f"division into {plan.num_asked}"
+    asked += f" with {escape(constrained)}" if constrained else ""
     proven = (
-        f"Proven: no {asked} on these devices{f', with {escape(constrained)},' if constrained else ''} makes more than {proven_percent(certificate)} more tokens/s "
+        f"Proven: no {asked} on these devices makes more than {proven_percent(certificate)} more tokens/s "
         "with all sequences running."
     )
     if len(plan.replicas) == 1:
