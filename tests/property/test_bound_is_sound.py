@@ -6,6 +6,7 @@ A certificate never claims more than its own plan's value, so the value given he
 from math import inf
 
 import pytest
+from enumerated import every_microbatches
 from hypothesis import HealthCheck, given, settings
 from property.test_planner_brute_force import TOLERANCE, BruteForce, problems
 
@@ -26,8 +27,7 @@ CASES = {
 
 
 def check(problem, changes):
-    most = min(problem.workload.concurrency, 2 * len(problem.cluster.devices))
-    numbers = range(1, most + 1) if problem.workload.objective == "throughput" else [1]
+    numbers = every_microbatches(problem.workload, len(problem.cluster.devices))
     best = min(BruteForce(problem, number).best() for number in numbers)
     if best == inf:
         return

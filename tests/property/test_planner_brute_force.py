@@ -6,6 +6,7 @@ from itertools import combinations, product
 from math import inf, isclose
 
 import pytest
+from enumerated import every_microbatches
 from hand_model import device as hand_device
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -227,13 +228,17 @@ def rates(draw, formats):
     return {name: draw(st.sampled_from([1e9, 5e9, 4e10])) for name in sorted(names)}
 
 
+SEQUENCES = (1, 2, 3, 4, 6, 8)
+"""From four on several numbers of microbatches have microbatches of the same size."""
+
+
 @st.composite
-def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
+def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b"), min_devices=1):
     model = draw(models(max_layers))
     workload = Workload(
         prompt_tokens=draw(st.sampled_from([5, 40])),
         output_tokens=draw(st.sampled_from([1, 16])),
-        concurrency=draw(st.sampled_from([1, 2, 3])),
+        concurrency=draw(st.sampled_from(SEQUENCES)),
         max_context_tokens=64,
         objective=draw(st.sampled_from(["latency", "throughput"])),
     )
@@ -259,7 +264,7 @@ def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
             source="measured",
             host_bytes_per_s=draw(st.sampled_from([None, 2e9, 5e9])),
         )
-        for number in range(draw(st.integers(1, max_devices)))
+        for number in range(draw(st.integers(min_devices, max_devices)))
     )
     latency_s = draw(st.sampled_from([0.0, 1e-6, 1e-4]))
     used = sorted({device.host for device in devices})
@@ -273,8 +278,7 @@ def problems(draw, max_devices=3, max_layers=5, hosts=("a", "a", "b")):
 
 
 def check_against_brute_force(problem: Problem, find=BruteForce.best):
-    most = min(problem.workload.concurrency, 2 * len(problem.cluster.devices))
-    numbers = range(1, most + 1) if problem.workload.objective == "throughput" else [1]
+    numbers = every_microbatches(problem.workload, len(problem.cluster.devices))
     best = min(find(BruteForce(problem, number)) for number in numbers)
     found = search(problem)
     assert (found is None) == (best == inf)

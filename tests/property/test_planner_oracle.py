@@ -13,6 +13,7 @@ import sys
 from itertools import product
 
 import pytest
+from enumerated import every_microbatches
 from hypothesis import HealthCheck, given, settings
 from property.test_planner_brute_force import BruteForce, problems
 
@@ -71,8 +72,7 @@ def instance(problem, microbatches, value):
 
 
 def check_against_oracle(problem, oracle):
-    most = min(problem.workload.concurrency, 2 * len(problem.cluster.devices))
-    numbers = range(1, most + 1) if problem.workload.objective == "throughput" else [1]
+    numbers = every_microbatches(problem.workload, len(problem.cluster.devices))
     found = search(problem)
     if found is None:
         assert all(oracle(instance(problem, number, 1.0)) is None for number in numbers)

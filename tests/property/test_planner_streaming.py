@@ -7,6 +7,7 @@ from math import inf
 from random import Random
 
 import pytest
+from enumerated import every_microbatches
 from property.test_planner_brute_force import BruteForce, compositions, dominates
 
 from apportion.cost.estimate import stage_timing
@@ -16,7 +17,7 @@ from apportion.cost.streaming import evenly_streamed
 from apportion.cost.workspace import CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES
 from apportion.planner.bounds.bound import certify
 from apportion.planner.divide import search
-from apportion.planner.problem import Problem, make_problem, microbatch_candidates
+from apportion.planner.problem import Problem, make_problem
 from apportion.planner.stages import options
 from apportion.types.cluster import Cache, Cluster, Device, Link
 from apportion.types.model import LayerSpec, ModelSpec, Parameters
@@ -56,7 +57,7 @@ def random_problem(seed: int) -> Problem:
     workload = Workload(
         prompt_tokens=random.choice([4, 40]),
         output_tokens=8,
-        concurrency=random.choice([1, 3]),
+        concurrency=random.choice([1, 4]),
         max_context_tokens=64,
         objective=random.choice(["latency", "throughput"]),
     )
@@ -123,8 +124,8 @@ class StreamingBruteForce(BruteForce):
 
 
 def brute_force(problem: Problem) -> float:
-    candidates = microbatch_candidates(problem.workload, len(problem.cluster.devices))
-    return min(StreamingBruteForce(problem, number).best_of_states() for number in candidates)
+    numbers = every_microbatches(problem.workload, len(problem.cluster.devices))
+    return min(StreamingBruteForce(problem, number).best_of_states() for number in numbers)
 
 
 SORTS_IN_ANOTHER_ORDER = 159

@@ -5,13 +5,13 @@ from itertools import product
 from math import inf, isclose
 
 import pytest
+from enumerated import every_chunk, every_microbatches
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planned import cpu, llama, workload
 from property.test_planner_brute_force import BruteForce, compositions, problems
 
 from apportion.cost.workspace import GPU_RUNTIME_BYTES
-from apportion.planner.problem import chunk_candidates, chunk_choices
 from apportion.planner.replicas import bound as replica_bound
 from apportion.planner.replicas import search as replica_search
 from apportion.planner.replicas.bound import certify_replicas
@@ -71,16 +71,11 @@ class Replicas:
 
     def least_s(self, cluster, share) -> float:
         workload = self.task.share(share)
-        choices = chunk_choices(workload, len(cluster.devices))
-        others = [c for c in chunk_candidates(workload.max_context_tokens) if c not in choices]
-        best = min(self.in_chunk(cluster, share, chunk) for chunk in choices)
-        for chunk in others:
-            best = self.in_chunk(cluster, share, chunk) if best == inf else best
-        return best
+        return min(self.in_chunk(cluster, share, chunk) for chunk in every_chunk(workload))
 
     def in_chunk(self, cluster, share, chunk) -> float:
         problem = self.task.problem(cluster, share, chunk)
-        numbers = range(1, min(share, 2 * len(cluster.devices)) + 1)
+        numbers = every_microbatches(problem.workload, len(cluster.devices))
         return min(BruteForce(problem, number).best() for number in numbers)
 
 

@@ -26,7 +26,7 @@ class Finder(Protocol):
     def num_devices(self) -> int: ...
 
     def best(self, workload: Workload, max_devices: int | None, cutoff: float) -> Found | None:
-        """With limits only where it is below `cutoff`."""
+        """Where it is below `cutoff`."""
         ...
 
     def hopeless(

@@ -21,8 +21,8 @@ def search(
     cutoff: float = inf,
     kinds: StageKinds | None = None,
 ) -> Found | None:
-    """In one of these numbers of microbatches where they are given; with limits only divisions below `cutoff`. `kinds`
-    of the model may be known."""
+    """In one of these numbers of microbatches where they are given; only divisions below `cutoff`. `kinds` of the model
+    may be known."""
     if not problem.streaming and least_bytes(problem) > sum(
         device.usable_bytes for device in problem.cluster.devices
     ):
@@ -36,13 +36,13 @@ def search(
     best: tuple[float, Division, int] | None = None
     for number in microbatches or microbatch_candidates(problem.workload, len(problem.cluster.devices)):
         searched = Search(problem, number, groups, memories, kinds)
-        division = searched.best()
-        if division is None:
-            return None
         _check_exact(problem, searched)
-        found = _limited(searched, division, number, cutoff if best is None else best[0])
-        if found is not None and (best is None or found[0] < best[0]):
-            best = (*found, number)
+        division = searched.best(cutoff)
+        if division is None and cutoff == inf:
+            return None  # memory and links do not depend on the number
+        found = division and _limited(searched, division, number, cutoff)
+        if found:
+            best, cutoff = (*found, number), found[0]
     return None if best is None else _named(problem, best[1], best[2])
 
 

@@ -46,7 +46,7 @@ class Finder:
         self.num_devices = len(cluster.devices)
 
     def best(self, workload: Workload, max_devices: int | None = None, cutoff: float = inf) -> Found | None:
-        """With limits only where it is below `cutoff`."""
+        """Where it is below `cutoff`."""
         choices = chunk_choices(workload, self.num_devices)
         found = self._best_of(choices, workload, max_devices, cutoff)
         if found is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from apportion.cost.estimate import Steps, estimate, objective_steps, objective_value
 from apportion.cost.formats import Formats, widest_first
 from apportion.cost.memory import Capacity, kv_blocks, messages_in_flight, plan_capacity
-from apportion.cost.objective import Goal, goal, microbatch_sequences
+from apportion.cost.objective import Goal, goal
 from apportion.types.cluster import Cluster
 from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.errors import ClusterError, UsageError
@@ -206,13 +206,10 @@ def with_sequences(problem: Problem, chunk_tokens: int, sequences: int) -> Probl
 
 
 def microbatch_candidates(workload: Workload, num_devices: int) -> tuple[int, ...]:
-    """Under throughput 1..min(R, 2·devices), of those with equal microbatches only the fewest."""
+    """Under throughput all for which there are sequences, and messages in the memory (`messages_in_flight`)."""
     if workload.objective == "latency":
         return (1,)
-    fewest: dict[int, int] = {}
-    for microbatches in range(1, min(workload.concurrency, 2 * num_devices) + 1):
-        fewest.setdefault(microbatch_sequences(workload.concurrency, microbatches), microbatches)
-    return tuple(fewest.values())
+    return tuple(range(1, min(workload.concurrency, 2 * num_devices) + 1))
 
 
 def plan_problem(plan: Plan) -> Problem:

@@ -22,7 +22,7 @@ from apportion.cost.objective import Goal, Timing
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
 from apportion.planner.bounds.ways import Ways, all_ways
-from apportion.planner.problem import Problem, chunk_candidates, microbatch_candidates
+from apportion.planner.problem import Problem, chunk_candidates
 from apportion.planner.search.selection import cheapest_selection, num_states
 from apportion.planner.search.stage_tables import StageTables
 from apportion.planner.stages.formats import group_problems
@@ -90,9 +90,19 @@ def _without(problems: Sequence[Problem], value: float) -> Bound:
     bounds = (
         _Bounds(one, microbatches, groups, kinds, value).best(RELAXED_GAP, PART)
         for one in problems
-        for microbatches in microbatch_candidates(one.workload, len(one.cluster.devices))
+        for microbatches in _all_microbatches(one)
     )
     return min(bounds, key=lambda bound: bound.seconds)
+
+
+def _all_microbatches(problem: Problem) -> range:
+    """Latency is of one request alone: there it does not depend on their number."""
+    if problem.workload.objective == "latency":
+        return range(1, 2)
+    number = problem.workload.concurrency
+    chunks = (problem.capacity.chunk_tokens,)
+    few, many = all_ways(chunks, (number, number), len(problem.cluster.devices)).microbatches
+    return range(few, many + 1)
 
 
 def _with_limits(problems: Sequence[Problem], value: float) -> Bound:

@@ -29,5 +29,5 @@ class Ways:
 
 
 def all_ways(chunks: tuple[int, ...], sequences: tuple[int, int], num_devices: int) -> Ways:
-    """With every number of microbatches that the planner considers."""
+    """With every number of microbatches for which there are sequences, and messages (`messages_in_flight`)."""
     return Ways(chunks=chunks, sequences=sequences, microbatches=(1, min(sequences[1], 2 * num_devices)))

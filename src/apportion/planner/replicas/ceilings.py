@@ -212,12 +212,9 @@ class Ceilings:
     def _chunks(self) -> tuple[int, ...]:
         return chunk_candidates(self.problem.workload.max_context_tokens)
 
-    def _microbatches(self, sequences: int) -> list[int]:
-        """Of those with equal microbatches the fewest, as in the search."""
-        fewest: dict[int, int] = {}
-        for microbatches in range(1, min(sequences, 2 * len(self.problem.cluster.devices)) + 1):
-            fewest.setdefault(microbatch_sequences(sequences, microbatches), microbatches)
-        return list(fewest.values())
+    def _microbatches(self, sequences: int) -> range:
+        """As many as all devices together may have."""
+        return range(1, min(sequences, 2 * len(self.problem.cluster.devices)) + 1)
 
     def _load(self, way: Way) -> Load:
         one = [(way.sequences, way.microbatches)]

@@ -128,11 +128,14 @@ class Search:
         counts = [len(kind) for kind in self.tables.device_kinds]
         return num_states(counts) * len(self.groups) <= MAX_WAYS
 
-    def best(self) -> Division | None:
-        found = self._best_in_order() if self.exact else self._best_selected()
+    def best(self, cutoff: float = inf) -> Division | None:
+        """None where there is none with a value below `cutoff`."""
+        if self.pooled:  # whose shares may become better yet
+            cutoff *= 1 + CLOSE
+        found = self._best_in_order(cutoff) if self.exact else self._best_selected(cutoff)
         return found and self._with_best_shares(found)
 
-    def _best_in_order(self) -> Division | None:
+    def _best_in_order(self, cutoff: float) -> Division | None:
         counts = [len(kind) for kind in self.tables.device_kinds]
         pipelines = Pipelines(
             self.groups,
@@ -147,9 +150,9 @@ class Search:
             placed = pipelines.solve(self.tables.by_stop(limit), self.tables.joined(limit))
             return None if placed is None else self._division(placed, limit)
 
-        return minimise_over(solve, self.goal.combine, self.tables.maxima())
+        return minimise_over(solve, self.goal.combine, self.tables.maxima(), cutoff)
 
-    def _best_selected(self) -> Division | None:
+    def _best_selected(self, cutoff: float) -> Division | None:
         """The best of those divisions that are met while the limit is searched."""
         met: list[Division] = []
 
@@ -162,7 +165,7 @@ class Search:
                 met.append(division)
             return division
 
-        minimise_over(solve, self.goal.combine, self.tables.maxima(), tolerance=CLOSE)
+        minimise_over(solve, self.goal.combine, self.tables.maxima(), cutoff, CLOSE)
         return min(met, key=self._value, default=None)
 
     def _value(self, division: Division) -> float:
