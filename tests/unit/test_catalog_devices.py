@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned import cpu
 
-from apportion.catalog.cluster_rules import INTRA_HOST_BYTES_PER_S
+from apportion.catalog.cluster_rules import INTRA_HOST_BYTES_PER_S, Here
 from apportion.catalog.cluster_text import parse_devices, read_cluster_toml
 from apportion.catalog.datasheet import COMPUTE_SHARE, CPU_CORES, REACHED, reserve_bytes
 from apportion.catalog.gpus import find_gpu, gpus
@@ -104,7 +104,9 @@ def test_cards_of_a_host_exchange_over_half_of_the_slowest_pcie():
 
 
 def test_cpus():
-    local, other = parse_devices("cpu:2GiB + rtx-4090", lambda _: [CORE]).devices[0], "b: x=cpu:4GiB + y=cpu"
+    here = Here(cards=lambda: ["NVIDIA GeForce RTX 4090"])
+    local = parse_devices("cpu:2GiB + rtx-4090", lambda _: [CORE], here).devices[0]
+    other = "b: x=cpu:4GiB + y=cpu"
     assert (local.id, local.memory_bytes, local.mem_bytes_per_s) == ("cpu", 2 * GIB, CORE.mem_bytes_per_s)
     with pytest.raises(ClusterError, match="'y=cpu': give the memory of host 'b', like cpu:16GiB"):
         parse_devices(other, refuse)
@@ -144,10 +146,18 @@ def test_spellings(text: str, key: str, count: int):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("laptop", "'laptop': no GPU is called 'laptop'; .*write it like laptop=cpu:600MiB"),
-        ("rtx-4091", "no GPU is called 'rtx-4091'; did you mean rtx-4090"),
+        ("laptop", "'laptop': unknown device 'laptop'; did you mean gtx-1650-laptop"),
+        ("rtx-4091", r"unknown device 'rtx-4091'; did you mean rtx-4090 or rtx-4090-d\?$"),
         ("3060", "'3060' can be rtx-3060-12gb or rtx-3060-8gb; write which"),
-        ("rtx-4090:48GiB", "48.0 GiB is more than the 24.0 GiB of rtx-4090"),
+        (
+            "rtx-4090:97GiB",
+            "97.0 GiB is more than the 48.0 GiB of rtx-4090, and changed ones have at most 96.0",
+        ),
+        ("m4:64GiB", "64.0 GiB is more than the 32.0 GiB of m4$"),
+        (
+            "2x raspberry-pi-5",
+            "each computer is a host of its own: write a: raspberry-pi-5; b: raspberry-pi-5",
+        ),
         ("rtx-4090:-5GiB", "'-5GiB' is not a size"),
         ("rtx-4090:0GiB", "is not a positive size"),
         ("rtx-4090@nan", "is not in"),
@@ -161,12 +171,19 @@ def test_spellings(text: str, key: str, count: int):
         ("rtx-4090; rtx-3090", "each has a name before its devices"),
         ("a: rtx-4090; a: rtx-3090", "host 'a' is given twice"),
         ("x=rtx-4090 + x=rtx-3090 + x-1=rtx-3090", "'x-1' is given twice"),
-        ("a: rtx-4090; link a-b 1Gbit 1ms", "'a-b' are no two hosts joined by '-'; hosts: a"),
-        ("rtx-4090; link a-b 1Gbit 1ms", "hosts: none"),
-        ("a: rtx-4090; b: m4; link a-b 1Gbit", "write it like link tower-laptop 1Gbit 0.3ms"),
-        ("a: rtx-4090; b: m4; link a-b nanbit 1ms", "'nanbit' is not like 1Gbit"),
+        ("a: rtx-4090; link a-b 1Gbit 1ms", "unknown pair of hosts 'a-b'; there is a-a"),
+        ("rtx-4090; link a-b 1Gbit 1ms", "no devices have a host name before them"),
+        ("a: rtx-4090; b: m4; link a-b", "write it like link tower-laptop 1Gbit 0.3ms"),
+        ("a: rtx-4090; b: m4; link a-b 0.3ms", "write it like link tower-laptop 1Gbit 0.3ms"),
+        (
+            "tower: rtx-4090; b: m4; link towr-b 1Gbit",
+            r"unknown pair of hosts 'towr-b'; did you mean tower-b",
+        ),
+        ("a: rtx-4090; b: m4; link a-b 1gb/s", "may be bits or bytes; write 1Gbit/s or 1GB/s"),
+        ("a: rtx-4090; b: m4; link a-b 1Gbit 0.3", "unknown unit 'Gbit 0.3'"),
+        ("a: rtx-4090; b: m4; link a-b nanbit 1ms", "'nanbit' is not a bandwidth; write it like 1Gbit/s"),
         ("a: rtx-4090; b: m4; link a-b 0Gbit 1ms", "'0Gbit' is not > 0"),
-        ("a: rtx-4090; b: m4; link a-b 1Gbit -1ms", "'-1ms' is not like 0.3ms"),
+        ("a: rtx-4090; b: m4; link a-b 1Gbit -1ms", "'-1ms' is not a time; write it like 0.3ms"),
         ("a: m2; b: m4; link a-b 1Gbit 1ms; link b-a 1Gbit 1ms", "link 'a – b' is given twice"),
         ("link a-b 1Gbit 1ms", "no devices"),
     ],
@@ -270,16 +287,20 @@ def test_gpus_without_a_name_are_numbered_throughout_the_file(tmp_path: Path):
         ('gpu = "rtx-4090"', 'gpu = "rtx-4090"\nkind = "rocm"', "kind: rtx-4090 is a cuda device, not rocm"),
         (
             'memory = "10GiB"',
-            'memory = "13GiB"',
-            r"device 2 \(pair\): memory: 13.0 GiB is more than the 12.0",
+            'memory = "25GiB"',
+            r"device 2 \(pair\): memory: 25.0 GiB is more than the 12.0",
         ),
         ('reserved = "8GiB"', 'reserved = "64GiB"', "nothing is left"),
         ("count = 2", "count = 2000", "2002 devices are more than the 256"),
         ("count = 2", "count = 2.5", "count: 2.5 is not a whole number"),
         ("count = 2", 'count = 2\ntorch_device = "cuda:1"', "2 devices cannot all be cuda:1"),
         ('gpu = "m2-max-64gb"', "gpu = 3", "gpu: a text is needed, not 3"),
-        ('gpu = "m2-max-64gb"', "", "give gpu, or mem_bytes_per_s"),
+        ('gpu = "m2-max-64gb"', "", "give the memory of host 'desk'"),
         ('id = "mac"', 'id = "rtx-4090"', "'rtx-4090' is given twice"),
+        ('gpu = "m2-max-64gb"', 'kind = "cuda"', "give gpu, or mem_bytes_per_s"),
+        ('gpu = "m2-max-64gb"', 'gpu = "raspberry-pi-5"', 'gpu: write it as cpu = "raspberry-pi-5"'),
+        ('gpu = "m2-max-64gb"', 'vram = "64GiB"', "device 3: unknown key 'vram'; did you mean memory"),
+        ("[[device]]", "[[devices]]", "unknown key 'devices'; did you mean device"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, old: str, new: str, message: str):

@@ -98,8 +98,8 @@ def test_activations():
 
 
 def test_each_stage_has_the_format_that_is_best_for_it():
-    """The old card has no rate for int8."""
-    devices = [gpu("new", 0.6), gpu("old", 4, "far", fp16=5e13, bf16=5e13)]
+    """The old card is slow in int8."""
+    devices = [gpu("new", 0.6), gpu("old", 4, "far", fp16=5e13, bf16=5e13, int8=5e11)]
     plan = make_plan(llama(), cluster(devices), workload("throughput", 4), ("bf16", "int8"))
     assert {stage.weight_format for stage in plan.stages} == {"bf16", "int8"}
     assert plan.weight_formats == ("bf16", "int8")

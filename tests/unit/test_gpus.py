@@ -51,21 +51,22 @@ def tables() -> dict[str, Any]:
 
 def test_counts() -> None:
     assert len(gpus()) >= 200
-    assert {gpu.kind for gpu in gpus().values()} == {"cuda", "rocm", "metal", "xpu"}
+    assert {gpu.kind for gpu in gpus().values()} == {"cuda", "rocm", "metal", "xpu", "npu"}
 
 
 @pytest.mark.parametrize("key", gpus())
 def test_figures_are_sane(key: str) -> None:
     gpu = gpus()[key]
     assert gpu.key == key == key.lower()
-    assert 3 * GIB <= gpu.memory_bytes <= 256 * GIB
+    assert 3 * GIB <= gpu.memory_bytes <= 288 * GIB
     assert 50e9 <= gpu.mem_bytes_per_s <= 10e12
-    assert {"fp32", "fp16"} <= gpu.flops_per_s.keys() <= {"fp32", "fp16", "bf16", "int8"}
+    vector = set[str]() if gpu.kind == "npu" else {"fp32"}
+    assert vector | {"fp16"} <= gpu.flops_per_s.keys() <= {"fp32", "fp16", "bf16", "int8"}
     assert all(1e12 < rate < 1e16 for rate in gpu.flops_per_s.values())
-    assert gpu.flops_per_s["fp32"] <= gpu.flops_per_s["fp16"]
-    assert gpu.flops_per_s["fp32"] < gpu.flops_per_s.get("int8", float("inf"))
+    assert gpu.flops_per_s.get("fp32", 0) <= gpu.flops_per_s["fp16"]
+    assert gpu.flops_per_s.get("fp32", 0) < gpu.flops_per_s.get("int8", float("inf"))
     assert gpu.flops_per_s.get("bf16", 0) <= gpu.flops_per_s["fp16"]
-    assert gpu.pcie_bytes_per_s is None or 5e9 < gpu.pcie_bytes_per_s < 130e9
+    assert gpu.pcie_bytes_per_s is None or 1e9 <= gpu.pcie_bytes_per_s < 130e9
     if gpu.memory_options_bytes:
         assert sorted(gpu.memory_options_bytes) == list(gpu.memory_options_bytes)
         assert gpu.memory_bytes == gpu.memory_options_bytes[0]
@@ -156,7 +157,7 @@ def test_a_size_picks_among_the_sizes_sold() -> None:
     assert find_gpu("m2-max").memory_bytes == 32 * GIB
     assert find_gpu("m2-max-96gb").memory_bytes == 96 * GIB
     assert find_gpu("m3 max 64gb").key == "m3-max-40-core"
-    with pytest.raises(ClusterError, match="did you mean m2-max"):
+    with pytest.raises(ClusterError, match=r"not sold with 48 GiB, but with 32 GiB \(m2-max\), 64 GiB"):
         find_gpu("m2-max-48gb")
 
 
@@ -176,14 +177,14 @@ def test_ambiguous_names_list_what_they_can_be(text: str, candidates: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "near"), [("rtx-4900", "rtx-4090"), ("rtx 6000", "rtx-6000-ada"), ("4090-48gb", "rtx-4090")]
+    ("text", "near"), [("rtx-4900", "rtx-4090"), ("rtx 6000", "rtx-6000-ada"), ("pixel-9-pro", "pixel-8-pro")]
 )
 def test_unknown_names_suggest_near_ones(text: str, near: str) -> None:
-    with pytest.raises(ClusterError, match=rf"no GPU is called .*did you mean .*{near}"):
+    with pytest.raises(ClusterError, match=rf"unknown device .*did you mean {near}"):
         find_gpu(text)
 
 
 @pytest.mark.parametrize("text", ["", "12gb", "banana", "---"])
 def test_unreadable_names_are_errors(text: str) -> None:
-    with pytest.raises(ClusterError, match="no GPU is called"):
+    with pytest.raises(ClusterError, match="unknown device"):
         find_gpu(text)

@@ -18,9 +18,33 @@ by the number of messages."""
 MAX_DEVICES = 256
 MAX_MEMORY_BYTES = 2**50
 
+ASSUMED_LATENCY_S = 3e-4
+"""Of a link between hosts where none is written: half a round trip of two programs through a switch at home, assumed;
+`apportion probe --hosts` measures it."""
+ASSUMED_LATENCY = f"a latency of {ASSUMED_LATENCY_S * 1e3:g} ms"
+
 Figure = TypeVar("Figure", int, float)
 Local = Callable[[int], Sequence[Device]]
 """This machine's devices, where so many CPU devices share its cores."""
+
+
+def _no_cards() -> Sequence[str]:
+    return ()
+
+
+def _no_limit_bytes() -> int:
+    return MAX_DEVICES * MAX_MEMORY_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """This machine: its cards as their driver calls them, and all of its memory; asked where it matters."""
+
+    cards: Callable[[], Sequence[str]] = _no_cards
+    memory_bytes: Callable[[], int] = _no_limit_bytes
+
+
+NOWHERE = Here()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from apportion.catalog.cluster_rules import (
+    NOWHERE,
+    Here,
     Local,
     emulate,
     make_cluster,
@@ -17,7 +19,7 @@ from apportion.catalog.cluster_rules import (
     parse_speed,
 )
 from apportion.catalog.cluster_toml import read_cluster_toml
-from apportion.catalog.device_text import local_device, parse_groups
+from apportion.catalog.device_text import check_memory, local_device, parse_groups
 from apportion.types.cluster import LOCAL_HOST, Cluster, Device
 from apportion.types.errors import ClusterError
 
@@ -28,7 +30,7 @@ _DEVICE = re.compile(
 )
 
 
-def parse_devices(text: str, local: Local) -> Cluster:
+def parse_devices(text: str, local: Local, here: Here = NOWHERE) -> Cluster:
     """The devices that `--devices` names. Raises ClusterError."""
     text = " ".join(text.split())
     if not text.isprintable():
@@ -36,7 +38,9 @@ def parse_devices(text: str, local: Local) -> Cluster:
     items = [item.strip() for item in text.split(",") if item.strip()]
     matches = [match for item in items if (match := _DEVICE.fullmatch(item))]
     if len(matches) < len(items) or any("+" in (match["memory"] or "") for match in matches):
-        return parse_groups(text, local)
+        return parse_groups(text, local, here)
+    of_cpus = [match for match in matches if match["torch"] == "cpu"]
+    check_memory([(match["memory"], f"--devices '{match[0]}'") for match in of_cpus], here)
     found = local(max(1, sum(match["torch"] == "cpu" for match in matches)))
     return make_cluster([_parse_device(match, found) for match in matches], [])
 

@@ -4,6 +4,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import cast, get_args
 
 from apportion.catalog.cluster_rules import (
+    ASSUMED_LATENCY,
+    ASSUMED_LATENCY_S,
+    NOWHERE,
+    Here,
     HostFigures,
     Local,
     check_count,
@@ -20,13 +25,17 @@ from apportion.catalog.cluster_rules import (
     numbered,
 )
 from apportion.catalog.datasheet import (
-    check_override,
+    DESKTOP,
     check_stream,
     gpu_device,
     inside_bytes_per_s,
+    processor_device,
     torch_device,
+    with_memory,
 )
-from apportion.catalog.gpus import Gpu, find_gpu
+from apportion.catalog.device_text import lacks
+from apportion.catalog.gpus import Gpu, find_device
+from apportion.catalog.processors import Processor
 from apportion.catalog.toml_table import TomlTable
 from apportion.types.cluster import (
     ASSUMED_SPREAD,
@@ -40,6 +49,7 @@ from apportion.types.cluster import (
     StreamSource,
 )
 from apportion.types.errors import ClusterError
+from apportion.types.names import unknown_name
 from apportion.types.units import WEIGHT_BITS
 
 _TORCH_DEVICES: dict[DeviceKind, str] = {
@@ -48,8 +58,47 @@ _TORCH_DEVICES: dict[DeviceKind, str] = {
     "rocm": r"cuda:\d+",
     "metal": r"mps",
     "xpu": r"xpu:\d+",
+    "npu": r"npu:\d+",
 }
+_KEYS = ("device", "link", "host")
+_DEVICE_KEYS = (
+    "gpu",
+    "cpu",
+    "id",
+    "host",
+    "kind",
+    "torch_device",
+    "count",
+    "memory",
+    "reserved",
+    "speed",
+    "mem_bytes_per_s",
+    "flops_per_s",
+    "layer_overhead_s",
+    "step_overhead_s",
+    "num_threads",
+    "stream",
+    "stream_from",
+    "cache",
+)
+_CACHE_KEYS = ("bytes", "read_bytes_per_s", "copied_bytes_per_s")
+_HOST_KEYS = ("name", "mem_bytes_per_s", "memory", "disk")
+_LINK_KEYS = ("src", "dst", "latency", "latency_s", "bandwidth", "bytes_per_s", "source")
 _RATES = ("mem_bytes_per_s", "flops_per_s", "layer_overhead_s", "step_overhead_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Machines:
+    """Whose rates a device takes where they are not given; `local` measures this machine's."""
+
+    local: Callable[[], Sequence[Device]]
+    cpus: Counter[str]
+    """CPU devices by host."""
+    elsewhere: bool
+    """Whether devices without a host are of another machine."""
+
+    def is_here(self, host: str) -> bool:
+        return host == LOCAL_HOST and not self.elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,23 +112,36 @@ class _Entry:
     placed: bool
 
 
-def read_cluster_toml(path: Path, local: Local) -> Cluster:
+def read_cluster_toml(path: Path, local: Local, here: Here = NOWHERE) -> Cluster:
     """Devices of several hosts and the links between them. `local` is called only where a rate is not given.
 
     Raises ClusterError naming the place.
     """
-    table = TomlTable(str(path), _read(path))
-    tables = table.tables("device", "device")
+    table = TomlTable(str(path), _read(path), _KEYS)
+    tables = table.tables("device", "device", _DEVICE_KEYS)
     check_count(len(tables))
-    found = cache(lambda: local(len(tables)))
-    entries = [_read_entry(one, found) for one in tables]
+    machines = _machines(tables, local, here)
+    entries = [_read_entry(one, machines) for one in tables]
     check_count(sum(entry.count for entry in entries))
     hosts = {entry.device.host for entry in entries}
-    links = [_read_link(one, hosts) for one in table.tables("link", "link")]
-    memory = _read_hosts(table.tables("host", "host"), hosts)
+    links = [_read_link(one, hosts) for one in table.tables("link", "link", _LINK_KEYS)]
+    memory = _read_hosts(table.tables("host", "host", _HOST_KEYS), hosts)
     table.finish()
     in_hosts = [(entry.device.host, entry.gpu) for entry in entries if entry.gpu is not None]
     return make_cluster(_expanded(entries), links, inside_bytes_per_s(in_hosts), memory)
+
+
+def _machines(tables: Sequence[TomlTable], local: Local, here: Here) -> _Machines:
+    cpus: Counter[str] = Counter()
+    beside: list[Gpu | Processor] = []
+    for table in tables:
+        host, count = str(table.peek("host", LOCAL_HOST)), table.peek("count", 1)
+        if not table.has("gpu") and table.peek("kind", "cpu") == "cpu":
+            cpus[host] += count if isinstance(count, int) else 1
+        if table.has("gpu") and host == LOCAL_HOST:
+            with suppress(ClusterError):
+                beside.append(find_device(str(table.peek("gpu"))))
+    return _Machines(local=cache(lambda: local(len(tables))), cpus=cpus, elsewhere=lacks(beside, here))
 
 
 def _read(path: Path) -> dict[str, object]:
@@ -123,10 +185,11 @@ def _ids(entries: Sequence[_Entry]) -> list[str]:
     ]
 
 
-def _read_entry(table: TomlTable, local: Callable[[], Sequence[Device]]) -> _Entry:
-    gpu = _read_gpu(table)
+def _read_entry(table: TomlTable, machines: _Machines) -> _Entry:
+    of = _read_named(table)
+    gpu = of if isinstance(of, Gpu) else None
     named = table.has("id")
-    device_id = table.text("id", gpu and gpu.key)
+    device_id = table.text("id", of and of.key)
     table.place += f" ({device_id})"
     host = table.text("host", LOCAL_HOST)
     kinds = tuple(_TORCH_DEVICES)
@@ -141,35 +204,47 @@ def _read_entry(table: TomlTable, local: Callable[[], Sequence[Device]]) -> _Ent
     count = table.count("count", 1)
     if count > 1 and placed:
         raise ClusterError(f"{table.place}: torch_device: {count} devices cannot all be {torch_name}")
-    like = _like(table, gpu, device_id, host, torch_name, local)
+    like = _like(table, of, device_id, host, torch_name, machines)
     device = _read_device(table, like, gpu, kind)
     device = replace(device, id=device_id, host=host, torch_device=torch_name)
     return _Entry(device=device, count=count, gpu=gpu, named=named, placed=placed)
 
 
-def _read_gpu(table: TomlTable) -> Gpu | None:
-    if not table.has("gpu"):
+def _read_named(table: TomlTable) -> Gpu | Processor | None:
+    """What `gpu` or `cpu` names."""
+    key = next((key for key in ("gpu", "cpu") if table.has(key)), None)
+    if key is None:
         return None
     try:
-        return find_gpu(table.text("gpu"))
+        found = find_device(table.text(key))
     except ClusterError as error:
-        raise ClusterError(f"{table.place}: gpu: {error}") from None
+        raise ClusterError(f"{table.place}: {key}: {error}") from None
+    if isinstance(found, Gpu) != (key == "gpu"):
+        right = "gpu" if isinstance(found, Gpu) else "cpu"
+        raise ClusterError(f'{table.place}: {key}: write it as {right} = "{found.key}"')
+    return found
 
 
 def _like(
     table: TomlTable,
-    gpu: Gpu | None,
+    of: Gpu | Processor | None,
     device_id: str,
     host: str,
     torch_name: str,
-    local: Callable[[], Sequence[Device]],
+    machines: _Machines,
 ) -> Device | None:
-    """Whose rates a device takes where they are not given."""
-    if gpu is not None:
-        return gpu_device(gpu, device_id, host)
+    """Whose rates a device takes where they are not given: a CPU of another machine those of a desktop's."""
+    if isinstance(of, Gpu):
+        return gpu_device(of, device_id, host)
+    if of is not None:
+        return processor_device(of, device_id, host, None)
     if all(table.has(rate) for rate in _RATES):
         return None
-    for device in local():
+    if torch_name == "cpu" and not machines.is_here(host):
+        if not table.has("memory"):
+            raise ClusterError(f"{table.place}: give the memory of host '{host}', like memory = \"16GiB\"")
+        return processor_device(DESKTOP, device_id, host, None, machines.cpus[host])
+    for device in machines.local() if machines.is_here(host) else ():
         if device.torch_device == torch_name:
             return device
     raise ClusterError(
@@ -182,9 +257,11 @@ def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None, kind: D
     """Memory that is given for a GPU is what the engine may use of it: nothing of that is reserved for the driver."""
     speed = check_speed(table.number("speed", 1.0), table.place)
     reserved_bytes = like.reserved_bytes if like and not table.has("memory") else 0
+    given = table.has("memory")
     memory_bytes = table.size_bytes("memory", like and like.memory_bytes)
-    if gpu is not None:
-        check_override(gpu, memory_bytes, f"{table.place}: memory")
+    assumed = like and like.assumed
+    if gpu is not None and like is not None and given:
+        assumed = with_memory(gpu, like, memory_bytes, f"{table.place}: memory").assumed
     stream_bytes_per_s, stream_from = _stream(table, like, gpu, kind)
     device = Device(
         id="",
@@ -208,6 +285,7 @@ def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None, kind: D
         cache=_cache(table, like),
         host_memory_bytes=like and like.host_memory_bytes,
         disk_bytes_per_s=like and like.disk_bytes_per_s,
+        assumed=assumed,
     )
     if device.usable_bytes <= 0:
         raise ClusterError(f"{table.place}: reserved: nothing is left of {memory_bytes} bytes of memory")
@@ -238,10 +316,9 @@ def _cache(table: TomlTable, like: Device | None) -> Cache | None:
     if not table.has("cache"):
         return like and like.cache
     figures = table.numbers("cache", None)
-    if figures.keys() != {"bytes", "read_bytes_per_s", "copied_bytes_per_s"}:
-        raise ClusterError(
-            f"{table.place}: cache: the keys are bytes, read_bytes_per_s and copied_bytes_per_s, not {sorted(figures)}"
-        )
+    table.check_keys("key of cache", figures, _CACHE_KEYS)
+    if len(figures) < len(_CACHE_KEYS):
+        raise ClusterError(f"{table.place}: cache: all of {', '.join(_CACHE_KEYS)} are needed")
     return Cache(
         num_bytes=int(figures["bytes"]),
         read_bytes_per_s=figures["read_bytes_per_s"],
@@ -251,11 +328,9 @@ def _cache(table: TomlTable, like: Device | None) -> Cache | None:
 
 def _flops(table: TomlTable, like: Device | None) -> dict[str, float]:
     flops_per_s = table.numbers("flops_per_s", like and like.flops_per_s)
-    unknown = flops_per_s.keys() - WEIGHT_BITS.keys()
-    if unknown or not flops_per_s:
-        raise ClusterError(
-            f"{table.place}: flops_per_s: the keys are {', '.join(WEIGHT_BITS)}, not {sorted(unknown)}"
-        )
+    table.check_keys("weight format of flops_per_s", flops_per_s, WEIGHT_BITS)
+    if not flops_per_s:
+        raise ClusterError(f"{table.place}: flops_per_s: give at least one of {', '.join(WEIGHT_BITS)}")
     return flops_per_s
 
 
@@ -279,16 +354,18 @@ def _read_hosts(tables: Sequence[TomlTable], hosts: set[str]) -> dict[str, HostF
 
 def _known_host(table: TomlTable, name: str, hosts: set[str]) -> str:
     if name not in hosts:
-        raise ClusterError(f"{table.place}: no device is on host '{name}'; hosts: {', '.join(sorted(hosts))}")
+        raise ClusterError(f"{table.place}: {unknown_name('host', name, sorted(hosts))}")
     return name
 
 
 def _read_link(table: TomlTable, hosts: set[str]) -> Link:
     ends = [_known_host(table, table.text(end), hosts) for end in ("src", "dst")]
+    latency_s = table.latency()
     link = Link(
         src=ends[0],
         dst=ends[1],
-        latency_s=table.number("latency_s", zero_allowed=True),
+        latency_s=ASSUMED_LATENCY_S if latency_s is None else latency_s,
+        assumed=ASSUMED_LATENCY if latency_s is None else None,
         bytes_per_s=table.bandwidth(),
         source=cast(FigureSource, table.choice("source", get_args(FigureSource), "datasheet")),
     )

@@ -8,9 +8,10 @@ rate on GeForce RTX 3090 and 4090, 0.35 to 0.7 on Apple, but 0.13 to 0.35 on A10
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apportion.catalog.gpus import Gpu, GpuKind, find_gpu
+from apportion.catalog.processors import Processor
 from apportion.types import cpu
 from apportion.types.cluster import Device, Spread
 from apportion.types.errors import ClusterError
@@ -29,7 +30,9 @@ REACHED: dict[GpuKind, Reached] = {
     "metal": Reached(memory_share=0.85, layer_overhead_s=160e-6),
     "rocm": Reached(memory_share=0.85, layer_overhead_s=120e-6),
     "xpu": Reached(memory_share=0.80, layer_overhead_s=75e-6),
+    "npu": Reached(memory_share=0.80, layer_overhead_s=75e-6),
 }
+"""Of `npu` nothing is published: assumed as of xpu, the lowest."""
 COMPUTE_SHARE = 0.6
 
 PUBLISHED_SPREAD = Spread(
@@ -52,14 +55,20 @@ STAGED = 0.5
 """Of a card's connector: staged in host memory, every byte crosses PCIe twice (few cards reach each other)."""
 
 CPU_CORES = 8
-CPU_READ_BYTES_PER_S = 0.7 * 2 * 64 / 8 * 3.2e9
+CPU_READ_SHARE = 0.7
+CPU_READ_BYTES_PER_S = CPU_READ_SHARE * 2 * 64 / 8 * 3.2e9
 """A CPU of which only the memory is known is taken for a desktop's: two channels of DDR4-3200, 0.7 of them read,"""
 CPU_CORES_TO_READ = 2
 """so many cores of which read as much as all,"""
 CPU_FLOPS_PER_S = 0.6 * CPU_CORES * 2 * 2 * 8 * 3.5e9
 """and 8 cores at 3.5 GHz with two 8-wide fused multiply-adds a cycle (AVX2), of which 0.6 are reached."""
 CPU_STREAM_BYTES_PER_S = 8e9
-"""One core's copy out of the page cache; assumed, a little below what a server's core did here (10 GB/s)."""
+"""One core's copy out of the page cache; assumed, a little below what a server's core did here (10 GB/s), and at most
+half of what is read."""
+SYSTEM_CPU_SHARE = 0.2
+"""Of a computer's memory, what is left to its system and its other programs; as on this machine (probe/cpu.py)."""
+CHANGED_FACTOR = 2
+"""Cards are changed by soldering on chips of twice the size: 2080 Ti 22 GB, 3080 20 GB, 4090 48 GB."""
 
 
 def gpu_device(gpu: Gpu, device_id: str, host: str) -> Device:
@@ -100,14 +109,22 @@ def reserve_bytes(gpu: Gpu) -> int:
     return round(gpu.memory_bytes * (SMALL_SYSTEM_SHARE if small else SYSTEM_SHARE))
 
 
-def check_override(gpu: Gpu, memory_bytes: int, place: str) -> int:
-    """Memory that was written for a GPU: what the engine may use of it. Raises ClusterError beyond what it has."""
-    most = max((gpu.memory_bytes, *gpu.memory_options_bytes))
+def with_memory(gpu: Gpu, device: Device, memory_bytes: int, place: str) -> Device:
+    """With what was written: all of it is for the engine. A card's own memory may have been changed for at most twice
+    what it is sold with. Raises ClusterError beyond that."""
+    sold = max((gpu.memory_bytes, *gpu.memory_options_bytes))
+    most = sold if gpu.pcie_bytes_per_s is None else CHANGED_FACTOR * sold
     if memory_bytes > most:
+        changed = "" if most == sold else f", and changed ones have at most {format_bytes(most)}"
         raise ClusterError(
-            f"{place}: {format_bytes(memory_bytes)} is more than the {format_bytes(most)} of {gpu.key}"
+            f"{place}: {format_bytes(memory_bytes)} is more than the {format_bytes(sold)} of {gpu.key}{changed}"
         )
-    return memory_bytes
+    assumed = (
+        f"a {gpu.key} changed to {format_bytes(memory_bytes)} ({format_bytes(sold)} as sold), as fast as before"
+        if memory_bytes > sold
+        else device.assumed
+    )
+    return replace(device, memory_bytes=memory_bytes, reserved_bytes=0, assumed=assumed)
 
 
 def check_stream(gpu: Gpu, stream_bytes_per_s: float | None, place: str) -> None:
@@ -125,29 +142,51 @@ def check_stream(gpu: Gpu, stream_bytes_per_s: float | None, place: str) -> None
 
 def torch_device(kind: GpuKind, index: int) -> str:
     """PyTorch calls ROCm's devices cuda, and Apple's single one mps."""
-    return "mps" if kind == "metal" else f"{'xpu' if kind == 'xpu' else 'cuda'}:{index}"
+    return "mps" if kind == "metal" else f"{kind if kind in ('xpu', 'npu') else 'cuda'}:{index}"
 
 
-def desktop_cpu(device_id: str, host: str, memory_bytes: int, num_devices: int) -> Device:
-    """One of `num_devices` that share the assumed desktop's cores and memory channels evenly."""
-    num_threads = max(1, CPU_CORES // num_devices)
+DESKTOP = Processor(
+    key="desktop",
+    name="a desktop's CPU: 8 cores at 3.5 GHz, two channels of DDR4-3200",
+    memory_bytes=2**34,
+    memory_options_bytes=(),
+    mem_bytes_per_s=CPU_READ_BYTES_PER_S / CPU_READ_SHARE,
+    read_share=CPU_READ_SHARE,
+    cores=CPU_CORES,
+    flops_per_s=CPU_FLOPS_PER_S / COMPUTE_SHARE,
+    aliases=(),
+    source=(),
+)
+"""What a CPU is taken for of which only the memory is known."""
+
+
+def processor_device(
+    processor: Processor, device_id: str, host: str, memory_bytes: int | None, num_devices: int = 1
+) -> Device:
+    """One of `num_devices` that share its cores and memory channels evenly. Where no memory is written a share of its
+    own is reserved for the system."""
+    num_threads = max(1, processor.cores // num_devices)
+    read_bytes_per_s = processor.mem_bytes_per_s * processor.read_share
     return Device(
         id=device_id,
         host=host,
         kind="cpu",
         torch_device="cpu",
-        memory_bytes=memory_bytes,
-        reserved_bytes=0,
-        mem_bytes_per_s=CPU_READ_BYTES_PER_S * min(1.0, num_threads / CPU_CORES_TO_READ),
-        flops_per_s=cpu.rates_per_format(CPU_FLOPS_PER_S * num_threads / CPU_CORES),
+        memory_bytes=memory_bytes or processor.memory_bytes // num_devices,
+        reserved_bytes=0 if memory_bytes else round(processor.memory_bytes // num_devices * SYSTEM_CPU_SHARE),
+        mem_bytes_per_s=read_bytes_per_s * min(1.0, num_threads / CPU_CORES_TO_READ),
+        flops_per_s=cpu.rates_per_format(
+            processor.flops_per_s * COMPUTE_SHARE * num_threads / processor.cores
+        ),
         layer_overhead_s=cpu.LAYER_OVERHEAD_S,
         step_overhead_s=cpu.STEP_OVERHEAD_S,
         num_threads=num_threads,
-        host_cores=CPU_CORES,
+        host_cores=processor.cores,
         speed=1.0,
         source="datasheet",
-        stream_bytes_per_s=CPU_STREAM_BYTES_PER_S,
-        host_bytes_per_s=CPU_READ_BYTES_PER_S,
+        stream_bytes_per_s=min(CPU_STREAM_BYTES_PER_S, read_bytes_per_s / 2),
+        host_bytes_per_s=read_bytes_per_s,
+        assumed=processor.name if processor is DESKTOP else None,
     )
 
 

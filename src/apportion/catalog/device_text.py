@@ -1,15 +1,22 @@
 """Clusters in a line: "tower: rtx-4090 + 2x rtx-3060-12gb; laptop: rtx-4060-laptop; link tower-laptop 1Gbit 0.3ms".
 
-Hosts are parted by ";", devices by "+" or ",". A device is a GPU of the catalogue, "cpu", or without a host also a
-"cuda:0" of this machine; before it may stand a count and a name, behind it its memory and a speed.
+Hosts are parted by ";", devices by "+" or ",". A device is a GPU or a computer of the catalogue, "cpu", or without a
+host also a "cuda:0" of this machine; before it may stand a count and a name, behind it its memory and a speed.
+
+Devices without a host are of one: this machine, unless it lacks a card that is named and none of its own is.
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
 
 from apportion.catalog.cluster_rules import (
+    ASSUMED_LATENCY,
+    ASSUMED_LATENCY_S,
+    Here,
     Local,
     check_count,
     emulate,
@@ -19,19 +26,24 @@ from apportion.catalog.cluster_rules import (
     parse_speed,
 )
 from apportion.catalog.datasheet import (
-    check_override,
-    desktop_cpu,
+    DESKTOP,
     gpu_device,
     inside_bytes_per_s,
+    processor_device,
     torch_device,
+    with_memory,
 )
-from apportion.catalog.gpus import Gpu, find_gpu
-from apportion.catalog.quantities import parse_bandwidth, parse_seconds
+from apportion.catalog.gpus import Gpu, find_device, find_gpu
+from apportion.catalog.processors import Processor
 from apportion.types.cluster import LOCAL_HOST, Cluster, Device, Link
 from apportion.types.errors import ClusterError
+from apportion.types.names import unknown_name
+from apportion.types.units import format_bytes, parse_bandwidth, parse_seconds
 
 EXAMPLES = "write it like laptop=cpu:600MiB, card=cuda:0:6GiB or rtx-4090 + 2x rtx-3060-12gb:10GiB"
 _LINK_EXAMPLE = "write it like link tower-laptop 1Gbit 0.3ms"
+_JOINED = r"\s*(?:<?-+>?|–|\sto\s|\sand\s)\s*"
+_LATENCY = re.compile(r"(?<![\w./-])-?(\d+(\.\d*)?|\.\d+)\s*(ns|us|µs|μs|ms|s)(?![\w/])")
 _HOST = re.compile(r"(?P<host>[\w.-]+)\s*:\s*(?P<members>\S.*)")
 _SIZE = re.compile(r"-?\d+(\.\d+)?\s*([kmgt]i?b?|b)\s*([@+,]|$)", re.IGNORECASE)
 _OWN_COLON = ("cpu", "cuda")
@@ -48,7 +60,7 @@ _MEMBER = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Member:
-    """A device as written; `gpu` is None for a CPU and for a device of this machine. No host stands for this one."""
+    """A device as written; `of` is None for a CPU and for a device of this machine. Those without a host are of one."""
 
     place: str
     host: str | None
@@ -56,21 +68,26 @@ class _Member:
     name: str | None
     memory: str | None
     speed: float
-    gpu: Gpu | None
+    of: Gpu | Processor | None
+
+    @property
+    def gpu(self) -> Gpu | None:
+        return self.of if isinstance(self.of, Gpu) else None
 
     @property
     def base_name(self) -> str:
-        return self.name or (self.gpu.key if self.gpu else self.what.replace(":", ""))
+        return self.name or (self.of.key if self.of else self.what.replace(":", ""))
 
 
-def parse_groups(text: str, local: Local) -> Cluster:
+def parse_groups(text: str, local: Local, here: Here) -> Cluster:
     """Raises ClusterError naming the part that cannot be used."""
     parts = [part.strip() for part in text.split(";") if part.strip()]
     link_parts = [part for part in parts if re.match(r"link\s", part)]
     groups = [_host(part) for part in parts if part not in link_parts]
     _check_hosts([host for host, _ in groups])
     members = [member for host, listed in groups for member in _members(host, listed)]
-    devices = _devices(members, local)
+    _check_computers(members)
+    devices = _devices(members, local, here)
     links = [_link(part, [host for host, _ in groups if host]) for part in link_parts]
     in_hosts = [(member.host or LOCAL_HOST, member.gpu) for member in members if member.gpu is not None]
     return make_cluster(devices, links, inside_bytes_per_s(in_hosts))
@@ -91,6 +108,17 @@ def _check_hosts(hosts: Sequence[str | None]) -> None:
     for host, count in Counter(hosts).items():
         if count > 1:
             raise ClusterError(f"--devices: host '{host}' is given twice; join its devices with +")
+
+
+def _check_computers(members: Sequence[_Member]) -> None:
+    """A computer is a host of its own."""
+    computers = Counter(member.host for member in members if isinstance(member.of, Processor))
+    for member in members:
+        if computers[member.host] > 1 and isinstance(member.of, Processor):
+            key = member.of.key
+            raise ClusterError(
+                f"{member.place}: each computer is a host of its own: write a: {key}; b: {key}; link a-b 1Gbit"
+            )
 
 
 def _members(host: str | None, listed: str) -> list[_Member]:
@@ -116,9 +144,11 @@ def _member(match: re.Match[str], host: str | None, place: str) -> _Member:
             f"{place}: {what} is a GPU of this machine, which has no host name here; name the GPU by its model"
         )
     try:
-        gpu = None if what == "cpu" or is_local else find_gpu(what)
+        of = None if what == "cpu" or is_local else find_device(what)
     except ClusterError as error:
-        raise ClusterError(f"{place}: {error}; {EXAMPLES}") from None
+        raise ClusterError(
+            f"{place}: {error}" + ("" if str(error).endswith("?") else f"; {EXAMPLES}")
+        ) from None
     return _Member(
         place=place,
         host=host,
@@ -126,15 +156,20 @@ def _member(match: re.Match[str], host: str | None, place: str) -> _Member:
         name=match["name"],
         memory=match["memory"],
         speed=parse_speed(match["speed"], place),
-        gpu=gpu,
+        of=of,
     )
 
 
-def _devices(members: Sequence[_Member], local: Local) -> list[Device]:
+def _devices(members: Sequence[_Member], local: Local, here: Here) -> list[Device]:
     check_count(len(members))
     cpus = Counter(member.host for member in members if member.what == "cpu")
-    probed = any(member.gpu is None and member.host is None for member in members)
-    found = local(max(1, cpus[None])) if probed else ()
+    unnamed = [member for member in members if member.host is None]
+    probed = [member for member in unnamed if member.of is None]
+    found: Sequence[Device] = ()
+    own_card = any(member.what != "cpu" for member in probed)
+    if probed and (own_card or not lacks([member.of for member in unnamed if member.of], here)):
+        check_memory([(member.memory, member.place) for member in probed if member.what == "cpu"], here)
+        found = local(max(1, cpus[None]))
     used: Counter[tuple[str | None, str]] = Counter()
     devices: list[Device] = []
     for member, name in zip(members, numbered([member.base_name for member in members]), strict=True):
@@ -148,18 +183,39 @@ def _devices(members: Sequence[_Member], local: Local) -> list[Device]:
     return devices
 
 
+def lacks(named: Sequence[Gpu | Processor], here: Here) -> bool:
+    """Whether these are of another machine: computers, and cards that this one's driver does not name."""
+    if not named:
+        return False
+    own: Counter[str] = Counter()
+    for name in here.cards():
+        with suppress(ClusterError):
+            own[find_gpu(name).key] += 1
+    return bool(Counter(one.key for one in named) - own)
+
+
+def check_memory(written: Sequence[tuple[str | None, str]], here: Here) -> None:
+    """What is written for this machine's CPU devices, each with its place. Raises ClusterError for more than it has."""
+    asked_bytes = sum(parse_memory(memory, place) for memory, place in written if memory)
+    if asked_bytes > here.memory_bytes():
+        raise ClusterError(
+            f"--devices: {format_bytes(asked_bytes)} are asked of this machine's CPU, which has"
+            f" {format_bytes(here.memory_bytes())} of memory; name another host, like tower: cpu:64GiB"
+        )
+
+
 def _device(member: _Member, name: str, found: Sequence[Device], num_cpus: int) -> Device:
+    host = member.host or LOCAL_HOST
     memory_bytes = parse_memory(member.memory, member.place) if member.memory else None
-    if member.gpu is not None:
-        device = gpu_device(member.gpu, name, member.host or LOCAL_HOST)
+    if isinstance(member.of, Gpu):
+        device = gpu_device(member.of, name, host)
+        return device if memory_bytes is None else with_memory(member.of, device, memory_bytes, member.place)
+    if isinstance(member.of, Processor):
+        return processor_device(member.of, name, host, memory_bytes)
+    if member.host is not None or not found:
         if memory_bytes is None:
-            return device
-        memory_bytes = check_override(member.gpu, memory_bytes, member.place)
-        return replace(device, memory_bytes=memory_bytes, reserved_bytes=0)
-    if member.host is not None:
-        if memory_bytes is None:
-            raise ClusterError(f"{member.place}: give the memory of host '{member.host}', like cpu:16GiB")
-        return desktop_cpu(name, member.host, memory_bytes, num_cpus)
+            raise ClusterError(f"{member.place}: give the memory of host '{host}', like cpu:16GiB")
+        return processor_device(DESKTOP, name, host, memory_bytes, num_cpus)
     device = local_device(member.what, found, member.place)
     return replace(device, id=name, host=LOCAL_HOST, memory_bytes=memory_bytes or device.memory_bytes)
 
@@ -174,16 +230,36 @@ def local_device(torch_name: str, found: Sequence[Device], place: str) -> Device
 
 
 def _link(part: str, hosts: Sequence[str]) -> Link:
-    place, words = f"--devices '{part}'", part.split()
-    if len(words) != 4:
+    """Its bandwidth and its latency may stand in either order; a latency that is left out is assumed."""
+    place, text = f"--devices '{part}'", re.sub(r"^link\s+", "", part)
+    pairs = [
+        (a, b, match[1] or "")
+        for a in hosts
+        for b in hosts
+        if (match := re.fullmatch(re.escape(a) + _JOINED + re.escape(b) + r"(?:[\s:,]+(.*))?", text))
+    ]
+    if not pairs:
+        raise ClusterError(f"{place}: {_no_pair(text, hosts)}")
+    src, dst, said = pairs[0]
+    latency = _LATENCY.search(said)
+    words = _LATENCY.sub(" ", said, count=1).replace(",", " ").split()
+    bandwidth = " ".join(word for word in words if word.lower() not in ("latency", "with", "and"))
+    if not bandwidth:
         raise ClusterError(f"{place}: {_LINK_EXAMPLE}")
-    _, pair, bandwidth, latency = words
-    ends = [(a, b) for a in hosts for b in hosts if pair == f"{a}-{b}"]
-    if not ends:
-        known = ", ".join(hosts) or "none, since no devices have a host name before them"
-        raise ClusterError(f"{place}: '{pair}' are no two hosts joined by '-'; hosts: {known}")
     try:
-        bytes_per_s, latency_s = parse_bandwidth(bandwidth), parse_seconds(latency)
+        return Link(
+            src=src,
+            dst=dst,
+            latency_s=parse_seconds(latency[0]) if latency else ASSUMED_LATENCY_S,
+            bytes_per_s=parse_bandwidth(bandwidth),
+            assumed=None if latency else ASSUMED_LATENCY,
+        )
     except ValueError as error:
         raise ClusterError(f"{place}: {error}; {_LINK_EXAMPLE}") from None
-    return Link(src=ends[0][0], dst=ends[0][1], latency_s=latency_s, bytes_per_s=bytes_per_s)
+
+
+def _no_pair(text: str, hosts: Sequence[str]) -> str:
+    if not hosts:
+        return "no devices have a host name before them, like tower: rtx-4090"
+    pairs = [f"{a}-{b}" for a, b in combinations_with_replacement(hosts, 2)]
+    return unknown_name("pair of hosts", text.split()[0] if text else "", pairs)

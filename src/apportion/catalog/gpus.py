@@ -1,12 +1,12 @@
-"""GPUs by name: the datasheet facts of gpus.toml, found however people write them.
+"""Devices by name: the datasheet facts of gpus.toml and processors.toml, found however people write them.
 
-A name is read as a core ("4070tisuper"), and qualifiers that may be left out where they decide nothing: a
-memory size ("12gb"), a form factor ("pcie", "sxm", "nvl"), a core count ("30-core"). Brand words in front and
-filler ("GPU", "Generation") are ignored. What several entries answer to is refused with all of them named, never
-guessed; but an alias of one entry decides ("a100-80gb" is the PCIe card, the slower of two).
+A name is read as a core ("4070tisuper"), and qualifiers that may be left out where they decide nothing: a memory size
+("12gb"), a form factor ("pcie", "sxm", "nvl"), a core count ("30-core"). Brand words in front and filler ("GPU",
+"Generation") are ignored; a Mac is called by its chip ("MacBook Pro M3 Max 64GB"). What several entries answer to is
+refused with all of them named, never guessed; but an alias of one entry decides ("a100-80gb" is the PCIe card, the
+slower of two).
 """
 
-import difflib
 import re
 import tomllib
 from dataclasses import dataclass, replace
@@ -14,11 +14,13 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
+from apportion.catalog.processors import Processor, processors
 from apportion.types.errors import ClusterError
+from apportion.types.names import one_of, unknown_name
 from apportion.types.pcie import LANE_BYTES_PER_S
 from apportion.types.units import parse_bytes
 
-GpuKind = Literal["cuda", "rocm", "metal", "xpu"]
+GpuKind = Literal["cuda", "rocm", "metal", "xpu", "npu"]
 
 _BRANDS = frozenset(
     (
@@ -35,12 +37,14 @@ _BRANDS = frozenset(
         "gtx",
         "rx",
         "arc",
+        "huawei",
+        "valve",
     )
 )
 _FILLER = frozenset(("gpu", "graphics", "generation", "edition", "r", "tm"))
 _FORM = re.compile(r"(pcie|sxm|nvl)\d?|(\d+core)")
 _SIZE = re.compile(r"\d+gb")
-_SUGGESTIONS = 4
+_MAC = re.compile(r"\b(mac\W?book(\W(pro|air))?|mac\W?(mini|studio|pro)|imac)\b(\W\d\d(\W?inch)?\b)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,21 +88,29 @@ def gpus() -> dict[str, Gpu]:
 
 
 def find_gpu(text: str) -> Gpu:
-    """The GPU that is written as `text`; "m2-max-64gb" picks one of `memory_options_bytes`.
+    """The GPU that is written as `text`. Raises ClusterError, as `find_device` does, and for a computer's CPU."""
+    found = find_device(text)
+    if isinstance(found, Processor):
+        raise ClusterError(f"'{text}' is no GPU but a computer, {found.name}, which computes on its CPU")
+    return found
 
-    Raises ClusterError where no GPU, or more than one, is called that.
+
+def find_device(text: str) -> Gpu | Processor:
+    """What is written as `text`; "m2-max-64gb" picks one of `memory_options_bytes`.
+
+    Raises ClusterError where nothing, or more than one, is called that.
     """
     wanted = _read(text)
-    exact = {gpu.key for spelling, gpu in _spellings() if spelling == wanted}
-    matches = exact or {gpu.key for spelling, gpu in _spellings() if _answers(gpu, spelling, wanted)}
+    exact = {entry.key for spelling, entry in _spellings() if spelling == wanted}
+    matches = exact or {entry.key for spelling, entry in _spellings() if _answers(entry, spelling, wanted)}
     if len(matches) > 1:
-        raise ClusterError(f"'{text}' can be {_one_of(sorted(matches))}; write which")
+        raise ClusterError(f"'{text}' can be {one_of(sorted(matches))}; write which")
     if not matches:
-        raise ClusterError(f"no GPU is called '{text}'{_suggest(wanted)}")
-    gpu = _catalogue()[matches.pop()]
-    if wanted.size_gb is None or not gpu.memory_options_bytes:
-        return gpu
-    return replace(gpu, memory_bytes=wanted.size_gb * 2**30)
+        raise ClusterError(_unknown(text, wanted))
+    entry = next(one for one in _entries() if one.key in matches)
+    if wanted.size_gb is None or not entry.memory_options_bytes:
+        return entry
+    return replace(entry, memory_bytes=wanted.size_gb * 2**30)
 
 
 @cache
@@ -128,8 +140,13 @@ def _gpu(key: str, table: dict[str, Any]) -> Gpu:
 
 
 @cache
-def _spellings() -> list[tuple[_Spelling, Gpu]]:
-    return [(_read(text), gpu) for gpu in _catalogue().values() for text in (gpu.key, gpu.name, *gpu.aliases)]
+def _entries() -> list[Gpu | Processor]:
+    return [*_catalogue().values(), *processors().values()]
+
+
+@cache
+def _spellings() -> list[tuple[_Spelling, Gpu | Processor]]:
+    return [(_read(text), entry) for entry in _entries() for text in (entry.key, entry.name, *entry.aliases)]
 
 
 def _read(text: str) -> _Spelling:
@@ -150,11 +167,12 @@ def _read(text: str) -> _Spelling:
 def _spaced(text: str) -> str:
     """Joins numbers to their units ("12 GB", "30-core") and parts brands from their numbers ("rtx4090")."""
     text = re.sub(r"(\d+)[\s-]*gi?b\b", r" \1gb ", text)
+    text = _MAC.sub(" ", text) if re.search(r"\bm\d\b", text) else text
     text = re.sub(r"(\d+)[\s-]*core\b", r" \1core ", text)
     return re.sub(r"\b(rtx|gtx|rx|arc)(?=[ab]?\d)", r"\1 ", text)
 
 
-def _answers(gpu: Gpu, spelling: _Spelling, wanted: _Spelling) -> bool:
+def _answers(gpu: Gpu | Processor, spelling: _Spelling, wanted: _Spelling) -> bool:
     """Whether what was left out of `wanted` is all that parts it from this spelling of `gpu`."""
     sizes_gb = {size_bytes // 2**30 for size_bytes in gpu.memory_options_bytes or (gpu.memory_bytes,)}
     sizes_gb |= {spelling.size_gb}
@@ -165,19 +183,18 @@ def _answers(gpu: Gpu, spelling: _Spelling, wanted: _Spelling) -> bool:
     )
 
 
-def _one_of(keys: list[str]) -> str:
-    return f"{', '.join(keys[:-1])} or {keys[-1]}"
-
-
-def _suggest(wanted: _Spelling) -> str:
-    """Near names: cores that begin with the wanted one, then those that contain it, then those spelt alike."""
-    by_core: dict[str, list[str]] = {}
-    for spelling, gpu in _spellings():
-        by_core.setdefault(spelling.core, []).append(gpu.key)
-    longer = [core for core in by_core if len(wanted.core) > 2 and wanted.core in core]
-    longer.sort(key=lambda core: (not core.startswith(wanted.core), len(core)))
-    alike = difflib.get_close_matches(wanted.core, by_core, n=_SUGGESTIONS, cutoff=0.6)
-    keys = list(dict.fromkeys(key for core in longer + alike for key in by_core[core]))[:_SUGGESTIONS]
-    if not keys:
-        return f"; the catalogue has {len(_catalogue())}, such as rtx-4090"
-    return f"; did you mean {_one_of(keys) if len(keys) > 1 else keys[0]}?"
+def _unknown(text: str, wanted: _Spelling) -> str:
+    """With sizes sold where only the size is wrong, else with near names."""
+    sizes = {
+        size_bytes: entry.key
+        for spelling, entry in _spellings()
+        if spelling.core == wanted.core
+        for size_bytes in entry.memory_options_bytes or (entry.memory_bytes,)
+    }
+    if sizes and wanted.size_gb is not None:
+        sold = one_of([f"{size_bytes / 2**30:g} GiB ({sizes[size_bytes]})" for size_bytes in sorted(sizes)])
+        return f"'{text}' is not sold with {wanted.size_gb} GiB, but with {sold}"
+    names = {
+        spelling: entry.key for entry in _entries() for spelling in (entry.key, entry.name, *entry.aliases)
+    }
+    return unknown_name("device", text, names, spelt=lambda name: _read(name).core)

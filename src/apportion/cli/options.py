@@ -12,6 +12,7 @@ from apportion.cli.kv_choice import typical_tokens, with_kv_choice
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
+    from apportion.catalog.cluster_rules import Here
     from apportion.types.cluster import Cluster
     from apportion.types.model import ModelSpec
     from apportion.types.workload import Workload
@@ -258,15 +259,25 @@ def _objective(choices: PlanChoices) -> ObjectiveChoice:
     return choices.objective or (ObjectiveChoice.THROUGHPUT if together else ObjectiveChoice.LATENCY)
 
 
+def this_machine() -> "Here":
+    from apportion.catalog.cluster_rules import Here
+    from apportion.probe.cpu import total_bytes
+    from apportion.probe.local import cuda_names
+
+    return Here(cards=lambda: tuple(cuda_names().values()), memory_bytes=total_bytes)
+
+
 def cluster_from_options(choices: PlanChoices) -> "Cluster":
     """This machine's own devices where none are named."""
     from apportion.catalog.cluster_text import make_cluster, parse_devices, read_cluster_toml
     from apportion.probe.local import all_local_devices, local_devices
 
+    here = this_machine()
+
     if choices.devices is not None and choices.cluster is not None:
         raise UsageError("give either --devices or --cluster")
     if choices.cluster is not None:
-        return read_cluster_toml(choices.cluster, all_local_devices)
+        return read_cluster_toml(choices.cluster, all_local_devices, here)
     if choices.devices is not None:
-        return parse_devices(choices.devices, all_local_devices)
+        return parse_devices(choices.devices, all_local_devices, here)
     return make_cluster(local_devices(), [])

@@ -6,7 +6,13 @@ from apportion.types.cluster import Device, DeviceKind
 
 VISIBLE: dict[DeviceKind, str] = {"cuda": "CUDA_VISIBLE_DEVICES", "rocm": "HIP_VISIBLE_DEVICES"}
 """Variable that lists the ordinals a program may use, in its order."""
-LLAMA_CPP_NAMES: dict[DeviceKind, str] = {"cuda": "CUDA", "rocm": "ROCm", "metal": "MTL", "xpu": "SYCL"}
+LLAMA_CPP_NAMES: dict[DeviceKind, str] = {
+    "cuda": "CUDA",
+    "rocm": "ROCm",
+    "metal": "MTL",
+    "xpu": "SYCL",
+    "npu": "CANN",
+}
 """Prefix of a device in llama.cpp's list, before its number."""
 
 

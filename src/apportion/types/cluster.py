@@ -5,7 +5,7 @@ from typing import Literal
 
 from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
 
-DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "xpu"]
+DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "xpu", "npu"]
 """All can be planned for; the engine runs those of catalog.runnable."""
 FigureSource = Literal["measured", "datasheet"]
 StreamSource = Literal["host memory", "disk"]
@@ -22,6 +22,8 @@ class Spread:
     source: str
 
 
+WIDENED = ("int8", "int4")
+"""Formats whose weights a kernel can turn into floating-point ones on the way, as all engines do for int4."""
 ASSUMED_SPREAD = Spread(decode=0.3, prefill=0.3, source="rates probed or assumed, no run yet")
 """Before any run on a device: benchmarks/calibration.py shows what it was."""
 
@@ -77,23 +79,30 @@ class Device:
     where not known."""
     disk_bytes_per_s: float | None = None
     """How fast its host's disk is read past the page cache; None where not known."""
+    assumed: str | None = None
+    """What it is taken for where nobody said what it is."""
 
     @property
     def usable_bytes(self) -> int:
         return self.memory_bytes - self.reserved_bytes
 
     def rate(self, weight_format: str) -> float | None:
-        """FLOP/s of products with such weights, None where there is no figure. int4 weights are turned into 16 bits
-        first, and go at that rate unless they have one of their own; weights as stored are turned into whichever
+        """FLOP/s of products with such weights, None where there is no figure. int8 and int4 weights without a rate of
+        their own are turned into 16 bits first, or 32, and go at that rate; weights as stored are turned into whichever
         floating-point format is fastest."""
         if weight_format in self.flops_per_s:
             return self.flops_per_s[weight_format]
         if weight_format in WEIGHT_BITS:
-            names = ("fp16", "bf16") if weight_format == "int4" else ()
-            return next((self.flops_per_s[name] for name in names if name in self.flops_per_s), None)
+            return self.flops_per_s.get(self.widened_to(weight_format) or "")
         return max(
             (self.flops_per_s[name] for name in FORMAT_BYTES if name in self.flops_per_s), default=None
         )
+
+    def widened_to(self, weight_format: str) -> str | None:
+        """The format at whose rate such weights go where they have none of their own; None elsewhere."""
+        if weight_format in self.flops_per_s or weight_format not in WIDENED:
+            return None
+        return next((name for name in ("fp16", "bf16", "fp32") if name in self.flops_per_s), None)
 
     @property
     def stream_buffers(self) -> int:
@@ -127,6 +136,8 @@ class Link:
     hop_s: float = 0.0
     """Of a message between stages or with the coordinator, beside all else: making it, and waking up who receives it.
     Members of a group wait for each other actively."""
+    assumed: str | None = None
+    """What of it nobody said."""
 
     def seconds(self, message_bytes: float) -> float:
         """Time of one message inside a group: latency + bytes / bandwidth."""

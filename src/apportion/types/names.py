@@ -38,7 +38,8 @@ def near_names(
     spelt: Callable[[str], str] | None = None,
     most: int = 3,
 ) -> list[str]:
-    """Of `known` what `asked` may mean: what begins with it, contains it or is part of it, then what is spelt alike."""
+    """Of `known` what `asked` may mean: what begins with it, contains it or is part of it, then what is spelt alike,
+    letters out of order first."""
     spelt = spelt or letters
     by_spelling: dict[str, list[str]] = {}
     for spelling, name in _by_spelling(known).items():
@@ -53,6 +54,7 @@ def near_names(
     parts = [spelling for spelling in by_spelling if len(spelling) > _LEAST_PART and spelling in wanted]
     parts.sort(key=len, reverse=True)
     alike = difflib.get_close_matches(wanted, by_spelling, n=most, cutoff=0.6)
+    alike.sort(key=lambda spelling: sorted(spelling) != sorted(wanted))
     found = [name for spelling in (*longer, *parts, *alike) for name in by_spelling[spelling]]
     return list(dict.fromkeys(found))[:most]
 

@@ -1,0 +1,47 @@
+"""What a plan takes for granted of devices and links, because nobody said it: one line each."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apportion.planner.plan_file import Planned
+    from apportion.types.cluster import Device
+
+
+def assumptions(plan: "Planned") -> list[str]:
+    """Of the devices that the plan uses, and of the links between their hosts."""
+    devices = [plan.cluster.device(device_id) for device_id in plan.device_ids]
+    hosts = {device.host for device in devices}
+    links = [link for link in plan.cluster.links if {link.src, link.dst} <= hosts and link.assumed]
+    return [
+        *_of_devices(devices),
+        *(
+            f"assumed of the link {link.src}-{link.dst}: {link.assumed}; write it behind the bandwidth"
+            for link in links
+        ),
+        *_widened(plan, devices),
+    ]
+
+
+def _of_devices(devices: "list[Device]") -> list[str]:
+    by_text: dict[tuple[str, bool], list[str]] = {}
+    for device in devices:
+        if device.assumed:
+            by_text.setdefault((device.assumed, device.kind == "cpu"), []).append(device.id)
+    advice = "; name the computer (raspberry-pi-5, intel-n100), or write its rates in a cluster file"
+    return [
+        f"assumed of {', '.join(ids)}: {text}{advice * is_cpu}" for (text, is_cpu), ids in by_text.items()
+    ]
+
+
+def _widened(plan: "Planned", devices: "list[Device]") -> list[str]:
+    """int4 goes at the rate of 16 bits everywhere, as docs/cost-model.md says."""
+    by_formats: dict[tuple[str, str], list[str]] = {}
+    for device in devices:
+        for name in plan.weight_formats:
+            wider = device.widened_to(name)
+            if wider is not None and (name != "int4" or wider == "fp32") and device.kind != "cpu":
+                by_formats.setdefault((name, wider), []).append(device.id)
+    return [
+        f"assumed of {', '.join(ids)}: {name} weights go at the {wider} rate, for want of one of their own"
+        for (name, wider), ids in by_formats.items()
+    ]
