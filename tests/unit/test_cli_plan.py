@@ -96,7 +96,7 @@ def test_infeasible_is_exit_code_3(model):
         (["plan", "{model}", "--objective", "speed"], "speed"),
         (["plan", "{model}", "--weights", "int3"], "int3"),
         (["plan", "{model}", "--nope"], "--nope"),
-        (["plan", "{model}", "--devices", "a"], "write it like"),
+        (["plan", "{model}", "--devices", "a"], "unknown device 'a'"),
         (["plan", "{model}", "--cluster", "/none.toml"], "/none.toml"),
         (["plan", "{model}", "--cluster", "c", "--devices", "a=cpu:1GiB"], "either --devices or --cluster"),
         (["plan", "/no/such/model"], "/no/such/model"),

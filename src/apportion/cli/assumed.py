@@ -33,12 +33,16 @@ def _of_devices(devices: "list[Device]") -> list[str]:
     ]
 
 
-def _widened(plan: "Planned", devices: "list[Device]") -> list[str]:
+def _widened(plan: "Planned") -> list[str]:
     """int4 goes at the rate of 16 bits everywhere, as docs/cost-model.md says."""
+    from apportion.types.plan import Plan
+
     by_formats: dict[tuple[str, str], list[str]] = {}
-    for device in devices:
-        for name in plan.weight_formats:
-            wider = device.widened_to(name)
+    for stage in (
+        stage for one in ((plan,) if isinstance(plan, Plan) else plan.replicas) for stage in one.stages
+    ):
+        for device in map(plan.cluster.device, stage.split.device_ids):
+            name, wider = stage.weight_format, device.widened_to(stage.weight_format)
             if wider is not None and (name != "int4" or wider == "fp32") and device.kind != "cpu":
                 by_formats.setdefault((name, wider), []).append(device.id)
     return [
