@@ -15,10 +15,10 @@ def assumptions(plan: "Planned") -> list[str]:
     return [
         *_of_devices(devices),
         *(
-            f"assumed of the link {link.src}-{link.dst}: {link.assumed}; write it behind the bandwidth"
+            f"assumed of link {link.src}-{link.dst}: {link.assumed}; write it behind the bandwidth"
             for link in links
         ),
-        *_widened(plan, devices),
+        *_widened(plan),
     ]
 
 
