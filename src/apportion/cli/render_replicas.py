@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apportion.cli.assumed import assumptions
 from apportion.cli.render import print_division, print_plan
 from apportion.cli.render_summary import device_table, listed, proven_percent
 from apportion.types.plan import Plan
@@ -56,6 +57,8 @@ def _print_several(console: Console, plan: ReplicatedPlan, proven: str, *, detai
     )
     if len({_formats(replica) for replica in plan.replicas}) > 1:
         console.print("replicas differ in their formats: which one serves a request shows in its text")
+    for line in assumptions(plan):
+        console.print(escape(line), highlight=False)
     if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
         console.print("* emulated: slowed down on purpose, its figures are no real device's")
     if not details:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apportion.cli.assumed import assumptions
 from apportion.cost.estimate import plan_estimate
 from apportion.planner.explain.limits import Hint, Limit, hints, limits
 from apportion.types.cluster import Device
@@ -28,6 +29,8 @@ def print_summary(console: Console, plan: Plan, *, more: bool = True) -> None:
     console.print(f"{_proven(plan)}\n", highlight=False)
     console.print(device_table(plan))
     console.print(_figure_table(plan))
+    for line in assumptions(plan):
+        console.print(escape(line), highlight=False)
     if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
         console.print("* emulated: slowed down on purpose, its figures are no real device's")
     if more:
