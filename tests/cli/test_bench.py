@@ -46,7 +46,7 @@ def test_measures_a_config_without_weights_and_writes_a_trace(
     config, trace = tmp_path / "config.json", tmp_path / "trace.json"
     config.write_text(json.dumps(CONFIG))
     devices = ["--devices", "a=cpu:40MiB, b=cpu:40MiB@0.5"]
-    given = ["bench", str(config), "--random-weights", *SHORT, *devices, "--trace", str(trace)]
+    given = ["bench", str(config), "--random-weights", *SHORT, *devices, "--json", "--trace", str(trace)]
     assert exit_code(given) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
@@ -68,7 +68,7 @@ def test_a_given_plan_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
     made = ["plan", "demo", "--devices", "a=cpu:18MiB, b=cpu:18MiB", "--context", "32", "--concurrency", "2"]
     assert exit_code([*made, "--prompt-tokens", "12", "--output-tokens", "6", "--out", str(file)]) == 0
     capsys.readouterr()
-    assert exit_code(["bench", "demo", "--plan", str(file), *SHORT]) == 0
+    assert exit_code(["bench", "demo", "--plan", str(file), *SHORT, "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     check(result, ["a", "b"])
     assert not result["random_weights"]

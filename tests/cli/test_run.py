@@ -130,6 +130,7 @@ def test_a_shared_beginning_is_computed_once(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "code", "message"),
     [
         (["run", "demo"], 2, "give either a prompt or --prompts"),
+        (["run", "demo", "", "--max-tokens", "5"], 2, "the prompt is empty"),
         (["run", "nowhere/at all", "x"], 2, "is no folder, config.json or hub id"),
         (["run", "demo", "x", "--devices", "a=gpu"], 2, "write it like laptop=cpu:600MiB"),
         (["run", "demo", "x", "--devices", "a=cpu:2MiB, b=cpu:3MiB"], 3, ""),

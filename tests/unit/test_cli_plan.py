@@ -102,7 +102,6 @@ def test_infeasible_is_exit_code_3(model):
         (["plan", "/no/such/model"], "/no/such/model"),
         (["verify", "/none.json"], "/none.json"),
         (["nope"], "nope"),
-        ([], "Missing command"),
     ],
 )
 def test_usage_errors_are_one_line_and_exit_code_2(model, arguments, message):

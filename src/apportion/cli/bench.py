@@ -16,17 +16,28 @@ from apportion.cli.run import check_engine, check_one_host
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
+    from apportion.cli.bench_run import BenchResult
     from apportion.types.plan import Plan
 
-Levels = Annotated[str, typer.Option("--concurrency", help="Sequences at once, each measured: like 1,4,16.")]
-PromptTokens = Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")]
-OutputTokens = Annotated[int, typer.Option(min=2, help="Tokens generated for each prompt.")]
+Levels = Annotated[
+    str,
+    typer.Option(
+        "--concurrency",
+        rich_help_panel=options.GOAL_PANEL,
+        help="Sequences at once, each measured: like 1,4,16.",
+    ),
+]
+PromptTokens = Annotated[
+    int, typer.Option(rich_help_panel=options.GOAL_PANEL, min=1, help="Tokens of each prompt.")
+]
+OutputTokens = Annotated[
+    int, typer.Option(rich_help_panel=options.GOAL_PANEL, min=2, help="Tokens generated for each prompt.")
+]
 
 
 def bench(
     model: options.Model,
     plan: Annotated[Path | None, typer.Option(help="Measure this plan instead of making one.")] = None,
-    replica: options.Replica = None,
     devices: options.Devices = None,
     cluster: options.ClusterFile = None,
     objective: options.ObjectiveOption = None,
@@ -38,11 +49,16 @@ def bench(
     kv_format: options.KvFormat = None,
     stream: options.Stream = None,
     no_calibration: options.NoCalibration = False,
+    replica: options.Replica = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Measure any config's shapes; needs no checkpoint.")
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Of each concurrency; medians are shown.")] = 3,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace (opens in Perfetto).")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as a last line of JSON.")
+    ] = False,
+    details: options.Details = False,
 ) -> None:
     """Measure a model divided among devices."""
     choices = options.PlanChoices(
@@ -59,9 +75,13 @@ def bench(
         no_calibration=no_calibration or None,
     )
     levels, lengths = _levels(concurrency), Lengths(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
-    measured = Measured(levels=levels, lengths=lengths, rounds=rounds, trace_file=_checked(trace))
+    measured = Measured(
+        levels=levels, lengths=lengths, rounds=rounds, trace_file=_checked(trace), details=details
+    )
     folder, given = _folder(model, random_weights=random_weights), given_plan(plan, replica)
-    _bench(folder, random_weights, given, choices, measured)
+    result = _bench(folder, random_weights, given, choices, measured)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(result)) + "\n")
 
 
 def _bench(
@@ -70,7 +90,7 @@ def _bench(
     given: GivenPlan,
     choices: options.PlanChoices,
     measured: Measured,
-) -> None:
+) -> "BenchResult":
     from apportion.catalog.runnable import check_runnable
 
     plan = _plan(given, folder, choices, measured)
@@ -79,8 +99,7 @@ def _bench(
     check_engine()
     from apportion.cli.bench_run import run_bench
 
-    result = run_bench(plan, folder, measured, random_weights=random_weights)
-    sys.stdout.write(json.dumps(asdict(result)) + "\n")
+    return run_bench(plan, folder, measured, random_weights=random_weights)
 
 
 def _checked(trace: Path | None) -> Path | None:

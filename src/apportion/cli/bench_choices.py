@@ -20,3 +20,5 @@ class Measured:
     lengths: Lengths
     rounds: int
     trace_file: Path | None
+    details: bool = False
+    """Whether everything that the plan states is shown."""

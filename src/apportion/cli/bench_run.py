@@ -27,7 +27,7 @@ _FILE_WIDTH = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """The last line of `bench`, whose keys are stable. `ceiling_bytes_per_s` by device id."""
+    """The last line of `bench --json`, whose keys are stable. `ceiling_bytes_per_s` by device id."""
 
     model: str
     weight_format: str
@@ -43,7 +43,7 @@ def run_bench(plan: Plan, folder: Path, measured: Measured, *, random_weights: b
     """Tables go to stdout; `folder` may be a config.json where the weights are random. Every worker has ended when this
     returns or raises."""
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
-    print_plan(console, plan)
+    print_plan(console, plan, details=measured.details, more=False)
     stop_signals = StopSignals()
     trace = Trace(plan) if measured.trace_file is not None else None
     costs = step_costs(plan)

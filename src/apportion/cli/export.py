@@ -30,9 +30,10 @@ def export(
     to: Annotated[Engine, typer.Option("--to", help="The engine.")],
     replica: options.Replica = None,
 ) -> None:
-    """Print a plan as another engine's commands or device map, and what that engine cannot express.
+    """Print a plan as another engine's commands.
 
-    Of a plan with several replicas each is printed, or the one that is named."""
+    What that engine cannot express is said beside them. Of a plan with several replicas each is printed, or the one
+    that is named."""
     from apportion.planner.plan_file import one_pipeline, read_planned
     from apportion.types.replicated import ReplicatedPlan
 

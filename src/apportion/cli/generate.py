@@ -53,10 +53,11 @@ def generate(
     requests: Sequence[Request],
     *,
     preempt: PreemptMode,
+    details: bool = False,
 ) -> RunStats:
     """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
     console = Console(stderr=True)
-    print_plan(console, plan)
+    print_plan(console, plan, details=details, more=False)
     stop_signals = StopSignals()
     terminal = Terminal(text, prompts, requests[0].n)
     costs = step_costs(plan)
@@ -76,7 +77,7 @@ def generate(
         engine.scheduler.metrics(),
         preempt,
     )
-    print_run(console, stats)
+    print_run(console, stats, details=details)
     alone_tpot_s = timing.tpot_s if len(requests) == 1 else None
     keep_measurements(console, plan, engine.reports, alone_tpot_s)
     return stats

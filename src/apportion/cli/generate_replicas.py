@@ -18,6 +18,7 @@ from apportion.runtime.timing import Timing
 from apportion.types.replicated import ReplicatedPlan
 from apportion.types.request import Request
 from apportion.types.step_costs import PreemptMode
+from apportion.types.units import three_digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +39,11 @@ def generate_replicas(
     requests: Sequence[Request],
     *,
     preempt: PreemptMode,
+    details: bool = False,
 ) -> ReplicasStats:
     """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
     console = Console(stderr=True)
-    print_replicas(console, plan)
+    print_replicas(console, plan, details=details, more=False)
     stop_signals = StopSignals()
     terminal = Terminal(text, prompts, requests[0].n)
     costs = [step_costs(replica) for replica in plan.replicas]
@@ -59,7 +61,7 @@ def generate_replicas(
         _stats(engine, [requests[i] for i in sorted(ids)], outputs, timing, preempt) if ids else None
         for engine, ids, timing in zip(replicas.engines, served, each, strict=True)
     ]
-    _show(console, replicas.engines, stats, whole)
+    _show(console, replicas.engines, stats, whole, details=details)
     return ReplicasStats(outputs=outputs, measured=Speed.of(whole), replicas=stats)
 
 
@@ -81,13 +83,18 @@ def _stats(
 
 
 def _show(
-    console: Console, engines: Sequence[Engine], stats: Sequence[RunStats | None], whole: Timing
+    console: Console,
+    engines: Sequence[Engine],
+    stats: Sequence[RunStats | None],
+    whole: Timing,
+    *,
+    details: bool,
 ) -> None:
     for number, (engine, one) in enumerate(zip(engines, stats, strict=True)):
         if one is None:
             console.print(f"[bold]replica {number}[/] was given no prompt")
             continue
         console.print(f"[bold]replica {number}[/]: {len(one.outputs)} outputs")
-        print_run(console, one)
+        print_run(console, one, details=details)
         keep_measurements(console, engine.plan, engine.reports, None)
-    console.print(f"together {whole.tokens_per_s:.1f} tokens/s")
+    console.print(f"together {three_digits(whole.tokens_per_s)} tokens/s")

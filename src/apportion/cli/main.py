@@ -11,7 +11,7 @@ import apportion
 from apportion.types.errors import ApportionError, UsageError
 
 INTERRUPTED_EXIT_CODE = 130
-VERBS = ("plan", "probe", "export", "run", "bench", "verify", "whatif")
+VERBS = ("plan", "run", "whatif", "export", "bench", "probe", "verify")
 _COLLECTED_OBJECTS = 300_000
 """Python looks for unreachable objects after so many new ones: imports make tens of thousands, none unreachable."""
 
@@ -19,7 +19,7 @@ _COLLECTED_OBJECTS = 300_000
 def _app(arguments: list[str]) -> typer.Typer:
     """With the verb that is asked for, and all of them where it is none: importing them takes a tenth of a second."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.callback()(apportion_command)
+    app.callback(invoke_without_command=True)(apportion_command)
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     for verb in (asked,) if asked in VERBS else VERBS:
         app.command()(getattr(import_module(f"apportion.cli.{verb}"), verb))
@@ -33,11 +33,16 @@ def _print_version(wanted: bool) -> None:
 
 
 def apportion_command(
-    version: Annotated[
+    context: typer.Context,
+    _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Divide one large language model among unequal, low-memory devices: planned exactly, certified, and run."""
+    if context.invoked_subcommand is None:
+        from apportion.cli.welcome import welcome
+
+        typer.echo(welcome())
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ Model = Annotated[
 Devices = Annotated[
     str | None,
     typer.Option(
+        metavar="TEXT",
         rich_help_panel=DEVICES_PANEL,
         help='Any by name: "tower: rtx-4090 + 2x rtx-3060-12gb; laptop: m2-max; link tower-laptop 1Gbit 0.3ms"; or '
         "this machine's: \"a=cpu:600MiB@0.5, card=cuda:0\". Default: this machine's GPUs, else its CPU.",
@@ -54,43 +55,62 @@ Devices = Annotated[
 ]
 ClusterFile = Annotated[
     Path | None,
-    typer.Option("--cluster", rich_help_panel=DEVICES_PANEL, help="A TOML file of devices and links."),
+    typer.Option(
+        "--cluster", metavar="FILE", rich_help_panel=DEVICES_PANEL, help="A TOML file of devices and links."
+    ),
 ]
 ObjectiveOption = Annotated[
     ObjectiveChoice | None,
     typer.Option(
+        metavar="GOAL",
         rich_help_panel=GOAL_PANEL,
-        help="What is best: one request alone (default), all together, or few devices.",
+        help="latency: one request alone (default). throughput: all together. fewest-devices.",
     ),
 ]
 Context = Annotated[
     int | None,
     typer.Option(
-        rich_help_panel=GOAL_PANEL, min=1, help="Longest sequence, in tokens. Default: 4096, or the model's."
+        metavar="TOKENS",
+        rich_help_panel=GOAL_PANEL,
+        min=1,
+        help="Longest sequence, in tokens. Default: 4096, or the model's.",
     ),
 ]
 Concurrency = Annotated[
-    int | None, typer.Option(rich_help_panel=GOAL_PANEL, min=1, help="Sequences at once. Default: 1.")
+    int | None,
+    typer.Option(metavar="NUMBER", rich_help_panel=GOAL_PANEL, min=1, help="Sequences at once. Default: 1."),
 ]
 PromptTokens = Annotated[
     int | None,
     typer.Option(
-        rich_help_panel=GOAL_PANEL, min=1, help="Typical prompt. Default: 512, at most half the context."
+        metavar="TOKENS",
+        rich_help_panel=GOAL_PANEL,
+        min=1,
+        help="Typical prompt. Default: 512, at most half the context.",
     ),
 ]
 OutputTokens = Annotated[
     int | None,
     typer.Option(
-        rich_help_panel=GOAL_PANEL, min=1, help="Typical output. Default: 128, at most a quarter of it."
+        metavar="TOKENS",
+        rich_help_panel=GOAL_PANEL,
+        min=1,
+        help="Typical output. Default: 128, at most a quarter of it.",
     ),
 ]
 ArrivalRate = Annotated[
     float | None,
-    typer.Option(rich_help_panel=GOAL_PANEL, min=1e-9, help="Requests per second, instead of --concurrency."),
+    typer.Option(
+        metavar="RATE",
+        rich_help_panel=GOAL_PANEL,
+        min=1e-9,
+        help="Requests per second, instead of --concurrency.",
+    ),
 ]
 TtftLimit = Annotated[
     float | None,
     typer.Option(
+        metavar="SECONDS",
         rich_help_panel=GOAL_PANEL,
         min=1e-9,
         help="Most seconds to the first token (mean of requests that arrive together).",
@@ -99,12 +119,16 @@ TtftLimit = Annotated[
 TpotLimit = Annotated[
     float | None,
     typer.Option(
-        rich_help_panel=GOAL_PANEL, min=1e-9, help="Most seconds per output token, all sequences running."
+        metavar="SECONDS",
+        rich_help_panel=GOAL_PANEL,
+        min=1e-9,
+        help="Most seconds per output token, all sequences running.",
     ),
 ]
 SwapSpace = Annotated[
     str | None,
     typer.Option(
+        metavar="SIZE",
         rich_help_panel=FORMATS_PANEL,
         help="Host memory for sequences that must make room, like 64MiB. Default: none.",
     ),
@@ -112,6 +136,7 @@ SwapSpace = Annotated[
 KvTokens = Annotated[
     str | None,
     typer.Option(
+        metavar="TOKENS",
         rich_help_panel=FORMATS_PANEL,
         help="KV cache of all sequences: a number of tokens, a percentage of concurrency × context, or 'max'. "
         "Default: 100%.",
@@ -120,13 +145,19 @@ KvTokens = Annotated[
 Replicas = Annotated[
     str | None,
     typer.Option(
+        metavar="NUMBER",
         rich_help_panel=DIVISION_PANEL,
         help="Independent pipelines that share the requests: a number, or 'auto'. Default: 1.",
     ),
 ]
 Replica = Annotated[
     int | None,
-    typer.Option(rich_help_panel=DIVISION_PANEL, min=0, help="Which replica of a plan with several, from 0."),
+    typer.Option(
+        metavar="NUMBER",
+        rich_help_panel=DIVISION_PANEL,
+        min=0,
+        help="Which replica of a plan with several, from 0.",
+    ),
 ]
 NoCalibration = Annotated[
     bool,
@@ -139,6 +170,7 @@ NoCalibration = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
+        metavar="FORMATS",
         rich_help_panel=FORMATS_PANEL,
         help="fp32, bf16, fp16, int8 or int4; several ('bf16,int8') let each stage have its best. Default: as in the "
         "files, fp32 on CPUs.",
@@ -163,8 +195,10 @@ class KvFormatChoice(StrEnum):
 KvFormat = Annotated[
     KvFormatChoice | None,
     typer.Option(
+        metavar="FORMAT",
         rich_help_panel=FORMATS_PANEL,
-        help="Of keys and values. Default: as the weights; fp16 if quantised. q8_0 and below are for export.",
+        help="Of keys and values: fp32, bf16, fp16; q8_0, fp8, q4_0 … are for export. Default: as the weights, fp16 "
+        "if quantised.",
     ),
 ]
 
@@ -179,6 +213,16 @@ Stream = Annotated[
     typer.Option(
         rich_help_panel=DIVISION_PANEL,
         help="Whether layers that fit nowhere are read from host memory in every step. Default: auto.",
+    ),
+]
+
+
+Details = Annotated[
+    bool,
+    typer.Option(
+        "--details",
+        rich_help_panel=OUTPUT_PANEL,
+        help="Show everything: shares, KV blocks, balance, certificate.",
     ),
 ]
 

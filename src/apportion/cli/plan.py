@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Write the plan to this file.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Show what the usual rules come to.")]
-Details = Annotated[
-    bool, typer.Option("--details", help="Show everything: shares, KV blocks, balance, certificate.")
-]
 WhyOption = Annotated[bool, typer.Option("--why", help="Show what would help, and what each device adds.")]
 
 
@@ -60,7 +57,7 @@ def plan(
     out: Out = None,
     compare: Compare = False,
     why: WhyOption = False,
-    details: Details = False,
+    details: options.Details = False,
     plot: Plot = None,
 ) -> None:
     """Divide a model among devices, and prove how good the division is."""

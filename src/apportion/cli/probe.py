@@ -36,7 +36,9 @@ def probe(
     ] = "",
     out: Annotated[Path | None, typer.Option(help="Write a file for --cluster.")] = None,
 ) -> None:
-    """Measure this machine's devices and host links, and with --hosts those of others and the network between."""
+    """Measure this machine's devices and links.
+
+    With --hosts those of other machines too, and the network between."""
     if listen is not None:
         if hosts is not None or out is not None:
             raise UsageError("--listen only answers: give --hosts and --out on the machine that asks")

@@ -14,9 +14,10 @@ from apportion.types.plan import FewestDevices, Plan, Stage
 from apportion.types.units import format_bytes, format_seconds
 
 
-def print_plan(console: Console, plan: Plan, *, details: bool = False) -> None:
-    """One screen that is read from top to bottom, and beneath it all else that the plan states."""
-    print_summary(console, plan, more=not details)
+def print_plan(console: Console, plan: Plan, *, details: bool = False, more: bool = True) -> None:
+    """One screen that is read from top to bottom, and beneath it all else that the plan states; `more`: or which
+    options show it."""
+    print_summary(console, plan, more=more and not details)
     if details:
         print_details(console, plan)
 

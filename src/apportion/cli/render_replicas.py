@@ -12,7 +12,9 @@ from apportion.types.replicated import ReplicatedPlan
 from apportion.types.units import spoken_seconds, three_digits
 
 
-def print_replicas(console: Console, plan: ReplicatedPlan, *, details: bool = False) -> None:
+def print_replicas(
+    console: Console, plan: ReplicatedPlan, *, details: bool = False, more: bool = True
+) -> None:
     certificate = plan.certificate
     constrained = plan.constraints.statement
     asked = "number of replicas" if plan.num_asked is None else f"division into {plan.num_asked}"
@@ -22,10 +24,12 @@ def print_replicas(console: Console, plan: ReplicatedPlan, *, details: bool = Fa
         "with all sequences running."
     )
     if len(plan.replicas) == 1:
-        print_plan(console, plan.replicas[0], details=details)
+        print_plan(console, plan.replicas[0], details=details, more=False)
         console.print(proven, highlight=False)
     else:
         _print_several(console, plan, proven, details=details)
+    if more and not details:
+        console.print("more: --details, --plot plan.svg", highlight=False)
     if details:
         console.print(
             f"certificate of the replicas: {three_digits(1 / certificate.value)} tokens/s, none make more than "
@@ -61,8 +65,6 @@ def _print_several(console: Console, plan: ReplicatedPlan, proven: str, *, detai
         console.print(escape(line), highlight=False)
     if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
         console.print("* emulated: slowed down on purpose, its figures are no real device's")
-    if not details:
-        console.print("more: --details, --plot plan.svg", highlight=False)
 
 
 def _overview(plan: ReplicatedPlan) -> Table:

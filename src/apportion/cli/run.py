@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from apportion.cli.generate_replicas import ReplicasStats
     from apportion.cli.run_stats import RunStats
     from apportion.planner.plan_file import Planned
+    from apportion.runtime.text import Text
     from apportion.types.plan import Plan
 
 _ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "msgpack")
@@ -37,7 +38,10 @@ class Preempt(StrEnum):
 
 PreemptOption = Annotated[
     Preempt,
-    typer.Option(help="How sequences make room for others: swapped out, computed anew, or what is cheaper."),
+    typer.Option(
+        rich_help_panel=options.GENERATION_PANEL,
+        help="How sequences make room for others: swapped out, computed anew, or what is cheaper.",
+    ),
 ]
 
 
@@ -46,7 +50,6 @@ def run(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line, run together.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Execute this plan instead of making one.")] = None,
-    replica: options.Replica = None,
     devices: options.Devices = None,
     cluster: options.ClusterFile = None,
     objective: options.ObjectiveOption = None,
@@ -57,18 +60,56 @@ def run(
     weights: options.Weights = None,
     stream: options.Stream = None,
     no_calibration: options.NoCalibration = False,
+    replica: options.Replica = None,
     replicas: options.Replicas = None,
     swap_space: options.SwapSpace = None,
     kv_tokens: options.KvTokens = None,
     kv_format: options.KvFormat = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate for each prompt.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.001, max=1.0, help="Draw among this much probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws; the same seed gives the same text.")] = 0,
-    n: Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt; they share its blocks.")] = 1,
+    max_tokens: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=options.GENERATION_PANEL, min=1, help="Most tokens to generate for each prompt."
+        ),
+    ] = 128,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=options.GENERATION_PANEL, min=0.0, help="0 always takes the likeliest token."
+        ),
+    ] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=options.GENERATION_PANEL,
+            min=0.001,
+            max=1.0,
+            help="Draw among this much probability.",
+        ),
+    ] = 1.0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=options.GENERATION_PANEL,
+            min=0,
+            help="Of the draws; the same seed gives the same text.",
+        ),
+    ] = 0,
+    n: Annotated[
+        int,
+        typer.Option(
+            "--n",
+            rich_help_panel=options.GENERATION_PANEL,
+            min=1,
+            help="Samples of each prompt; they share its blocks.",
+        ),
+    ] = 1,
     preempt: PreemptOption = Preempt.AUTO,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to --max-tokens.")] = False,
+    ignore_eos: Annotated[
+        bool,
+        typer.Option("--ignore-eos", rich_help_panel=options.GENERATION_PANEL, help="Go on to --max-tokens."),
+    ] = False,
     stats_json: Annotated[Path | None, typer.Option(help="Write outputs and figures to this file.")] = None,
+    details: options.Details = False,
 ) -> None:
     """Generate text with a model divided among devices."""
     drawing = _sampling(max_tokens, temperature, top_p, seed, ignore_eos)
@@ -78,7 +119,7 @@ def run(
         _Asked(_prompt_texts(prompt, prompts), drawing, n, preempt),
         given_plan(plan, replica),
         choices,
-        stats_json,
+        _Shown(stats_json, details),
     )
 
 
@@ -97,12 +138,19 @@ class _Asked(NamedTuple):
     preempt: Preempt
 
 
+class _Shown(NamedTuple):
+    """Where figures go beside the terminal, and how much of them it shows."""
+
+    stats_file: Path | None
+    details: bool
+
+
 def _run(
     model: str,
     asked: _Asked,
     given: GivenPlan,
     choices: options.PlanChoices,
-    stats_file: Path | None,
+    shown: _Shown,
 ) -> None:
     from apportion.catalog.hub import resolve_model
     from apportion.catalog.runnable import check_runnable
@@ -113,7 +161,7 @@ def _run(
     folder = resolve_model(model, weights=True)
     text = Text(folder)
     requests = [
-        Request(id=i, prompt_ids=text.encode(prompt), sampling=asked.sampling, n=asked.n)
+        Request(id=i, prompt_ids=_prompt_ids(text, prompt), sampling=asked.sampling, n=asked.n)
         for i, prompt in enumerate(asked.prompts)
     ]
     plan = _plan(given, folder, choices, requests)
@@ -126,11 +174,23 @@ def _run(
 
     stats: RunStats | ReplicasStats
     if isinstance(plan, ReplicatedPlan):
-        stats = generate_replicas(plan, folder, text, asked.prompts, requests, preempt=asked.preempt.value)
+        stats = generate_replicas(
+            plan, folder, text, asked.prompts, requests, preempt=asked.preempt.value, details=shown.details
+        )
     else:
-        stats = generate(plan, folder, text, asked.prompts, requests, preempt=asked.preempt.value)
-    if stats_file is not None:
-        stats_file.write_text(json.dumps(asdict(stats), indent=2) + "\n")
+        stats = generate(
+            plan, folder, text, asked.prompts, requests, preempt=asked.preempt.value, details=shown.details
+        )
+    if shown.stats_file is not None:
+        shown.stats_file.write_text(json.dumps(asdict(stats), indent=2) + "\n")
+
+
+def _prompt_ids(text: "Text", prompt: str) -> tuple[int, ...]:
+    """Raises UsageError for a prompt of no tokens: there is nothing to continue."""
+    prompt_ids = text.encode(prompt)
+    if not prompt_ids:
+        raise UsageError("the prompt is empty, and this model has no token to begin with; give it some text")
+    return prompt_ids
 
 
 def check_engine() -> None:

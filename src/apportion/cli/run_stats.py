@@ -1,9 +1,10 @@
 """The figures of a finished run beside the plan's: the content of `run --stats-json` and of the closing table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from apportion.cli.prediction import Speed, predicted_speed
@@ -14,7 +15,7 @@ from apportion.types.metrics import SchedulerMetrics
 from apportion.types.plan import Plan
 from apportion.types.request import Request
 from apportion.types.step_costs import PreemptMode
-from apportion.types.units import format_bytes, format_seconds
+from apportion.types.units import format_bytes, format_seconds, spoken_seconds, three_digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,28 +122,52 @@ def _device_use(plan: Plan, report: WorkerReport) -> DeviceUse:
     )
 
 
-def print_run(console: Console, stats: RunStats) -> None:
+def print_run(console: Console, stats: RunStats, *, details: bool = False) -> None:
+    console.print()
     console.print(_speed_table(stats))
-    if stats.links:
-        console.print(_link_table(stats))
-    console.print(_device_table(stats))
+    if details:
+        if stats.links:
+            console.print(_link_table(stats))
+        console.print(_device_table(stats))
+    else:
+        for line in _kept(stats):
+            console.print(line, highlight=False)
     if rows := _block_rows(stats.scheduler):
         console.print(_block_table(rows))
 
 
 def _speed_table(stats: RunStats) -> Table:
-    table = Table(title="Speed")
-    for column in ("", "measured", "predicted", "measured / predicted"):
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in ("", "measured", "predicted", "ratio"):
         table.add_column(column, justify="right" if column else "left")
     measured, predicted = stats.measured, stats.predicted
     rows = [
-        ("TTFT", measured.ttft_s, predicted.ttft_s, format_seconds),
-        ("TPOT", measured.tpot_s, predicted.tpot_s, format_seconds),
-        ("tokens/s", measured.tokens_per_s, predicted.tokens_per_s, lambda rate: f"{rate:.1f}"),
+        ("first token", measured.ttft_s, predicted.ttft_s, spoken_seconds),
+        ("every further token", measured.tpot_s, predicted.tpot_s, spoken_seconds),
+        ("tokens/s, prompts included", measured.tokens_per_s, predicted.tokens_per_s, three_digits),
     ]
     for name, seen, expected, form in rows:
         table.add_row(name, form(seen), form(expected), f"{seen / expected:.2f}" if expected else "-")
     return table
+
+
+def _kept(stats: RunStats) -> Iterator[str]:
+    """Whether links and memory were as planned, in a line each."""
+    if stats.links:
+        measured, predicted = (
+            sum(link.measured_bytes for link in stats.links),
+            sum(link.predicted_bytes for link in stats.links),
+        )
+        exact = all(link.measured_bytes == link.predicted_bytes for link in stats.links)
+        yield f"links carried {measured:,} bytes, " + (
+            "as predicted" if exact else f"predicted {predicted:,}"
+        )
+    if stats.devices:
+        fullest = max(stats.devices, key=lambda device: device.peak_bytes / device.planned_bytes)
+        yield (
+            f"memory: at most {fullest.peak_bytes / fullest.planned_bytes:.0%} of what was planned "
+            f"({escape(fullest.id)}: {format_bytes(fullest.peak_bytes)} of {format_bytes(fullest.planned_bytes)})"
+        )
 
 
 def _link_table(stats: RunStats) -> Table:

@@ -7,7 +7,7 @@ import typer
 
 
 def verify(file: Annotated[Path, typer.Argument(help="A plan, as `plan --out` wrote it.")]) -> None:
-    """Recompute every figure of a plan, and its lower bound; exit code 1 where one is wrong."""
+    """Recompute every figure of a plan; exit code 1 if one is wrong."""
     from rich.console import Console
 
     from apportion.cli.render import print_checks

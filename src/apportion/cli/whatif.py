@@ -15,18 +15,30 @@ if TYPE_CHECKING:
 
 
 PlanFile = Annotated[Path, typer.Argument(help="A plan, as `plan --out` wrote it.")]
-Remove = Annotated[list[str] | None, typer.Option(help="A device to do without. May be repeated.")]
+Remove = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DEVICE",
+        rich_help_panel=options.DEVICES_PANEL,
+        help="A device to do without. May be repeated.",
+    ),
+]
 Add = Annotated[
     list[str] | None,
     typer.Option(
+        metavar="DEVICE",
+        rich_help_panel=options.DEVICES_PANEL,
         help='A device as for --devices, like "old=cpu:600MiB@0.5"; where the plan has several hosts, with its host '
-        'before it: "tower:old=cpu:600MiB". May be repeated.'
+        'before it: "tower:old=cpu:600MiB". May be repeated.',
     ),
 ]
 LinkOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--link", help='Another bandwidth between two hosts, like "tower-laptop=10Gbit". May be repeated.'
+        "--link",
+        metavar="LINK",
+        rich_help_panel=options.DEVICES_PANEL,
+        help='Another bandwidth between two hosts, like "tower-laptop=10Gbit". May be repeated.',
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print figures, reasons and plan as JSON.")]
@@ -44,7 +56,7 @@ def whatif(
     replica: options.Replica = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a plan would be with other devices, links or demands, and why."""
+    """Plan again with other devices, links or demands."""
     from rich.console import Console
 
     from apportion.cli.render_whatif import print_whatif, whatif_json

@@ -35,6 +35,16 @@ def cuda_names() -> dict[str, str]:
     return {f"cuda:{index}": name for index, name in enumerate(cards)}
 
 
+def cuda_memories() -> tuple[tuple[str, int], ...]:
+    """The driver's name and the memory of every CUDA GPU; () without a driver."""
+
+    def read(nvml: Any, index: int) -> tuple[str, int]:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        return nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetMemoryInfo(handle).total
+
+    return _each_card(read)
+
+
 def _each_card(read: Callable[[Any, int], Figure]) -> tuple[Figure, ...]:
     """What `read` finds out of every card, through NVML; () without a driver."""
     import pynvml

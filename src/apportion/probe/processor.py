@@ -14,6 +14,13 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def memory_bytes() -> int:
+    """All of this machine's."""
+    import psutil  # plans for other machines do without
+
+    return psutil.virtual_memory().total
+
+
 def cpu_model() -> str:
     """As the kernel calls it; the architecture where it gives no name (as on many ARM boards)."""
     try:
