@@ -6,6 +6,7 @@ from pathlib import Path
 from apportion.catalog.known_models import find_known_model, known_config, known_models, near_models
 from apportion.catalog.runnable import check_files
 from apportion.types.errors import ModelError
+from apportion.types.names import one_of
 
 DEMO = "demo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -48,7 +49,7 @@ def resolve_model(name: str, *, weights: bool) -> Path:
 
 def _suggest(name: str) -> str:
     near = near_models(name)
-    return f", nor in the catalogue; did you mean {' or '.join(near)}?" if near else ", nor in the catalogue"
+    return f", nor in the catalogue; did you mean {one_of(near)}?" if near else ", nor in the catalogue"
 
 
 def _download(hub_id: str, patterns: list[str]) -> Path:

@@ -4,14 +4,14 @@ A file is named as people name the model; under "catalogue" it also holds the hu
 names, the published parameter count that a test compares, and where the figures were read.
 """
 
-import difflib
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from apportion.types.names import near_names
+
 CATALOGUE = Path(__file__).parent / "models"
-_SUGGESTIONS = 3
 
 
 def known_models() -> dict[str, dict[str, Any]]:
@@ -30,8 +30,7 @@ def known_config(known: str) -> Path:
 
 def near_models(name: str) -> list[str]:
     """The catalogue's names that are spelt like `name`, nearest first."""
-    near = difflib.get_close_matches(_spelt(name).rsplit("/", 1)[-1], _names(), n=9, cutoff=0.6)
-    return list(dict.fromkeys(_names()[spelling] for spelling in near))[:_SUGGESTIONS]
+    return near_names(name.rsplit("/", 1)[-1], _names(), spelt=_spelt)
 
 
 @cache

@@ -12,6 +12,7 @@ from apportion.cli import options
 from apportion.cli.asked import plan_from_options
 from apportion.cli.bench_choices import Lengths, Measured
 from apportion.cli.given_plan import GivenPlan, given_plan, read_given_plan
+from apportion.cli.quantity import tokens
 from apportion.cli.run import check_engine, check_one_host
 from apportion.types.errors import UsageError
 
@@ -28,7 +29,10 @@ Levels = Annotated[
     ),
 ]
 PromptTokens = Annotated[
-    int, typer.Option(rich_help_panel=options.GOAL_PANEL, min=1, help="Tokens of each prompt.")
+    int,
+    typer.Option(
+        rich_help_panel=options.GOAL_PANEL, parser=tokens, metavar="TOKENS", help="Tokens of each prompt."
+    ),
 ]
 OutputTokens = Annotated[
     int, typer.Option(rich_help_panel=options.GOAL_PANEL, min=2, help="Tokens generated for each prompt.")

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 import apportion
+from apportion.cli.mistyped import VERBS_MEANT, sentence
 from apportion.types.errors import ApportionError, UsageError
+from apportion.types.names import unknown_name
 
 INTERRUPTED_EXIT_CODE = 130
 VERBS = ("plan", "run", "whatif", "export", "bench", "probe", "verify")
@@ -21,6 +23,8 @@ def _app(arguments: list[str]) -> typer.Typer:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(apportion_command)
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if asked is not None and asked not in VERBS:
+        raise UsageError(unknown_name("command", asked, VERBS, meant=VERBS_MEANT))
     for verb in (asked,) if asked in VERBS else VERBS:
         app.command()(getattr(import_module(f"apportion.cli.{verb}"), verb))
     return app
@@ -59,11 +63,10 @@ def exit_code(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED_EXIT_CODE
     except Exception as error:
-        # typer's usage errors have no public base class; this is what they have in common.
-        message = getattr(error, "format_message", None)
+        message = sentence(error)
         if message is None:
             raise
-        return _fail(f"{message()} (see apportion --help)", UsageError.exit_code)
+        return _fail(message, UsageError.exit_code)
     return code if isinstance(code, int) else 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apportion.cli.kv_choice import typical_tokens, with_kv_choice
+from apportion.cli.quantity import per_second, seconds, tokens
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ Context = Annotated[
     typer.Option(
         metavar="TOKENS",
         rich_help_panel=GOAL_PANEL,
-        min=1,
-        help="Longest sequence, in tokens. Default: 4096, or the model's.",
+        parser=tokens,
+        help="Longest sequence, like 8k. Default: 4096, or the model's.",
     ),
 ]
 Concurrency = Annotated[
@@ -85,7 +86,7 @@ PromptTokens = Annotated[
     typer.Option(
         metavar="TOKENS",
         rich_help_panel=GOAL_PANEL,
-        min=1,
+        parser=tokens,
         help="Typical prompt. Default: 512, at most half the context.",
     ),
 ]
@@ -94,7 +95,7 @@ OutputTokens = Annotated[
     typer.Option(
         metavar="TOKENS",
         rich_help_panel=GOAL_PANEL,
-        min=1,
+        parser=tokens,
         help="Typical output. Default: 128, at most a quarter of it.",
     ),
 ]
@@ -103,26 +104,26 @@ ArrivalRate = Annotated[
     typer.Option(
         metavar="RATE",
         rich_help_panel=GOAL_PANEL,
-        min=1e-9,
-        help="Requests per second, instead of --concurrency.",
+        parser=per_second,
+        help="Requests, like 2/s or 30/min, instead of --concurrency.",
     ),
 ]
 TtftLimit = Annotated[
     float | None,
     typer.Option(
-        metavar="SECONDS",
+        metavar="TIME",
         rich_help_panel=GOAL_PANEL,
-        min=1e-9,
-        help="Most seconds to the first token (mean of requests that arrive together).",
+        parser=seconds,
+        help="Longest time to the first token, like 500ms (mean of requests that arrive together).",
     ),
 ]
 TpotLimit = Annotated[
     float | None,
     typer.Option(
-        metavar="SECONDS",
+        metavar="TIME",
         rich_help_panel=GOAL_PANEL,
-        min=1e-9,
-        help="Most seconds per output token, all sequences running.",
+        parser=seconds,
+        help="Longest time per output token, like 50ms, all sequences running.",
     ),
 ]
 SwapSpace = Annotated[

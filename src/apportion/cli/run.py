@@ -13,6 +13,7 @@ import typer
 
 from apportion.cli import options
 from apportion.cli.given_plan import GivenPlan, given_plan, read_given_replicas
+from apportion.cli.quantity import tokens
 from apportion.cli.replicas import number_asked, planned_replicas
 from apportion.types.errors import UsageError
 from apportion.types.replicated import ReplicatedPlan
@@ -68,7 +69,10 @@ def run(
     max_tokens: Annotated[
         int,
         typer.Option(
-            rich_help_panel=options.GENERATION_PANEL, min=1, help="Most tokens to generate for each prompt."
+            rich_help_panel=options.GENERATION_PANEL,
+            parser=tokens,
+            metavar="TOKENS",
+            help="Most tokens to generate for each prompt.",
         ),
     ] = 128,
     temperature: Annotated[

@@ -4,6 +4,7 @@ from apportion.cost.formats import weight_formats, widest_first
 from apportion.types.cluster import Cluster
 from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
+from apportion.types.names import unknown_name
 
 AUTO = "auto"
 
@@ -14,9 +15,7 @@ def parse_weights(text: str, model: ModelSpec, own_format: str) -> tuple[str, ..
     known = weight_formats(model)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UsageError(
-            f"--weights: '{unknown[0]}' is none of {', '.join(known)} or {AUTO}; join several by commas"
-        )
+        raise UsageError(f"--weights: {unknown_name('weight format', unknown[0], (*known, AUTO))}")
     return widest_first(model, names)
 
 
