@@ -17,7 +17,7 @@ FILE = block_moves.__file__
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machine_code.config, "CACHE_DIR", "")
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     machine_code._stamp.cache_clear()
     machine_code._of_this_process.cache_clear()
     yield
@@ -66,7 +66,7 @@ def test_where_nothing_may_be_written_for_this_process_alone(monkeypatch: pytest
 
 
 def test_a_folder_that_was_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(machine_code.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     assert Path(locator().get_cache_path()).is_relative_to(tmp_path)
 
 

@@ -5,8 +5,6 @@ that end at the same instant one may be forgotten.
 """
 
 import json
-import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from apportion.calibrate.observation import Observation
 from apportion.types.cache import cache_folder
+from apportion.types.files import replace_file
+from apportion.types.json_text import parse_json
 
 VERSION = 2
 KEPT = 40
@@ -36,7 +36,7 @@ def read_observations(file: Path, warn: Warn) -> tuple[Observation, ...]:
     from pydantic import ValidationError
 
     try:
-        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
+        document = parse_json(file.read_text(encoding="utf-8"), constants=False)
         if document["version"] != VERSION:
             warn(f"calibration {file} has version {document['version']}, not {VERSION}: it is ignored")
             return ()
@@ -57,10 +57,6 @@ def _observations() -> "TypeAdapter[tuple[Observation, ...]]":
     return TypeAdapter(tuple[Observation, ...])
 
 
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no figure")
-
-
 def add_observations(file: Path, new: Sequence[Observation], warn: Warn) -> None:
     """Adds to the file in one rename. What cannot be written is a warning."""
     usable = [one for one in new if one.measured_s > 0]
@@ -68,11 +64,7 @@ def add_observations(file: Path, new: Sequence[Observation], warn: Warn) -> None
     document = {"version": VERSION, "observations": _observations().dump_python(tuple(kept), mode="json")}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=file.parent, prefix=file.name, delete=False, encoding="utf-8"
-        ) as part:
-            json.dump(document, part, indent=1)
-        os.replace(part.name, file)
+        replace_file(file, json.dumps(document, indent=1).encode())
     except OSError as error:
         warn(f"calibration {file} cannot be written: {error.strerror}")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from apportion.types.errors import ModelError
+from apportion.types.json_text import parse_json
 
 
 class ConfigFields:
@@ -19,7 +20,7 @@ class ConfigFields:
     @classmethod
     def read(cls, file: Path) -> "ConfigFields":
         try:
-            values = cast(object, json.loads(file.read_text(encoding="utf-8")))
+            values = cast(object, parse_json(file.read_text(encoding="utf-8")))
         except OSError as error:
             raise ModelError(f"{file} cannot be read ({error.strerror}); name a model's folder") from error
         except ValueError as error:

@@ -49,7 +49,8 @@ def read_model_spec(path: Path) -> ModelSpec:
 
 def _name(file: Path) -> str:
     """A folder's name; the catalogue's configs are named after their models."""
-    return file.stem if file.parent == CATALOGUE else file.resolve().parent.name
+    name = file.stem if file.parent == CATALOGUE else file.resolve().parent.name
+    return name.encode(errors="replace").decode()
 
 
 def model_spec(fields: ConfigFields, name: str) -> ModelSpec:

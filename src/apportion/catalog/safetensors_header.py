@@ -3,7 +3,6 @@
 Format: https://huggingface.co/docs/safetensors#format. Eight bytes of length, so much JSON, then the data.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from apportion.types.errors import ModelError
+from apportion.types.json_text import parse_json
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 _SHARDS = "model-*-of-*.safetensors"
@@ -57,7 +57,7 @@ def read_headers(folder: Path) -> tuple[TensorHeader, ...] | None:
 
 def _indexed_files(index: Path) -> list[Path]:
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()
         return [index.parent / str(name) for name in dict.fromkeys(names)]
     except OSError as error:
         raise ModelError(f"{index} cannot be read ({error.strerror})") from None
@@ -73,7 +73,7 @@ def _file_headers(file: Path) -> Iterator[TensorHeader]:
             if not 0 < length <= _MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {length} bytes")
             content = opened.read(length)
-        header = cast(dict[str, Any], json.loads(content))
+        header = cast(dict[str, Any], parse_json(content))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         data_bytes = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
         if file.stat().st_size < _LENGTH_BYTES + length + data_bytes:

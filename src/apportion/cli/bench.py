@@ -15,6 +15,7 @@ from apportion.cli.given_plan import GivenPlan, given_plan, read_given_plan
 from apportion.cli.quantity import tokens
 from apportion.cli.run import check_engine, check_one_host
 from apportion.types.errors import UsageError
+from apportion.types.files import check_writable
 
 if TYPE_CHECKING:
     from apportion.cli.bench_run import BenchResult
@@ -35,7 +36,10 @@ PromptTokens = Annotated[
     ),
 ]
 OutputTokens = Annotated[
-    int, typer.Option(rich_help_panel=options.GOAL_PANEL, min=2, help="Tokens generated for each prompt.")
+    int,
+    typer.Option(
+        rich_help_panel=options.GOAL_PANEL, min=2, max=options.MOST, help="Tokens generated for each prompt."
+    ),
 ]
 
 
@@ -57,7 +61,9 @@ def bench(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Measure any config's shapes; needs no checkpoint.")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Of each concurrency; medians are shown.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=options.MOST, help="Of each concurrency; medians are shown.")
+    ] = 3,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace (opens in Perfetto).")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the figures as a last line of JSON.")
@@ -80,7 +86,11 @@ def bench(
     )
     levels, lengths = _levels(concurrency), Lengths(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     measured = Measured(
-        levels=levels, lengths=lengths, rounds=rounds, trace_file=_checked(trace), details=details
+        levels=levels,
+        lengths=lengths,
+        rounds=rounds,
+        trace_file=check_writable(trace, "--trace"),
+        details=details,
     )
     folder, given = _folder(model, random_weights=random_weights), given_plan(plan, replica)
     result = _bench(folder, random_weights, given, choices, measured)
@@ -104,13 +114,6 @@ def _bench(
     from apportion.cli.bench_run import run_bench
 
     return run_bench(plan, folder, measured, random_weights=random_weights)
-
-
-def _checked(trace: Path | None) -> Path | None:
-    """Refused before the measuring, which takes long."""
-    if trace is not None and not trace.parent.is_dir():
-        raise UsageError(f"cannot write --trace {trace}: {trace.parent} is no folder")
-    return trace
 
 
 def _levels(text: str) -> tuple[int, ...]:

@@ -12,13 +12,14 @@ from rich.console import Console
 from apportion.cli.bench_choices import Measured
 from apportion.cli.bench_levels import Bench, Level, Round, level
 from apportion.cli.bench_render import print_ceiling, print_levels
-from apportion.cli.generate import StopSignals, keep_measurements
+from apportion.cli.generate import keep_measurements
 from apportion.cli.render import print_plan
+from apportion.cli.stop_signals import check_stop_signals
 from apportion.cost.step_costs import step_costs
 from apportion.runtime.ceiling import read_bytes_per_s
 from apportion.runtime.engine import Engine
 from apportion.runtime.trace import Trace
-from apportion.types.errors import UsageError
+from apportion.types.files import write_file
 from apportion.types.plan import Plan
 
 _FILE_WIDTH = 120
@@ -44,22 +45,27 @@ def run_bench(plan: Plan, folder: Path, measured: Measured, *, random_weights: b
     returns or raises."""
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     print_plan(console, plan, details=measured.details, more=False)
-    stop_signals = StopSignals()
     trace = Trace(plan) if measured.trace_file is not None else None
     costs = step_costs(plan)
     with Engine(
-        plan, folder, [], random_weights=random_weights, trace=trace is not None, costs=costs
+        plan,
+        folder,
+        [],
+        random_weights=random_weights,
+        trace=trace is not None,
+        costs=costs,
+        while_waiting=check_stop_signals,
     ) as engine:
         ceiling = _ceiling(plan)
         print_ceiling(console, plan, ceiling)
-        rounds = _rounds(Bench(engine, measured.lengths, stop_signals.check), measured, trace)
+        rounds = _rounds(Bench(engine, measured.lengths, check_stop_signals), measured, trace)
     levels = [level(plan, rounds[num], measured.lengths, ceiling) for num in measured.levels]
     print_levels(console, levels)
     for num in measured.levels:
         last = rounds[num][-1]
         keep_measurements(console, plan, last.reports, last.timing.tpot_s if num == 1 else None)
     if measured.trace_file is not None and trace is not None:
-        _write_trace(measured.trace_file, trace)
+        write_file(measured.trace_file, json.dumps(trace.document()), "--trace")
     return BenchResult(
         model=plan.model.name,
         weight_format=plan.stages[0].weight_format,
@@ -90,10 +96,3 @@ def _ceiling(plan: Plan) -> dict[str, float]:
     return {
         device_id: read_bytes_per_s(plan.cluster.device(device_id), cores) for device_id in plan.device_ids
     }
-
-
-def _write_trace(file: Path, trace: Trace) -> None:
-    try:
-        file.write_text(json.dumps(trace.document()))
-    except OSError as error:
-        raise UsageError(f"cannot write --trace {file}: {error.strerror}") from None

@@ -1,6 +1,5 @@
 """Executes a plan in front of a person: the plan, the text as it comes, then measured against predicted."""
 
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from apportion.calibrate.observation import PHASES, observe
 from apportion.calibrate.store import add_observations, calibration_file
 from apportion.cli.render import print_plan
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
+from apportion.cli.stop_signals import check_stop_signals
 from apportion.cost.step_costs import step_costs
 from apportion.probe.hardware import hardware_names
 from apportion.runtime.engine import Engine
@@ -21,28 +21,6 @@ from apportion.runtime.timing import Timing
 from apportion.types.plan import Plan
 from apportion.types.request import Request, TokenEvent
 from apportion.types.step_costs import PreemptMode
-
-TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
-
-
-class StopSignals:
-    """SIGINT and SIGTERM end the run. An exception raised by a handler is lost where it strikes a destructor or a
-    callback of a C library, so the signal is also remembered, and looked at with every token."""
-
-    def __init__(self) -> None:
-        self._received: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def check(self) -> None:
-        if self._received == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self._received == signal.SIGTERM:
-            sys.exit(TERMINATED_EXIT_CODE)
-
-    def _receive(self, number: int, _: object) -> None:
-        self._received = number
-        self.check()
 
 
 def generate(
@@ -58,15 +36,21 @@ def generate(
     """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
     console = Console(stderr=True)
     print_plan(console, plan, details=details, more=False)
-    stop_signals = StopSignals()
     terminal = Terminal(text, prompts, requests[0].n)
     costs = step_costs(plan)
-    with Engine(plan, folder, text.eos_token_ids, costs=costs, preempt=preempt) as engine:
+    with Engine(
+        plan,
+        folder,
+        text.eos_token_ids,
+        costs=costs,
+        preempt=preempt,
+        while_waiting=check_stop_signals,
+    ) as engine:
         timing = Timing()
         for event in engine.generate(requests):
             timing.record(event)
             terminal.show(event)
-            stop_signals.check()
+            check_stop_signals()
     stats = run_stats(
         plan,
         terminal.outputs(),

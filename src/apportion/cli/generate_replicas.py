@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from apportion.cli.generate import StopSignals, Terminal, keep_measurements
+from apportion.cli.generate import Terminal, keep_measurements
 from apportion.cli.prediction import Speed
 from apportion.cli.render_replicas import print_replicas
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
+from apportion.cli.stop_signals import check_stop_signals
 from apportion.cost.step_costs import step_costs
 from apportion.runtime.engine import Engine
 from apportion.runtime.replicas import Replicas
@@ -44,18 +45,24 @@ def generate_replicas(
     """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
     console = Console(stderr=True)
     print_replicas(console, plan, details=details, more=False)
-    stop_signals = StopSignals()
     terminal = Terminal(text, prompts, requests[0].n)
     costs = [step_costs(replica) for replica in plan.replicas]
     served: list[set[int]] = [set() for _ in plan.replicas]
-    with Replicas(plan.replicas, folder, text.eos_token_ids, costs=costs, preempt=preempt) as replicas:
+    with Replicas(
+        plan.replicas,
+        folder,
+        text.eos_token_ids,
+        costs=costs,
+        preempt=preempt,
+        while_waiting=check_stop_signals,
+    ) as replicas:
         whole, each = Timing(), [Timing() for _ in plan.replicas]
         for number, event in replicas.generate(requests):
             served[number].add(event.request_id)
             for timing in (whole, each[number]):
                 timing.record(event)
             terminal.show(event)
-            stop_signals.check()
+            check_stop_signals()
     outputs = terminal.outputs()
     stats = [
         _stats(engine, [requests[i] for i in sorted(ids)], outputs, timing, preempt) if ids else None

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated
 
@@ -9,10 +10,13 @@ import typer
 
 import apportion
 from apportion.cli.mistyped import VERBS_MEANT, sentence
-from apportion.types.errors import ApportionError, UsageError
+from apportion.cli.stop_signals import handle_stop_signals, ignore_stop_signals
+from apportion.cli.text_streams import check_text, close_streams, open_streams
+from apportion.types.errors import ApportionError, EngineError, UsageError
 from apportion.types.names import unknown_name
 
 INTERRUPTED_EXIT_CODE = 130
+CLOSED_PIPE_EXIT_CODE = 1
 VERBS = ("plan", "run", "whatif", "export", "bench", "probe", "verify")
 _COLLECTED_OBJECTS = 300_000
 """Python looks for unreachable objects after so many new ones: imports make tens of thousands, none unreachable."""
@@ -51,16 +55,31 @@ def apportion_command(
 
 def main() -> None:
     gc.set_threshold(_COLLECTED_OBJECTS)
-    sys.exit(exit_code(sys.argv[1:]))
+    handle_stop_signals()
+    open_streams()
+    code = exit_code(sys.argv[1:])
+    ignore_stop_signals()
+    sys.exit(code)
 
 
 def exit_code(arguments: list[str]) -> int:
     """Runs the command. Errors a user can cause are one line on stderr, without traceback."""
     try:
+        check_text(arguments)
         code = _app(arguments)(arguments, prog_name="apportion", standalone_mode=False)
+        sys.stdout.flush()
     except ApportionError as error:
         return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except BrokenPipeError:
+        close_streams()
+        return CLOSED_PIPE_EXIT_CODE
+    except (OSError, MemoryError) as error:
+        return _fail(_lacking(error), EngineError.exit_code)
+    except typer.Abort as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes any for the end of what is typed
+            return _fail("a process of this run ended unexpectedly; run again", EngineError.exit_code)
+        return INTERRUPTED_EXIT_CODE
+    except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE
     except Exception as error:
         message = sentence(error)
@@ -70,6 +89,19 @@ def exit_code(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _lacking(error: OSError | MemoryError) -> str:
+    """What the machine refuses: room on a disk, file descriptors, memory."""
+    if isinstance(error, MemoryError):
+        return "out of memory, or of what the shell allows (ulimit -v)"
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}"
+
+
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"apportion: error: {' '.join(message.split())}\n")
+    with suppress(OSError):
+        sys.stderr.write(f"apportion: error: {' '.join(message.split())}\n")
+    try:
+        sys.stdout.flush()
+    except OSError:
+        close_streams()
     return code

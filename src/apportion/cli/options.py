@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,18 @@ GOAL_PANEL = "Goal and demands"
 FORMATS_PANEL = "Weights and KV cache"
 DIVISION_PANEL = "How to divide"
 GENERATION_PANEL = "Generation"
+
+
+MOST = 2**31 - 1
+"""Of tokens, sequences and whatever else is counted."""
+MOST_SEED = 2**64 - 1
+
+
+def finite(value: float | None) -> float | None:
+    """A callback of numbers, which may be written "nan". Raises UsageError."""
+    if value is not None and not isfinite(value):
+        raise UsageError(f"{value} is no finite number")
+    return value
 
 
 class ObjectiveChoice(StrEnum):
@@ -79,7 +92,9 @@ Context = Annotated[
 ]
 Concurrency = Annotated[
     int | None,
-    typer.Option(metavar="NUMBER", rich_help_panel=GOAL_PANEL, min=1, help="Sequences at once. Default: 1."),
+    typer.Option(
+        metavar="NUMBER", rich_help_panel=GOAL_PANEL, min=1, max=MOST, help="Sequences at once. Default: 1."
+    ),
 ]
 PromptTokens = Annotated[
     int | None,

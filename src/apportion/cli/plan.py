@@ -9,6 +9,7 @@ import typer
 from apportion.cli import options
 from apportion.cli.replicas import number_asked, pictures, planned_replicas, refuse_beside
 from apportion.types.errors import UsageError
+from apportion.types.files import check_writable
 
 if TYPE_CHECKING:
     from apportion.planner.plan_file import Planned
@@ -65,6 +66,7 @@ def plan(
 
     if as_json and (compare or why):
         raise UsageError("--json prints the plan alone; leave out --compare and --why")
+    check_writable(out, "--out")
     choices = options.PlanChoices.of(locals())
     number = number_asked(replicas)
     if number != 1:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apportion.types.cluster import LOCAL_HOST
-from apportion.types.errors import ClusterError, UsageError
+from apportion.types.errors import UsageError
+from apportion.types.files import check_writable, write_file
 from apportion.types.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def probe(
             raise UsageError("--listen only answers: give --hosts and --out on the machine that asks")
         _listen(listen, key)
         return
+    check_writable(out, "--out")
     addresses = _addresses(hosts)
     machines, network = _measured(addresses, key)
     _show(machines, network)
@@ -109,10 +111,7 @@ def _save(machine: "Machine") -> None:
 def _write(machines: "Mapping[str, Machine]", network: "Network", out: Path) -> None:
     from apportion.probe.cluster_file import cluster_toml
 
-    try:
-        out.write_text(cluster_toml(machines, network.links))
-    except OSError as error:
-        raise ClusterError(f"cannot write {out}: {error.strerror}") from None
+    write_file(out, cluster_toml(machines, network.links), "--out")
 
 
 def _show(machines: "Mapping[str, Machine]", network: "Network") -> None:

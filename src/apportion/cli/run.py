@@ -16,6 +16,7 @@ from apportion.cli.given_plan import GivenPlan, given_plan, read_given_replicas
 from apportion.cli.quantity import tokens
 from apportion.cli.replicas import number_asked, planned_replicas
 from apportion.types.errors import UsageError
+from apportion.types.files import check_writable, write_file
 from apportion.types.replicated import ReplicatedPlan
 from apportion.types.request import Request, SamplingParams
 
@@ -78,7 +79,10 @@ def run(
     temperature: Annotated[
         float,
         typer.Option(
-            rich_help_panel=options.GENERATION_PANEL, min=0.0, help="0 always takes the likeliest token."
+            rich_help_panel=options.GENERATION_PANEL,
+            min=0.0,
+            callback=options.finite,
+            help="0 always takes the likeliest token.",
         ),
     ] = 0.0,
     top_p: Annotated[
@@ -87,6 +91,7 @@ def run(
             rich_help_panel=options.GENERATION_PANEL,
             min=0.001,
             max=1.0,
+            callback=options.finite,
             help="Draw among this much probability.",
         ),
     ] = 1.0,
@@ -95,6 +100,7 @@ def run(
         typer.Option(
             rich_help_panel=options.GENERATION_PANEL,
             min=0,
+            max=options.MOST_SEED,
             help="Of the draws; the same seed gives the same text.",
         ),
     ] = 0,
@@ -104,6 +110,7 @@ def run(
             "--n",
             rich_help_panel=options.GENERATION_PANEL,
             min=1,
+            max=options.MOST,
             help="Samples of each prompt; they share its blocks.",
         ),
     ] = 1,
@@ -123,7 +130,7 @@ def run(
         _Asked(_prompt_texts(prompt, prompts), drawing, n, preempt),
         given_plan(plan, replica),
         choices,
-        _Shown(stats_json, details),
+        _Shown(check_writable(stats_json, "--stats-json"), details),
     )
 
 
@@ -157,10 +164,12 @@ def _run(
     shown: _Shown,
 ) -> None:
     from apportion.catalog.hub import resolve_model
+    from apportion.catalog.model_config import read_model_spec
     from apportion.catalog.runnable import check_runnable
 
     check_engine()
     from apportion.runtime.text import Text
+    from apportion.scheduler.admission import check_tokens
 
     folder = resolve_model(model, weights=True)
     text = Text(folder)
@@ -168,6 +177,9 @@ def _run(
         Request(id=i, prompt_ids=_prompt_ids(text, prompt), sampling=asked.sampling, n=asked.n)
         for i, prompt in enumerate(asked.prompts)
     ]
+    vocab_rows = read_model_spec(folder).vocab_rows
+    for request in requests:
+        check_tokens(request, vocab_rows)
     plan = _plan(given, folder, choices, requests)
     check_one_host(plan)
     for one in plan.replicas if isinstance(plan, ReplicatedPlan) else (plan,):
@@ -186,7 +198,7 @@ def _run(
             plan, folder, text, asked.prompts, requests, preempt=asked.preempt.value, details=shown.details
         )
     if shown.stats_file is not None:
-        shown.stats_file.write_text(json.dumps(asdict(stats), indent=2) + "\n")
+        write_file(shown.stats_file, json.dumps(asdict(stats), indent=2) + "\n", "--stats-json")
 
 
 def _prompt_ids(text: "Text", prompt: str) -> tuple[int, ...]:
@@ -214,7 +226,7 @@ def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:
         assert prompt is not None
         return [prompt]
     try:
-        texts = [line for line in file.read_text().splitlines() if line.strip()]
+        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read --prompts {file}: {error}") from None
     if not texts:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -9,14 +10,19 @@ from torch import Tensor
 from apportion.types.request import Draw, SamplingParams
 
 
+class NotFiniteError(ArithmeticError):
+    """Logits are NaN or infinite: nothing can be drawn by them."""
+
+
 def sample(logits_NV: Tensor, draws: Sequence[tuple[int, Draw, int]]) -> dict[int, int]:
     """By sequence id the token after `position`, for each draw as (row, draw, position).
 
     The largest logit, or at `temperature > 0` a draw among the most likely tokens whose probabilities reach `top_p`
-    (nucleus sampling, Holtzman et al. 2020).
+    (nucleus sampling, Holtzman et al. 2020). Raises NotFiniteError.
     """
-    greedy = any(draw.sampling.temperature == 0 for _, draw, _ in draws)
-    likeliest_N: list[int] = logits_NV.argmax(dim=-1).tolist() if greedy else []
+    largest_N, likeliest_N = (part_N.tolist() for part_N in logits_NV.max(dim=-1))
+    if not all(isfinite(largest_N[row]) for row, _, _ in draws):  # NaN is larger than all
+        raise NotFiniteError
     return {
         draw.sequence_id: likeliest_N[row]
         if draw.sampling.temperature == 0
@@ -27,7 +33,8 @@ def sample(logits_NV: Tensor, draws: Sequence[tuple[int, Draw, int]]) -> dict[in
 
 def _sample_row(logits_V: Tensor, params: SamplingParams, position: int) -> int:
     # On the host in fp64, so that a draw does not depend on the device; in place, as the vocabulary may be large.
-    scaled_V = logits_V.cpu().double().div_(params.temperature)
+    scaled_V = logits_V.cpu().double()
+    scaled_V.sub_(scaled_V.max()).div_(params.temperature)  # none overflows at any temperature
     probabilities_V = torch.softmax(scaled_V, dim=-1, out=scaled_V)
     sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
     before_V = torch.cumsum(sorted_V, 0, out=probabilities_V).sub_(sorted_V)

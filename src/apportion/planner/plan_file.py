@@ -1,6 +1,5 @@
 """Plans as JSON: every key is known, every number finite and not negative."""
 
-import json
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import cast
 from pydantic import TypeAdapter, ValidationError
 
 from apportion.types.errors import PlanError
+from apportion.types.files import write_file
+from apportion.types.json_text import parse_json
 from apportion.types.plan import PLAN_VERSION, Plan
 from apportion.types.replicated import ReplicatedPlan
 
@@ -24,10 +25,7 @@ def plan_json(plan: Planned) -> str:
 
 
 def write_plan(plan: Planned, path: Path) -> None:
-    try:
-        path.write_text(plan_json(plan))
-    except OSError as error:
-        raise PlanError(f"cannot write {path}: {error.strerror}") from None
+    write_file(path, plan_json(plan), "plan")
 
 
 def read_plan(path: Path, replica: int | None = None) -> Plan:
@@ -38,7 +36,7 @@ def read_plan(path: Path, replica: int | None = None) -> Plan:
 
 def read_planned(path: Path) -> Planned:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"cannot read plan {path}: {error}") from None
     return parse_planned(text, str(path))
@@ -84,7 +82,7 @@ def parse_planned(text: str, source: str) -> Planned:
 
 def _document(text: str, source: str) -> dict[str, object]:
     try:
-        given = json.loads(text)
+        given = parse_json(text)
     except ValueError as error:
         raise PlanError(f"{source} is not JSON: {error}") from None
     if not isinstance(given, dict):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from apportion.plot.picture import plan_svg
 from apportion.types.errors import UsageError
+from apportion.types.files import check_writable, write_file
 from apportion.types.plan import Plan
 
 SUFFIXES = (".svg", ".png")
@@ -20,6 +21,7 @@ def check_picture_path(path: Path) -> None:
         raise UsageError(
             f"--plot {path}: PNG needs resvg; pip install 'apportion[plot]', or name a file that ends in .svg"
         )
+    check_writable(path, "--plot")
 
 
 def write_picture(plan: Plan, path: Path) -> None:
@@ -27,10 +29,7 @@ def write_picture(plan: Plan, path: Path) -> None:
     check_picture_path(path)
     svg = plan_svg(plan)
     content = svg.encode() if path.suffix.lower() == ".svg" else png_bytes(svg)
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise UsageError(f"cannot write --plot {path}: {error.strerror}") from None
+    write_file(path, content, "--plot")
 
 
 def png_bytes(svg: str) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 
 from apportion.probe.echo import receive
 from apportion.types.errors import ClusterError, UsageError
+from apportion.types.json_text import parse_json
 
 DEFAULT_PORT = 7453
 MIN_KEY_CHARACTERS = 16
@@ -56,7 +57,7 @@ class Channel:
         if not hmac.compare_digest(head[4:], self._mac(self._theirs, self._received, content)):
             raise ConnectionError("a message was altered on its way")
         self._received += 1
-        return json.loads(content)
+        return parse_json(content)
 
     def _mac(self, sender: bytes, number: int, content: bytes) -> bytes:
         return _hmac(self._key, sender, number.to_bytes(8, "little"), content)

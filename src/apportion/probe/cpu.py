@@ -1,17 +1,17 @@
 """This machine's processor: what so many of its threads reach, and the device that they make. Needs no torch."""
 
-import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 from apportion.probe.processor import cached_bytes, num_cores
 from apportion.probe.saved import read_disk_rate, read_rates
 from apportion.types import cpu
+from apportion.types.children import python
 from apportion.types.cluster import LOCAL_HOST, Cache, Device
 from apportion.types.cpu import CpuRates
+from apportion.types.json_text import parse_json
 
 MEMORY_FRACTION = 0.8
 """Share of the memory now available that a device may use unless told otherwise."""
@@ -107,7 +107,7 @@ def product_rates(num_threads: int) -> ProductRates | None:
     if find_spec("torch") is None:
         return None
     try:
-        printed = json.loads(_printed("apportion.model.product_rates", num_threads))
+        printed = parse_json(_printed("apportion.model.product_rates", num_threads))
     except subprocess.CalledProcessError:
         return None
     return ProductRates(read_bytes_per_s=printed["read_bytes_per_s"], flops_per_s=printed["flops_per_s"])
@@ -133,7 +133,7 @@ def _printed(module: str, num_threads: int, *arguments: str) -> str:
     environment = {**os.environ, **dict.fromkeys(variables, str(num_threads))}
     environment.pop("OPENBLAS_CORETYPE", None)
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        python("-m", module, *arguments),
         env=environment,
         capture_output=True,
         text=True,

@@ -2,7 +2,6 @@
 
 import socket
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,6 +11,7 @@ import numpy as np
 
 from apportion.probe.cpu_rates import MEASURE_S, READ_BYTES
 from apportion.probe.echo import MOST_BYTES, message, receive
+from apportion.types.children import python
 from apportion.types.stopwatch import best_s
 
 ROUND_TRIPS = 500
@@ -53,7 +53,7 @@ def loopback_rates() -> LinkRates:
 
 
 def _rates(ours: socket.socket, theirs: socket.socket) -> LinkRates:
-    command = [sys.executable, str(Path(__file__).with_name("echo.py")), str(theirs.fileno())]
+    command = python(str(Path(__file__).with_name("echo.py")), str(theirs.fileno()))
     with ours, subprocess.Popen(command, pass_fds=[theirs.fileno()]):
         theirs.close()
         small = round_trips_s(ours, SMALL_BYTES, SMALL_BYTES, ROUND_TRIPS)

@@ -12,6 +12,8 @@ from typing import Any
 from apportion.probe.processor import cpu_model, num_cores
 from apportion.types.cache import cache_folder
 from apportion.types.cpu import CpuRates
+from apportion.types.files import replace_file
+from apportion.types.json_text import parse_json
 
 VERSION = 2
 
@@ -39,7 +41,7 @@ def read_disk_rate() -> float | None:
 
 def _document() -> Any:
     """Raises ValueError where it is of another processor, OSError where there is none."""
-    document = json.loads(probe_file().read_text(encoding="utf-8"))
+    document = parse_json(probe_file().read_text(encoding="utf-8"))
     if [document[key] for key in ("version", "processor", "cores")] != [VERSION, cpu_model(), num_cores()]:
         raise ValueError("of another processor")
     return document
@@ -56,4 +58,4 @@ def save_rates(by_threads: Mapping[int, CpuRates], disk_bytes_per_s: float | Non
     }
     file = probe_file()
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    replace_file(file, (json.dumps(document, indent=1) + "\n").encode())

@@ -1,18 +1,21 @@
 """How fast a device reads its memory: what no decode step can beat that has to read its weights once."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from time import perf_counter
 
 import torch
 
+from apportion.runtime import processes
 from apportion.types.cluster import Device
+from apportion.types.errors import EngineError
 
 _CPU_BYTES, _CUDA_BYTES = 2**27, 2**30
 """Beyond the caches of the devices meant here."""
 _REPEATS = 10
+_MOST_S = 120.0
 
 
 def read_bytes_per_s(device: Device, cores: frozenset[int]) -> float:
@@ -20,14 +23,19 @@ def read_bytes_per_s(device: Device, cores: frozenset[int]) -> float:
 
     Its threads run on `cores`, on any where there are none.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(theirs, device.torch_device, device.num_threads, cores))
-    process.start()
+    processes.preload([__name__])
+    ours, theirs = Pipe(duplex=False)
+    arguments = (theirs, device.torch_device, device.num_threads, cores)
+    process = processes.start(_measure, arguments, f"the measurement of device {device.id}")
     theirs.close()
     with ours:
-        rate = ours.recv()
+        try:
+            if not ours.poll(_MOST_S):
+                raise EOFError
+            rate = ours.recv()
+        except EOFError:
+            process.kill()
+            raise EngineError(f"how fast device {device.id} reads could not be measured; run again") from None
     process.join()
     return rate * device.speed
 

@@ -1,19 +1,25 @@
 """The coordinator: scheduler, block tables and streams of one plan, and the worker processes that execute it."""
 
 import contextlib
+import os
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from apportion.parallel.batches import BatchPacker
-from apportion.parallel.links import COORDINATOR, Inbox, Outbox
+from apportion.parallel.links import COORDINATOR, Inbox, Message, Outbox
 from apportion.parallel.wire import Kind, unpack, unpack_result
 from apportion.runtime.launcher import launch
+from apportion.runtime.place import socket_name
+from apportion.runtime.private_folder import private_folder
 from apportion.runtime.report import CoordinatorMeter, WorkerReport
+from apportion.runtime.silence import Silence, load_limit_s, step_limit_s
+from apportion.scheduler.admission import check_tokens
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.scheduler import Scheduler
 from apportion.types import errors
@@ -26,6 +32,8 @@ _POLL_S = 0.1
 """How often a silent engine looks whether its workers live."""
 _LAST_WORDS_S = 0.5
 """How long a dead worker's last message may still be on its way."""
+_ORPHANED = 255
+"""Exit code that multiprocessing reports where nobody can tell any more."""
 _STOP_S = 5.0
 """How long workers get to report and leave before they are killed."""
 
@@ -35,8 +43,8 @@ class Engine:
 
     `step()` hands out work and returns the tokens of one finished microbatch; `generate()` runs requests to the end.
     `folder` may be a config.json where the weights are random; `costs` are the plan's, for the scheduler; `cores` are
-    those that CPU workers may have for themselves (all of this machine). Raises the worker's own error, or EngineError
-    where one vanished.
+    those that CPU workers may have for themselves (all of this machine); `while_waiting` is called some times a second
+    where the workers are awaited. Raises the worker's own error, or EngineError where one vanished or fell silent.
     """
 
     def __init__(
@@ -50,8 +58,11 @@ class Engine:
         costs: StepCosts | None = None,
         preempt: PreemptMode = "auto",
         cores: Sequence[int] | None = None,
+        while_waiting: Callable[[], object] = lambda: None,
     ) -> None:
         self.plan = plan
+        self._while_waiting = while_waiting
+        self._given_up = False
         costs = costs or even_costs(len(plan.stages))
         self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids, costs, preempt)
         self.reports: dict[str, WorkerReport] = {}
@@ -64,10 +75,13 @@ class Engine:
 
     def __enter__(self) -> "Engine":
         with self._exit:
-            run_dir = Path(tempfile.mkdtemp(prefix="apportion-"))  # mode 0700: only this user can connect
+            run_dir = Path(tempfile.mkdtemp(prefix="", dir=private_folder()))
             self._exit.callback(shutil.rmtree, run_dir, ignore_errors=True)
             self._inbox = Inbox(run_dir, COORDINATOR)
-            self._outboxes = {device_id: Outbox(run_dir, device_id) for device_id in self.plan.device_ids}
+            self._outboxes = {
+                device_id: Outbox(run_dir, socket_name(self.plan, device_id))
+                for device_id in self.plan.device_ids
+            }
             self._exit.callback(self._close_links)
             self._processes = launch(
                 self.plan,
@@ -88,6 +102,8 @@ class Engine:
                 self.stop()
 
     def submit(self, request: Request) -> None:
+        """Raises UsageError where it can never run."""
+        check_tokens(request, self.plan.model.vocab_rows)
         self.scheduler.add(request)
 
     def cancel(self, request_id: int) -> bool:
@@ -103,7 +119,7 @@ class Engine:
                     self._outboxes[device_id].send(Kind.STEP, header)
         if not self.scheduler.num_in_flight:
             return []
-        result = self._receive(Kind.RESULT)
+        result = self._receive(Kind.RESULT, self.plan.device_ids)
         self.meter.num_steps += 1
         with self.meter.spend("complete"):
             return self.scheduler.complete(unpack_result(result))
@@ -124,6 +140,10 @@ class Engine:
         """Ends the workers and returns their last reports."""
         return self._ask_all(Kind.STOP, Kind.STOPPED)
 
+    def give_up(self) -> None:
+        """From another thread: whoever waits for the workers gets an EngineError."""
+        self._given_up = True
+
     def sent_bytes(self) -> dict[tuple[str, str], int]:
         """Tensor bytes on every directed link between devices, from the workers' last reports."""
         return {
@@ -141,31 +161,50 @@ class Engine:
     def _await_all(self, kind: Kind) -> None:
         missing = set(self.plan.device_ids)
         while missing:
-            report = WorkerReport(**unpack(self._receive(kind)))
+            report = WorkerReport(**unpack(self._receive(kind, missing)))
             self.reports[report.device_id] = report
             missing.discard(report.device_id)
             if kind is Kind.STOPPED:
                 self._left.add(report.device_id)
 
-    def _receive(self, wanted: Kind) -> bytes:
-        """The header of the next message of that kind; results still on their way while stopping are dropped."""
+    def _receive(self, wanted: Kind, missing: Iterable[str]) -> bytes:
+        """The header of the next message of that kind, from one of the workers in `missing`; results still on their way
+        while stopping are dropped."""
+        limit_s = load_limit_s(self.plan) if wanted is Kind.READY else step_limit_s(self.plan)
+        silence = Silence(self._processes, missing, limit_s)
         while True:
-            message = self._inbox.receive(_POLL_S)
+            message = self._inbox.receive(_POLL_S) or self._last_words(silence)
             if message is None:
-                dead = self._dead_worker()
-                if dead is None:
-                    continue
-                message = self._inbox.receive(_LAST_WORDS_S)
-                if message is None:
-                    raise EngineError(
-                        f"the worker of device {dead} died (exit code {self._processes[dead].exitcode});"
-                        " run again, or plan without it"
-                    )
+                continue
             kind, header = message.kind, message.header
             if kind is Kind.FAILED:
                 raise _worker_error(*unpack(header))
+            if kind is Kind.HERE:
+                silence.answered(unpack(header))
             if kind is wanted:
                 return header
+
+    def _last_words(self, silence: Silence) -> Message | None:
+        """Of a worker that is gone, after a silent moment. Raises EngineError where it left none, or one that lives has
+        been silent for too long."""
+        self._while_waiting()
+        if self._given_up:
+            raise EngineError("the run was given up")
+        dead = self._dead_worker()
+        if dead is None:
+            if silence.pass_time(_POLL_S):
+                for outbox in self._outboxes.values():
+                    outbox.send(Kind.ASK)
+            return None
+        message = self._inbox.receive(_LAST_WORDS_S)
+        if message is None:
+            code = self._processes[dead].exitcode
+            if code == _ORPHANED:
+                raise EngineError("the process that workers are forked from died; run again")
+            raise EngineError(
+                f"the worker of device {dead} died (exit code {code}); run again, or plan without it"
+            )
+        return message
 
     def _dead_worker(self) -> str | None:
         """A worker that is gone without having said so."""
@@ -185,6 +224,9 @@ class Engine:
         for process in self._processes.values():
             process.kill()
             process.join()
+            if process.exitcode == _ORPHANED and process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
 
 
 def _worker_error(device_id: str, name: str, message: str) -> Exception:

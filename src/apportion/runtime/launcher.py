@@ -4,35 +4,30 @@ forkserver with torch preloaded: the imports are paid once, a worker then starts
 needs none of them.
 """
 
-import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
 from itertools import islice
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from apportion.model.lean.config import lean_config
+from apportion.parallel.links import COORDINATOR, Outbox
+from apportion.parallel.wire import Kind, pack
+from apportion.runtime import processes
 from apportion.runtime.place import WorkerPlace
+from apportion.types.errors import EngineError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Plan
 
 
 def preload(folder: Path, model: ModelSpec) -> None:
     """Starts importing what workers of the model in `folder` need, beside whatever the caller does next."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(worker_modules(folder, model))
-    resource_tracker.ensure_running()  # by itself it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        forkserver.ensure_running()  # inherits the mask: Ctrl-C is for the coordinator alone
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    processes.preload(worker_modules(folder, model))
 
 
 def worker_modules(folder: Path, model: ModelSpec) -> list[str]:
     """transformers takes longer to import than everything else, so only where its layers are needed."""
-    modules = ["apportion.runtime.uncollected", "apportion.runtime.worker"]
+    modules = ["apportion.runtime.worker"]
     return modules if lean_config(folder, model) else [*modules, "apportion.model.hf.build"]
 
 
@@ -47,9 +42,8 @@ def launch(
 ) -> dict[str, BaseProcess]:
     """The started processes by device id; on these cores, or on all that this process may use."""
     preload(folder, plan.model)
-    context = multiprocessing.get_context("forkserver")
     own = own_cores(plan, all_cores() if cores is None else cores)
-    processes: dict[str, BaseProcess] = {}
+    started: dict[str, BaseProcess] = {}
     for stage_index, stage in enumerate(plan.stages):
         for rank, device_id in enumerate(stage.split.device_ids):
             place = WorkerPlace(
@@ -62,18 +56,20 @@ def launch(
                 rank=rank,
                 cores=own.get(device_id, frozenset()),
             )
-            process = context.Process(
-                target=_run_worker, args=(place,), name=f"apportion {device_id}", daemon=True
-            )
-            process.start()
-            processes[device_id] = process
-    return processes
+            name = f"the worker of device {device_id}"
+            started[device_id] = processes.start(_run_worker, (place,), name)
+    return started
 
 
 def _run_worker(place: WorkerPlace) -> None:
-    """Runs in the worker's process, where the import has been made already."""
-    from apportion.runtime.worker import run_worker
-
+    """Runs in the worker's process, where the import has been made already, or is found to fail."""
+    try:
+        from apportion.runtime.worker import run_worker
+    except BaseException as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        coordinator = Outbox(place.run_dir, COORDINATOR)
+        coordinator.send(Kind.FAILED, pack((place.device.id, EngineError.__name__, reason)))
+        os._exit(1)
     run_worker(place)
 
 

@@ -7,6 +7,11 @@ from apportion.types.cluster import Device
 from apportion.types.plan import Plan
 
 
+def socket_name(plan: Plan, device_id: str) -> str:
+    """A number: an id is free text, and no name for a file."""
+    return str(plan.device_ids.index(device_id))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPlace:
     """Which member of the plan a process is. `folder` holds config.json and, unless they are random, the weights;

@@ -1,9 +1,9 @@
 """Several engines side by side, each executing one replica, with a thread of the coordinator for each."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 
 from apportion.runtime.dispatch import Dispatcher
@@ -12,6 +12,8 @@ from apportion.runtime.launcher import all_cores, cores_of_replicas
 from apportion.types.plan import Plan
 from apportion.types.request import Request, TokenEvent
 from apportion.types.step_costs import PreemptMode, StepCosts
+
+_LOOK_S = 0.1
 
 
 class Replicas:
@@ -25,7 +27,10 @@ class Replicas:
         *,
         costs: Sequence[StepCosts],
         preempt: PreemptMode = "auto",
+        while_waiting: Callable[[], object] = lambda: None,
     ) -> None:
+        """`while_waiting` is called some times a second where tokens are awaited."""
+        self._while_waiting = while_waiting
         cores = cores_of_replicas(plans, all_cores())
         ends = tuple(eos_token_ids)
         self.engines = [
@@ -57,13 +62,20 @@ class Replicas:
         left = sum(request.n for request in requests)
         try:
             while left:
-                drawn = events.get()
+                try:
+                    drawn = events.get(timeout=_LOOK_S)
+                except Empty:
+                    self._while_waiting()
+                    continue
                 if isinstance(drawn, Exception):
                     raise drawn
                 left -= drawn[1].finish_reason is not None
                 yield drawn
         finally:
             dispatcher.stop()
+            if left:
+                for engine in self.engines:
+                    engine.give_up()
             for thread in threads:
                 thread.join()
 

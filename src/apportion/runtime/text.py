@@ -3,7 +3,6 @@
 The `tokenizers` library alone: loading through transformers costs seconds of imports and gives the same ids.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from apportion.types.errors import ModelError
+from apportion.types.json_text import parse_json
 
 
 class Text:
@@ -50,8 +50,19 @@ class TextStream:
 def _eos_token_ids(folder: Path) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
         file = folder / name
-        content: Any = json.loads(file.read_text()) if file.is_file() else {}
-        eos = content.get("eos_token_id")
+        eos = _field(file, "eos_token_id") if file.is_file() else None
         if eos is not None:
-            return frozenset(eos if isinstance(eos, list) else [eos])
+            ids: list[Any] = eos if isinstance(eos, list) else [eos]
+            if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids):
+                raise ModelError(
+                    f"{file}: eos_token_id is no token id, nor a list of some; download it again"
+                )
+            return frozenset(ids)
     return frozenset()
+
+
+def _field(file: Path, name: str) -> Any:
+    try:
+        return dict(parse_json(file.read_text(encoding="utf-8"))).get(name)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{file} is not a JSON object ({error}); download it again") from None

@@ -24,7 +24,7 @@ from apportion.model.attention import load_kernels
 from apportion.model.batch import FlatBatch
 from apportion.model.block_moves import BlockMover
 from apportion.model.build import build_stage, import_layers
-from apportion.model.sampling import sample
+from apportion.model.sampling import NotFiniteError, sample
 from apportion.model.stage import StageModel
 from apportion.model.weights.checkpoint import FORMAT_DTYPES, Checkpoint
 from apportion.model.weights.layer_store import layer_store
@@ -38,10 +38,10 @@ from apportion.parallel.tensors import tensor_bytes, tensor_from_bytes
 from apportion.parallel.wire import Kind, pack, pack_result
 from apportion.runtime.memory import lift_limit, memory_meter
 from apportion.runtime.pacing import Pacer
-from apportion.runtime.place import WorkerPlace
+from apportion.runtime.place import WorkerPlace, socket_name
 from apportion.runtime.reduction import paced_all_reduce
 from apportion.runtime.report import WorkerReport, WorkMeter
-from apportion.types.errors import ApportionError, InfeasibleError
+from apportion.types.errors import ApportionError, EngineError, InfeasibleError
 from apportion.types.request import BlockMove, Chunk, Draw, SamplingParams, ScheduledBatch, StepResult
 from apportion.types.units import format_bytes
 
@@ -106,8 +106,10 @@ class _Worker:
         self._device = place.device
         self._dtype = FORMAT_DTYPES[self._stage.activation_format]
         self._coordinator = coordinator
-        self._inbox = Inbox(place.run_dir, self._device.id)
-        self._next = {device_id: Outbox(place.run_dir, device_id) for device_id in place.receivers}
+        self._inbox = Inbox(place.run_dir, socket_name(plan, self._device.id))
+        self._next = {
+            device_id: Outbox(place.run_dir, socket_name(plan, device_id)) for device_id in place.receivers
+        }
         self._pacer = Pacer(self._device.speed, actively=bool(place.cores))
         size = self._stage.split.size
         name = f"group-{place.stage_index}"
@@ -156,6 +158,9 @@ class _Worker:
         while (message := self._inbox.receive()) is not None:
             if message.kind is Kind.STOP:
                 break
+            if message.kind is Kind.ASK:
+                self._coordinator.send(Kind.HERE, pack(self._device.id))
+                continue
             if message.kind is Kind.REPORT:
                 report = self._report()
                 self._work.clear()
@@ -218,12 +223,28 @@ class _Worker:
         for begun_s, ended_s in self._all_reduce.take_spans():
             self._work.spent("exchange", begun_s, ended_s)
         if self._stage.has_head:
-            self._finish(batch, outputs)
+            try:
+                self._finish(batch, outputs)
+            except NotFiniteError:
+                raise self._not_finite(inputs) from None
             return
         data = tensor_bytes(outputs)
         self._pacer.settle()
         for outbox in self._next.values():
             outbox.send(Kind.STEP, header, data)
+
+    def _not_finite(self, inputs: Tensor) -> EngineError:
+        """Says whose numbers they are: an embedding's input is always finite."""
+        before = self._place.stage_index - 1
+        if bool(inputs.isfinite().all()):
+            whose = f"device {self._device.id} computed"
+        else:
+            devices = ", ".join(self._plan.stages[before].split.device_ids)
+            whose = f"device {self._device.id} was handed by stage {before} ({devices})"
+        return EngineError(
+            f"{whose} numbers that are not finite (NaN or infinity); use another format (--weights fp32), or check the"
+            " checkpoint"
+        )
 
     def _hidden(self, payload: memoryview) -> Tensor:
         hidden_TD = tensor_from_bytes(payload, self._dtype, (-1, self._plan.model.hidden_size))

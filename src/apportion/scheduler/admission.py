@@ -33,6 +33,18 @@ def fits(sequence: Sequence, limits: SchedulerLimits) -> bool:
     return len(sequence.token_ids) < limits.capacity_tokens and sequence.num_samples <= limits.max_sequences
 
 
+def check_tokens(request: Request, vocab_rows: int) -> None:
+    """Raises UsageError where a prompt is empty or holds what the model has no embedding for."""
+    if not request.prompt_ids:
+        raise UsageError(f"prompt {request.id} has no tokens; give at least one")
+    largest = max(request.prompt_ids)
+    if not 0 <= min(request.prompt_ids) <= largest < vocab_rows:
+        raise UsageError(
+            f"prompt {request.id} has token {largest if largest >= vocab_rows else min(request.prompt_ids)}, and the"
+            f" model's vocabulary is 0 to {vocab_rows - 1}; use the tokenizer of this very model"
+        )
+
+
 class Admission:
     """Lets sequences in by rank, while there are places for all their samples and blocks for all their tokens."""
 

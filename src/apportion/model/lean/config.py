@@ -4,13 +4,13 @@ Defaults are those of the configuration classes in transformers 5.23. A config t
 transformers' own layers, or to its refusal.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 from apportion.model.config_values import ConfigValues, UnusualConfigError
 from apportion.model.rope_config import RopeConfig, read_rope, read_two_ropes
+from apportion.types.json_text import parse_json
 from apportion.types.model import ModelSpec
 
 Activation = Literal["silu", "gelu_pytorch_tanh", "gelu"]
@@ -74,7 +74,7 @@ def lean_config(path: Path, model: ModelSpec) -> LeanConfig | None:
         return None
     file = path / "config.json" if path.is_dir() else path
     try:
-        return _lean_config(ConfigValues(json.loads(file.read_text(encoding="utf-8"))), family, model)
+        return _lean_config(ConfigValues(parse_json(file.read_text(encoding="utf-8"))), family, model)
     except UnusualConfigError:
         return None
 

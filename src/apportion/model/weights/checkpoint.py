@@ -4,12 +4,12 @@ The files are mapped read-only and copied piece by piece: the safetensors librar
 writable, which counts against a worker's RLIMIT_DATA. Format: https://huggingface.co/docs/safetensors#format
 """
 
-import json
 import math
 import os
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from apportion.types.errors import ModelError
+from apportion.types.json_text import parse_json
 
 PIECE_BYTES = 2**17
 """Most bytes staged at once."""
@@ -100,7 +101,7 @@ class Checkpoint:
         tensor = self._tensor(name)
         source = tensor.array[tuple(slice(start, stop) for start, stop in ranges)]
         if _lies_alike(target, tensor, source):
-            self._read_bytes(tensor, source, target.view(-1).view(torch.uint8).numpy())
+            self._read_bytes(tensor, name, source, target.view(-1))
             self.read_bytes += source.nbytes
             return
         for piece, staged in self._staged(name, ranges):
@@ -128,25 +129,25 @@ class Checkpoint:
         for piece in _pieces(ranges, PIECE_BYTES // item_bytes):
             source = tensor.array[tuple(slice(start, stop) for start, stop in piece)]
             staged = self._staging[: source.size * item_bytes].view(numpy_type).reshape(source.shape)
-            self._stage(tensor, source, staged)
+            if source.flags.c_contiguous:  # read, so that no page is mapped: it would count as the worker's
+                self._read_bytes(tensor, name, source, torch.from_numpy(staged).view(torch_type).view(-1))
+            else:
+                np.copyto(staged, source)
+                _check_finite(tensor, name, torch.from_numpy(staged).view(torch_type))
             yield piece, torch.from_numpy(staged).view(torch_type)
 
-    def _stage(self, tensor: StoredTensor, source: np.ndarray, staged: np.ndarray) -> None:
-        """Reads what lies in one piece, so that its pages are not mapped: a mapped page counts as the worker's."""
-        if not source.flags.c_contiguous:
-            np.copyto(staged, source)
-            return
-        self._read_bytes(tensor, source, staged)
-
-    def _read_bytes(self, tensor: StoredTensor, source: np.ndarray, target: np.ndarray) -> None:
-        """The bytes of `source`, a part of the tensor that lies in one piece."""
+    def _read_bytes(self, tensor: StoredTensor, name: str, source: np.ndarray, target: Tensor) -> None:
+        """The elements of `source`, a part of the tensor that lies in one piece; each is looked at while it is in the
+        processor's cache."""
         at = tensor.file_start + source.ctypes.data - tensor.array.ctypes.data
-        missing = memoryview(target.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
-        while missing:  # one call reads less than 2 GiB
-            count = os.preadv(self._descriptors[tensor.file], [missing], at)
-            if count == 0:
-                raise ModelError(f"{tensor.file} has become shorter; download it again")
-            missing, at = missing[count:], at + count
+        for piece in target.split(PIECE_BYTES // target.itemsize):
+            missing = memoryview(piece.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+            while missing:
+                count = os.preadv(self._descriptors[tensor.file], [missing], at)
+                if count == 0:
+                    raise ModelError(f"{tensor.file} has become shorter; download it again")
+                missing, at = missing[count:], at + count
+            _check_finite(tensor, name, piece)
 
     def _tensor(self, name: str) -> StoredTensor:
         if name not in self._tensors:
@@ -158,6 +159,15 @@ class Checkpoint:
                 f" use a checkpoint in {', '.join(_DTYPES)}"
             )
         return tensor
+
+
+def _check_finite(tensor: StoredTensor, name: str, piece: Tensor) -> None:
+    """Raises ModelError. A sum is quick, and is finite for all weights that a model has."""
+    if not isfinite(piece.sum(dtype=torch.float32)) and not bool(piece.isfinite().all()):
+        raise ModelError(
+            f"{tensor.file}: tensor '{name}' holds numbers that are not finite (NaN or infinity); download it again, or"
+            " use another checkpoint"
+        )
 
 
 def _lies_alike(target: Tensor, tensor: StoredTensor, source: np.ndarray) -> bool:
@@ -192,7 +202,7 @@ def _expected_files(folder: Path) -> dict[str, Path]:
     index = folder / _INDEX_NAME
     if index.exists():
         try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            weight_map = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
             return {str(name): folder / str(file) for name, file in weight_map.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{index} is not a safetensors index ({error!r}); download it again") from error
@@ -233,7 +243,7 @@ def _read_header(file: Path, file_bytes: int) -> tuple[dict[str, Any], int]:
                 f"{file} has {file_bytes} bytes, its header alone expects {data_start}; download it again"
             )
         try:
-            header = json.loads(stream.read(header_bytes))
+            header = parse_json(stream.read(header_bytes))
         except ValueError as error:
             raise _corrupt(file, str(error)) from error
     if not isinstance(header, dict):

@@ -1,0 +1,35 @@
+"""SIGINT, SIGTERM and SIGHUP end the command in order: its processes and folders with it."""
+
+import signal
+import sys
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_received: list[int] = []
+
+
+def handle_stop_signals() -> None:
+    """From now on. Under nohup, which ignores SIGHUP, that stays ignored."""
+    for number in _ENDING:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _receive)
+
+
+def ignore_stop_signals() -> None:
+    """The command is ending anyway."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def check_stop_signals() -> None:
+    """Raises again what a handler raised: that is lost where it strikes a destructor or a callback of a C library."""
+    if _received:
+        if _received[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + _received[0])
+
+
+def _receive(number: int, _: object) -> None:
+    """Only the first: who is cleaning up is not disturbed by a second Ctrl-C."""
+    _received.append(number)
+    if len(_received) == 1:
+        check_stop_signals()
