@@ -192,7 +192,7 @@ class Engine:
             raise EngineError("the run was given up")
         dead = self._dead_worker()
         if dead is None:
-            if silence.pass_time(_POLL_S):
+            if silence.look():
                 for outbox in self._outboxes.values():
                     outbox.send(Kind.ASK)
             return None

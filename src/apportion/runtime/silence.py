@@ -2,10 +2,11 @@
 
 The limit is a multiple of what the plan predicts for a step, and never short: a busy machine is no broken one. A worker
 that the kernel has stopped is named at the first look. Else all are asked for a sign of life, which one that waits for
-work gives at once; one that computes is given longer. Time counts in the engine's own waits: while the engine itself is
-stopped, none passes.
+work gives at once; one that computes is given longer. Time counts between the engine's own looks: while the engine
+itself is stopped, next to none passes.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 from multiprocessing.process import BaseProcess
 
@@ -25,6 +26,8 @@ _BUSY_LIMITS = 10
 """Of these a worker that computes may take."""
 _BUSY_SHARE = 0.05
 """Of a core's time."""
+_MOST_BETWEEN_S = 1.0
+"""Of two looks; more is this process's own absence."""
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
@@ -48,15 +51,21 @@ class Silence:
         self._missing = set(missing)
         self._limit_s = limit_s
         self._passed_s = self._looked_s = self._asked_s = 0.0
-        self._computed_s = {device_id: self._cpu_s(device_id) for device_id in self._missing}
+        self._seen_s = time.monotonic()
+        self._computed_s: dict[str, float] = {}
+        """CPU time at the first look."""
 
     def answered(self, device_id: str) -> None:
         """To the question whether it is there."""
         self._missing.discard(device_id)
 
-    def pass_time(self, seconds: float) -> bool:
+    def look(self) -> bool:
         """Whether the workers are to be asked for a sign of life now. Raises EngineError where one is past hope."""
-        self._passed_s += seconds
+        now_s = time.monotonic()
+        self._passed_s += min(now_s - self._seen_s, _MOST_BETWEEN_S)
+        self._seen_s = now_s
+        if not self._computed_s:
+            self._computed_s = {device_id: self._cpu_s(device_id) for device_id in self._missing}
         if self._passed_s - self._looked_s >= LEAST_S:
             self._looked_s = self._passed_s
             self._refuse([d for d in self._missing if self._status(d) in _STOPPED], "is stopped")
