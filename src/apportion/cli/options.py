@@ -336,6 +336,10 @@ def cluster_from_options(choices: PlanChoices) -> "Cluster":
 
     if choices.devices is not None and choices.cluster is not None:
         raise UsageError("give either --devices or --cluster")
+    if choices.cluster is not None and choices.cluster.suffix == ".json":
+        from apportion.planner.outdated import read_planned_cluster
+
+        return read_planned_cluster(choices.cluster)
     if choices.cluster is not None:
         return read_cluster_toml(choices.cluster, all_local_devices, here)
     if choices.devices is not None:

@@ -7,6 +7,7 @@ from typing import cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from apportion.planner.outdated import outdated_error
 from apportion.types.errors import PlanError
 from apportion.types.files import write_file
 from apportion.types.json_text import parse_json
@@ -88,11 +89,8 @@ def _document(text: str, source: str) -> dict[str, object]:
     if not isinstance(given, dict):
         raise PlanError(f"{source} is not a plan: a JSON object is expected")
     document = cast(dict[str, object], given)
-    version = document.get("version")
-    if version != PLAN_VERSION:
-        raise PlanError(
-            f"{source} is a plan of version {version}; this program reads version {PLAN_VERSION}: plan again"
-        )
+    if document.get("version") != PLAN_VERSION:
+        raise outdated_error(document, source)
     _check_numbers(document, source)
     return document
 

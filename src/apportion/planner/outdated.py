@@ -1,0 +1,109 @@
+"""Plans of another version: what of them holds, as the command that plans again.
+
+A version is not translated: what it was proven for may have another meaning now. But its cluster is read again from the
+file itself (`--cluster old-plan.json`), and what was asked stands in its workload.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from apportion.types.cluster import Cluster
+from apportion.types.errors import PlanError
+from apportion.types.plan import PLAN_VERSION
+
+_CLUSTER = TypeAdapter(Cluster)
+_OPTIONS: dict[str, tuple[str, object]] = {
+    "max_context_tokens": ("--context", None),
+    "concurrency": ("--concurrency", 1),
+    "prompt_tokens": ("--prompt-tokens", None),
+    "output_tokens": ("--output-tokens", None),
+    "objective": ("--objective", "latency"),
+    "arrival_rate": ("--arrival-rate", None),
+    "ttft_limit_s": ("--ttft-limit", None),
+    "tpot_limit_s": ("--tpot-limit", None),
+    "kv_tokens": ("--kv-tokens", None),
+    "kv_format": ("--kv-format", None),
+}
+"""Of a workload's fields: the option, and the value that it has anyway."""
+
+Table = Mapping[str, object]
+
+
+def outdated_error(document: Table, source: str) -> PlanError:
+    version = document.get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        return PlanError(
+            f"{source} is not a plan: it has no version; write one with: apportion plan MODEL --out plan.json"
+        )
+    return PlanError(
+        f"{source} is a plan of version {version}, and this program reads version {PLAN_VERSION};"
+        f" plan again: {plan_again(document, source)}"
+    )
+
+
+def plan_again(document: Table, source: str) -> str:
+    """What to type: what was asked, as far as it stands in the document, on its own cluster where that can be read."""
+    first = _table(_listed(document, "replicas")) or document
+    name = _table(first.get("model")).get("name")
+    words = ["apportion", "plan", name if isinstance(name, str) and name else "MODEL"]
+    if _cluster(document) is not None:
+        words += ["--cluster", source]
+    words += [word for option, value in _asked(document) for word in (option, value)]
+    formats = first.get("weight_formats")
+    if isinstance(formats, list) and formats:
+        words += ["--weights", ",".join(map(str, cast(list[object], formats)))]
+    if "replicas" in document:
+        number = document.get("num_asked")
+        words += ["--replicas", "auto" if number is None else str(number)]
+    return shlex.join([*words, "--out", source])
+
+
+def _asked(document: Table) -> list[tuple[str, str]]:
+    workload = _table(document.get("workload"))
+    by_rate = workload.get("arrival_rate") is not None
+    said: list[tuple[str, str]] = []
+    for field, (option, default) in _OPTIONS.items():
+        value = workload.get(field)
+        if (
+            isinstance(value, (str, int, float))
+            and value != default
+            and not (by_rate and field == "concurrency")
+        ):
+            said.append((option, f"{value:g}" if isinstance(value, float) else str(value)))
+    return said
+
+
+def read_planned_cluster(path: Path) -> Cluster:
+    """The cluster in a plan of any version, with the fields that are known now. Raises PlanError."""
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PlanError(f"cannot read cluster {path}: {error}") from None
+    found = _cluster(_table(given))
+    if found is None or not found.devices:
+        raise PlanError(
+            f"{path} holds no cluster of a plan; name a TOML file, or a plan that `plan --out` wrote"
+        )
+    return found
+
+
+def _cluster(document: Table) -> Cluster | None:
+    try:
+        return _CLUSTER.validate_python(document.get("cluster"))
+    except (ValidationError, RecursionError):
+        return None
+
+
+def _table(value: object) -> Table:
+    return cast(Table, value) if isinstance(value, Mapping) else {}
+
+
+def _listed(document: Table, key: str) -> object:
+    """The first of a list."""
+    value = document.get(key)
+    return cast(list[object], value)[0] if isinstance(value, list) and value else None
