@@ -1,5 +1,6 @@
 """Options that `plan` and `run` share, and the plan that they ask for."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -319,12 +320,21 @@ def _objective(choices: PlanChoices) -> ObjectiveChoice:
     return choices.objective or (ObjectiveChoice.THROUGHPUT if together else ObjectiveChoice.LATENCY)
 
 
+def tell_what_is_not_seen() -> None:
+    """Of this machine, where nobody names its devices: GPUs are found through NVIDIA's driver alone."""
+    if sys.platform == "darwin":
+        typer.echo(
+            "note: of a Mac only the CPU is measured; for its GPU name it, like --devices m2-max-32gb",
+            err=True,
+        )
+
+
 def this_machine() -> "Here":
     from apportion.catalog.cluster_rules import Here
-    from apportion.probe.cpu import total_bytes
     from apportion.probe.local import cuda_names
+    from apportion.probe.processor import memory_bytes
 
-    return Here(cards=lambda: tuple(cuda_names().values()), memory_bytes=total_bytes)
+    return Here(cards=lambda: tuple(cuda_names().values()), memory_bytes=memory_bytes)
 
 
 def cluster_from_options(choices: PlanChoices) -> "Cluster":
@@ -344,4 +354,5 @@ def cluster_from_options(choices: PlanChoices) -> "Cluster":
         return read_cluster_toml(choices.cluster, all_local_devices, here)
     if choices.devices is not None:
         return parse_devices(choices.devices, all_local_devices, here)
+    tell_what_is_not_seen()
     return make_cluster(local_devices(), [])

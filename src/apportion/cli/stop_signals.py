@@ -3,14 +3,16 @@
 import signal
 import sys
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HANGUP = getattr(signal, "SIGHUP", None)
+"""None where terminals do not hang up (Windows)."""
+_ENDING = (signal.SIGINT, signal.SIGTERM, *([_HANGUP] if _HANGUP is not None else []))
 _received: list[int] = []
 
 
 def handle_stop_signals() -> None:
     """From now on. Under nohup, which ignores SIGHUP, that stays ignored."""
     for number in _ENDING:
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+        if number != _HANGUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _receive)
 
 

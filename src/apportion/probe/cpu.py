@@ -113,13 +113,6 @@ def product_rates(num_threads: int) -> ProductRates | None:
     return ProductRates(read_bytes_per_s=printed["read_bytes_per_s"], flops_per_s=printed["flops_per_s"])
 
 
-def total_bytes() -> int:
-    """All of this machine's memory."""
-    import psutil
-
-    return psutil.virtual_memory().total
-
-
 def _available_bytes() -> int:
     import psutil  # plans for other machines do without
 

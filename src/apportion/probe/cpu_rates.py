@@ -2,7 +2,6 @@
 one thread copies out of a file in the page cache, into memory and into what is in the last cache, and reads of the
 latter (bytes/s); the first alone with the argument "read"."""
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -36,13 +35,13 @@ def copied_bytes_per_s(cached_bytes: int) -> tuple[float, float]:
     """As weights are streamed, out of a file in the page cache: into memory beyond the caches, and over and over into
     so many bytes that are in the last one."""
     target = np.ones(READ_BYTES, np.uint8)  # in huge pages, as a layer's buffer
-    with tempfile.TemporaryFile(dir=_cache_folder()) as file:
+    with tempfile.TemporaryFile(dir=_cache_folder(), buffering=0) as file:
         file.write(target.data)
-        file.flush()
 
         def copy(piece_bytes: int) -> None:
             for start in range(0, READ_BYTES, piece_bytes):
-                os.preadv(file.fileno(), [target[:piece_bytes].data], start)
+                file.seek(start)
+                file.readinto(target[:piece_bytes].data)
 
         return (
             READ_BYTES / best_s(lambda: copy(READ_BYTES), MEASURE_S),

@@ -13,7 +13,9 @@ MEASURE_S = 0.3
 
 
 def disk_bytes_per_s(folder: Path) -> float | None:
-    """None where the file system has no way past the page cache, or there is no room."""
+    """None where the system or its file system has no way past the page cache, or there is no room."""
+    if not hasattr(os, "O_DIRECT"):
+        return None
     piece = mmap.mmap(-1, PIECE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     piece.madvise(mmap.MADV_HUGEPAGE)  # as a layer's buffer: into small pages a third as fast
     try:

@@ -11,7 +11,9 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def num_cores() -> int:
-    return len(os.sched_getaffinity(0))
+    """Those that this process may use, where the system says which (Linux)."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
