@@ -14,7 +14,6 @@ from statistics import median
 from apportion.catalog.cluster_text import parse_devices
 from apportion.catalog.model_config import read_model_spec
 from apportion.cost.memory import plan_memory, with_swap_space
-from apportion.cost.step_costs import step_costs
 from apportion.probe.local import all_local_devices
 from apportion.runtime.engine import Engine
 from apportion.types.metrics import PreemptionCounts
@@ -55,7 +54,7 @@ def run(plan: Plan, config: Path, mode: PreemptMode) -> tuple[PreemptionCounts, 
         Request(id=i, prompt_ids=tuple((i * 37 + j * 11) % 7000 for j in range(PROMPT)), sampling=sampling)
         for i in range(SEQUENCES)
     ]
-    with Engine(plan, config, [], random_weights=True, costs=step_costs(plan), preempt=mode) as engine:
+    with Engine(plan, config, [], random_weights=True, preempt=mode) as engine:
         for _ in engine.generate(requests):
             pass
         reports = engine.collect().values()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from apportion.cost.memory import plan_memory
+from apportion.cost.step_costs import step_costs
 from apportion.cost.streaming import evenly_streamed
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import ModelSpec
@@ -18,6 +19,7 @@ from apportion.types.plan import (
     TensorSplit,
     Uncertainty,
 )
+from apportion.types.step_costs import even_costs
 from apportion.types.units import FORMAT_BYTES
 from apportion.types.workload import Workload
 
@@ -131,5 +133,6 @@ def hand_plan(
         estimate=nothing,
         certificate=Certificate(objective="latency", value=0, lower_bound=0, gap=0, method="by hand"),
         balance=Balance(epsilon_s=0, smallest_epsilon_s=0),
+        step_costs=even_costs(len(stages)),
     )
-    return replace(plan, memory=plan_memory(plan))
+    return replace(plan, memory=plan_memory(plan), step_costs=step_costs(plan))

@@ -6,7 +6,6 @@ from plans import BLOCK_TOKENS, cpu_device, hand_plan
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cost.memory import with_swap_space
-from apportion.cost.step_costs import step_costs
 from apportion.runtime.engine import Engine
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams
@@ -58,7 +57,7 @@ def test_texts_do_not_depend_on_who_made_room(mode: PreemptMode, alone: dict[tup
     short = plan(26)
     assert sum(len(r.prompt_ids) + SAMPLING.max_tokens for r in REQUESTS) / 2 > 26 * BLOCK_TOKENS
     folder = resolve_model("demo", weights=True)
-    with Engine(short, folder, [], costs=step_costs(short), preempt=mode) as engine:
+    with Engine(short, folder, [], preempt=mode) as engine:
         assert generate(engine, REQUESTS) == alone
     counts = engine.scheduler.metrics().preemptions
     assert (mode == "recompute") <= (counts.num_swaps == 0)
@@ -74,7 +73,7 @@ def test_samples_and_cancelled_requests_under_shortage(alone: dict[tuple[int, in
     requests = [*REQUESTS[:4], Request(id=4, prompt_ids=REQUESTS[4].prompt_ids, sampling=SAMPLING, n=3)]
     short = plan(30, num_samples=8)
     drawn: dict[tuple[int, int], list[int]] = {}
-    with Engine(short, resolve_model("demo", weights=True), [], costs=step_costs(short)) as engine:
+    with Engine(short, resolve_model("demo", weights=True), []) as engine:
         for request in (*requests, REQUESTS[5]):
             engine.submit(request)
         while engine.scheduler.num_unfinished:

@@ -32,6 +32,7 @@ from apportion.cost.workspace import (
 from apportion.types.cluster import Cluster, Device
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Balance, Certificate, Estimate, Plan, Stage, TensorSplit
+from apportion.types.step_costs import even_costs
 from apportion.types.workload import Workload
 
 
@@ -81,6 +82,7 @@ def plan(stages: tuple[Stage, ...], model: ModelSpec = MODEL) -> Plan:
         ),
         certificate=Certificate(objective="latency", value=1, lower_bound=1, gap=0, method=""),
         balance=Balance(epsilon_s=0, smallest_epsilon_s=0),
+        step_costs=even_costs(len(stages)),
     )
 
 

@@ -12,7 +12,6 @@ import pytest
 from hand_model import MODEL
 from plans import BLOCK_TOKENS, cpu_device, hand_plan
 
-from apportion.cost.step_costs import step_costs
 from apportion.types.step_costs import StepCosts
 
 MODEL = replace(MODEL, tied_embeddings=False)
@@ -33,7 +32,7 @@ def costs() -> StepCosts:
     plan = hand_plan(
         MODEL, [[1], [1]], [1, 1], concurrency=4, chunk_tokens=12, microbatches=2, devices=DEVICES
     )
-    return step_costs(plan)
+    return plan.step_costs
 
 
 def test_a_sequence_more_and_a_position_more_take_a_position_s_reading(costs: StepCosts):
@@ -60,4 +59,4 @@ def test_a_swapped_block_is_read_and_written(costs: StepCosts):
 def test_a_copy_engine_s_rate_is_taken_where_it_is_known():
     devices = [replace(one, stream_bytes_per_s=32.0) for one in DEVICES]
     plan = hand_plan(MODEL, [[1], [1]], [1, 1], concurrency=4, chunk_tokens=12, devices=devices)
-    assert step_costs(plan).swap_block_s == pytest.approx(10.0)
+    assert plan.step_costs.swap_block_s == pytest.approx(10.0)

@@ -15,7 +15,6 @@ from apportion.cli.bench_render import print_ceiling, print_levels
 from apportion.cli.generate import keep_measurements
 from apportion.cli.render import print_plan
 from apportion.cli.stop_signals import check_stop_signals
-from apportion.cost.step_costs import step_costs
 from apportion.runtime.ceiling import read_bytes_per_s
 from apportion.runtime.engine import Engine
 from apportion.runtime.trace import Trace
@@ -46,14 +45,12 @@ def run_bench(plan: Plan, folder: Path, measured: Measured, *, random_weights: b
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     print_plan(console, plan, details=measured.details, more=False)
     trace = Trace(plan) if measured.trace_file is not None else None
-    costs = step_costs(plan)
     with Engine(
         plan,
         folder,
         [],
         random_weights=random_weights,
         trace=trace is not None,
-        costs=costs,
         while_waiting=check_stop_signals,
     ) as engine:
         ceiling = _ceiling(plan)

@@ -12,7 +12,6 @@ from apportion.calibrate.store import add_observations, calibration_file
 from apportion.cli.render import print_plan
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
 from apportion.cli.stop_signals import check_stop_signals
-from apportion.cost.step_costs import step_costs
 from apportion.probe.hardware import hardware_names
 from apportion.runtime.engine import Engine
 from apportion.runtime.report import WorkerReport
@@ -37,12 +36,10 @@ def generate(
     console = Console(stderr=True)
     print_plan(console, plan, details=details, more=False)
     terminal = Terminal(text, prompts, requests[0].n)
-    costs = step_costs(plan)
     with Engine(
         plan,
         folder,
         text.eos_token_ids,
-        costs=costs,
         preempt=preempt,
         while_waiting=check_stop_signals,
     ) as engine:

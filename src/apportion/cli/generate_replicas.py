@@ -11,7 +11,6 @@ from apportion.cli.prediction import Speed
 from apportion.cli.render_replicas import print_replicas
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
 from apportion.cli.stop_signals import check_stop_signals
-from apportion.cost.step_costs import step_costs
 from apportion.runtime.engine import Engine
 from apportion.runtime.replicas import Replicas
 from apportion.runtime.text import Text
@@ -46,13 +45,11 @@ def generate_replicas(
     console = Console(stderr=True)
     print_replicas(console, plan, details=details, more=False)
     terminal = Terminal(text, prompts, requests[0].n)
-    costs = [step_costs(replica) for replica in plan.replicas]
     served: list[set[int]] = [set() for _ in plan.replicas]
     with Replicas(
         plan.replicas,
         folder,
         text.eos_token_ids,
-        costs=costs,
         preempt=preempt,
         while_waiting=check_stop_signals,
     ) as replicas:

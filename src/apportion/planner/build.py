@@ -7,6 +7,7 @@ from functools import partial
 from apportion.cost.kv_capacity import with_kv_rooms
 from apportion.cost.memory import plan_memory
 from apportion.cost.service import check_kv_tokens
+from apportion.cost.step_costs import step_costs
 from apportion.planner.balance import balance
 from apportion.planner.bounds.bound import certify
 from apportion.planner.bounds.fewest import prove_fewest
@@ -25,6 +26,7 @@ from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.errors import UsageError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import PLAN_VERSION, Certificate, Plan
+from apportion.types.step_costs import even_costs
 from apportion.types.workload import Workload
 
 
@@ -176,5 +178,6 @@ def certified(found: Found) -> Plan:
         certificate=_certificate(found),
         balance=balance(problem, stages, found.microbatches),
         constraints=problem.constraints,
+        step_costs=even_costs(len(stages)),
     )
-    return with_kv_rooms(replace(made, memory=plan_memory(made)))
+    return with_kv_rooms(replace(made, memory=plan_memory(made), step_costs=step_costs(made)))

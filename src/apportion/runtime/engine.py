@@ -26,7 +26,7 @@ from apportion.types import errors
 from apportion.types.errors import EngineError
 from apportion.types.plan import Plan
 from apportion.types.request import Request, TokenEvent
-from apportion.types.step_costs import PreemptMode, StepCosts, even_costs
+from apportion.types.step_costs import PreemptMode
 
 _POLL_S = 0.1
 """How often a silent engine looks whether its workers live."""
@@ -42,7 +42,7 @@ class Engine:
     """Executes one plan; a context manager that leaves no process behind.
 
     `step()` hands out work and returns the tokens of one finished microbatch; `generate()` runs requests to the end.
-    `folder` may be a config.json where the weights are random; `costs` are the plan's, for the scheduler; `cores` are
+    `folder` may be a config.json where the weights are random; `cores` are
     those that CPU workers may have for themselves (all of this machine); `while_waiting` is called some times a second
     where the workers are awaited. Raises the worker's own error, or EngineError where one vanished or fell silent.
     """
@@ -55,7 +55,6 @@ class Engine:
         *,
         random_weights: bool = False,
         trace: bool = False,
-        costs: StepCosts | None = None,
         preempt: PreemptMode = "auto",
         cores: Sequence[int] | None = None,
         while_waiting: Callable[[], object] = lambda: None,
@@ -63,8 +62,7 @@ class Engine:
         self.plan = plan
         self._while_waiting = while_waiting
         self._given_up = False
-        costs = costs or even_costs(len(plan.stages))
-        self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids, costs, preempt)
+        self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids, plan.step_costs, preempt)
         self.reports: dict[str, WorkerReport] = {}
         self._folder, self._cores = folder, cores
         self._random_weights, self._trace = random_weights, trace

@@ -11,7 +11,7 @@ from apportion.runtime.engine import Engine
 from apportion.runtime.launcher import all_cores, cores_of_replicas
 from apportion.types.plan import Plan
 from apportion.types.request import Request, TokenEvent
-from apportion.types.step_costs import PreemptMode, StepCosts
+from apportion.types.step_costs import PreemptMode
 
 _LOOK_S = 0.1
 
@@ -25,7 +25,6 @@ class Replicas:
         folder: Path,
         eos_token_ids: Iterable[int],
         *,
-        costs: Sequence[StepCosts],
         preempt: PreemptMode = "auto",
         while_waiting: Callable[[], object] = lambda: None,
     ) -> None:
@@ -34,8 +33,8 @@ class Replicas:
         cores = cores_of_replicas(plans, all_cores())
         ends = tuple(eos_token_ids)
         self.engines = [
-            Engine(plan, folder, ends, costs=cost, preempt=preempt, cores=own)
-            for plan, cost, own in zip(plans, costs, cores, strict=True)
+            Engine(plan, folder, ends, preempt=preempt, cores=own)
+            for plan, own in zip(plans, cores, strict=True)
         ]
         self._exit = contextlib.ExitStack()
 

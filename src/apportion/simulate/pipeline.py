@@ -8,7 +8,6 @@ from apportion.cost.estimate import Steps, plan_timings
 from apportion.cost.roofline import MixedStep, Step
 from apportion.types.plan import Plan
 from apportion.types.request import ScheduledBatch, StepResult
-from apportion.types.step_costs import StepCosts
 
 DRAWN_TOKEN_ID = 0
 
@@ -16,15 +15,15 @@ DRAWN_TOKEN_ID = 0
 class ModelledPipeline:
     """Each stage or link takes batches in order, one at a time, as a worker does."""
 
-    def __init__(self, plan: Plan, costs: StepCosts) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.now_s = 0.0
         """When the last batch that was taken out had passed the whole pipeline."""
-        self._plan, self._costs = plan, costs
+        self._plan = plan
         self._free_at_s = [0.0] * (2 * len(plan.stages) + 1)
         self._queue: deque[tuple[float, ScheduledBatch]] = deque()
 
     def submit(self, batch: ScheduledBatch) -> None:
-        swap_s = self._costs.swap_block_s * sum(move.kind != "copy" for move in batch.moves)
+        swap_s = self._plan.step_costs.swap_block_s * sum(move.kind != "copy" for move in batch.moves)
         at_s = self.now_s
         for place, duration_s in enumerate(self._passage_s(batch)):
             is_stage = place % 2

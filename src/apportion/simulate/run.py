@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 
-from apportion.cost.step_costs import step_costs
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.scheduler import Scheduler
 from apportion.simulate.pipeline import ModelledPipeline
@@ -16,9 +15,8 @@ def simulate(
 ) -> Iterator[tuple[float, TokenEvent]]:
     """Every token of requests that arrive together, and the second at which it is drawn. Each sample draws its
     `max_tokens`; which tokens they are means nothing. Raises UsageError where a request can never run."""
-    costs = step_costs(plan)
-    scheduler = Scheduler(SchedulerLimits.of(plan), (), costs, preempt)
-    pipeline = ModelledPipeline(plan, costs)
+    scheduler = Scheduler(SchedulerLimits.of(plan), (), plan.step_costs, preempt)
+    pipeline = ModelledPipeline(plan)
     for request in requests:
         scheduler.add(request)
     while scheduler.num_unfinished:

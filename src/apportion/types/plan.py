@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from apportion.types.cluster import Cluster
 from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.model import ModelSpec
+from apportion.types.step_costs import StepCosts
 from apportion.types.workload import Workload
 
 PLAN_VERSION = 5
@@ -163,6 +164,8 @@ class Plan:
     estimate: Estimate
     certificate: Certificate
     balance: Balance
+    step_costs: StepCosts
+    """What the scheduler of a run weighs by."""
     num_swap_blocks: int = 0
     """Blocks that every device can swap to its host's memory."""
     kv_rooms: tuple[KvRoom, ...] = ()

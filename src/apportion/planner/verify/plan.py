@@ -4,6 +4,7 @@ The search that made the plan takes no part.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from itertools import pairwise
 from math import isclose
 
@@ -19,6 +20,7 @@ from apportion.cost.statements import (
     token_communication,
     whole_model_bytes,
 )
+from apportion.cost.step_costs import step_costs
 from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.balance import balance
 from apportion.planner.bounds.bound import certify
@@ -57,6 +59,7 @@ def verify(plan: Plan) -> list[Check]:
         _lower_bound(plan),
         _estimate(plan),
         _balance(plan),
+        _step_costs(plan),
         _pipeline(plan),
         _communication(plan),
         little_check(plan),
@@ -258,6 +261,16 @@ def _balance(plan: Plan) -> Check:
         statement=f"stage times lie within ε = {format_seconds(pair[0])} of their mean; the smallest ε of any "
         f"allocation of layers to these stages is {format_seconds(pair[1])}",
         ok=_all_equal(pair, (plan.balance.epsilon_s, plan.balance.smallest_epsilon_s)),
+    )
+
+
+def _step_costs(plan: Plan) -> Check:
+    costs = step_costs(plan)
+    return Check(
+        name="step costs",
+        statement=f"to the scheduler a sequence more in a step is {format_seconds(costs.decode_token_s)}, a"
+        f" token of a prompt {format_seconds(costs.prefill_token_s)}, a block swapped {format_seconds(costs.swap_block_s)}",
+        ok=_all_equal(astuple(costs), astuple(plan.step_costs)),
     )
 
 
