@@ -266,10 +266,12 @@ def _balance(plan: Plan) -> Check:
 
 def _step_costs(plan: Plan) -> Check:
     costs = step_costs(plan)
+    times = (costs.decode_token_s, costs.prefill_token_s, costs.swap_block_s)
+    decode, prefill, swap = (format_seconds(seconds) for seconds in times)
     return Check(
         name="step costs",
-        statement=f"to the scheduler a sequence more in a step is {format_seconds(costs.decode_token_s)}, a"
-        f" token of a prompt {format_seconds(costs.prefill_token_s)}, a block swapped {format_seconds(costs.swap_block_s)}",
+        statement=f"the scheduler counts {decode} for one sequence more in a decode step, {prefill} for a token of a"
+        f" prompt, {swap} for a block swapped",
         ok=_all_equal(astuple(costs), astuple(plan.step_costs)),
     )
 
