@@ -9,6 +9,8 @@ from planned import GIB, cluster, cpu, llama, workload
 
 from apportion.catalog.cluster_text import parse_devices
 from apportion.catalog.datasheet import common_cards
+from apportion.catalog.known_models import known_config
+from apportion.catalog.model_config import read_model_spec
 from apportion.planner.build import fits, make_plan
 from apportion.planner.infeasible.error import infeasible_error
 from apportion.planner.infeasible.relief import MEMORY_STEP_BYTES, Demand, changes, least_memory
@@ -55,6 +57,26 @@ def test_memory_on_the_device_that_needs_least_and_no_less_would_do():
     step = min(MEMORY_STEP_BYTES, first.device.memory_bytes // 64)
     assert not with_more(first.more_bytes - step)
     assert f"more on {first.device.id}" in str(infeasible_error(asked))
+
+
+@pytest.mark.parametrize(
+    "devices", ["Mac mini M4 16GB", "a: Strix Halo 32GB", "a: m4; b: m4; link a-b 1Gbit 0.3ms"]
+)
+def test_whole_computers_are_not_told_to_add_a_card(devices: str) -> None:
+    """What can be done: less context or narrower weights, a variant with more memory, another host."""
+    with pytest.raises(InfeasibleError) as caught:
+        make_plan(
+            read_model_spec(known_config("llama-3.1-70b" if "Strix" in devices else "qwen3-32b")),
+            parse_devices(devices, lambda _: []),
+            workload(context=2048),
+            ("bf16",),
+            streaming=False,
+            cards=CARDS,
+        )
+    said = str(caught.value)
+    assert "one more card" not in said
+    assert re.search(r"try --weights int[48]|in a variant with [\d.]+ GiB of memory", said)
+    assert ("one more host with rtx-" in said) or "in a variant" in said
 
 
 def test_as_many_requests_as_fit():

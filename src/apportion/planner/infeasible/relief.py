@@ -81,8 +81,9 @@ def changes(demand: Demand, memory: Sequence[MoreMemory]) -> Iterator[str]:
     if demand.fits_streamed is not None and replace(demand, fits=demand.fits_streamed).holds():
         yield "--stream auto"
     yield from _less_asked(demand)
-    yield from (f"{format_bytes(one.more_bytes)} more on {one.device.id}" for one in memory[:2])
+    yield from (_more_memory(one) for one in memory[:2])
     yield from _one_more_card(demand)
+    yield from _one_more_host(demand)
     yield from _missing_links(demand)
 
 
@@ -140,9 +141,43 @@ def _with_context(workload: Workload, context: int) -> Workload:
     )
 
 
+def _more_memory(one: MoreMemory) -> str:
+    """Memory of a whole computer is bought with it."""
+    if _is_whole_computer(one.device):
+        return f"{one.device.id} in a variant with {format_bytes(one.device.memory_bytes + one.more_bytes)} of memory"
+    return f"{format_bytes(one.more_bytes)} more on {one.device.id}"
+
+
+def _is_whole_computer(device: Device) -> bool:
+    """A GPU whose memory is its system's (Apple, Strix Halo, Jetson): nothing can be added to it."""
+    return device.in_host_memory and device.kind != "cpu"
+
+
+def _hosts_with_slots(cluster: Cluster) -> list[str]:
+    closed = {device.host for device in cluster.devices if _is_whole_computer(device)}
+    return [host for host in dict.fromkeys(device.host for device in cluster.devices) if host not in closed]
+
+
+def _one_more_host(demand: Demand) -> Iterator[str]:
+    """Where no host takes a card: a computer with the card of least memory that makes it fit, on a link of 1 Gbit/s."""
+    first = demand.cluster.devices[0].host
+    if _hosts_with_slots(demand.cluster) or not demand.cards:
+        return
+
+    def holds(card: Device) -> bool:
+        other = replace(card, id=f"one more {card.id}", host="one more host")
+        link = Link(src=first, dst=other.host, latency_s=1e-3, bytes_per_s=1.25e8)
+        devices, links = (*demand.cluster.devices, other), (*demand.cluster.links, link)
+        return demand.holds(cluster=replace(demand.cluster, devices=devices, links=links))
+
+    card = next((card for card in demand.cards if holds(card)), None)
+    if card is not None:
+        yield f"one more host with {card.id} or larger, joined by 1 Gbit/s"
+
+
 def _one_more_card(demand: Demand) -> Iterator[str]:
     """The card with the least memory that makes it fit, on the first host where it does."""
-    hosts = dict.fromkeys(device.host for device in demand.cluster.devices)
+    hosts = _hosts_with_slots(demand.cluster)
 
     def holds(card: Device, host: str) -> bool:
         devices = (*demand.cluster.devices, replace(card, id=f"one more {card.id}", host=host))
