@@ -11,6 +11,7 @@ from apportion.planner.outdated import outdated_error
 from apportion.types.errors import PlanError
 from apportion.types.files import write_file
 from apportion.types.json_text import parse_json
+from apportion.types.names import near_names, one_of
 from apportion.types.plan import PLAN_VERSION, Plan
 from apportion.types.replicated import ReplicatedPlan
 
@@ -107,7 +108,8 @@ def _check_keys(given: object, known: object, place: str) -> None:
     for key, item in _items(given):
         here = f"{place}: {key}" if ": " not in place else f"{place}.{key}"
         if key not in inner:
-            raise PlanError(f"{here}: unknown key")
+            near = near_names(key, tuple(inner))
+            raise PlanError(f"{here}: unknown key" + (f"; did you mean {one_of(near)}?" if near else ""))
         _check_keys(item, inner[key], here)
 
 
