@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apportion.cli.balance_choice import balance_limit
 from apportion.cli.kv_choice import typical_tokens, with_kv_choice
 from apportion.cli.quantity import per_second, seconds, tokens
 from apportion.types.errors import UsageError
@@ -50,6 +51,7 @@ class ObjectiveChoice(StrEnum):
     LATENCY = "latency"
     THROUGHPUT = "throughput"
     FEWEST_DEVICES = "fewest-devices"
+    COMMUNICATION = "communication"
 
 
 Model = Annotated[
@@ -79,7 +81,8 @@ ObjectiveOption = Annotated[
     typer.Option(
         metavar="GOAL",
         rich_help_panel=GOAL_PANEL,
-        help="latency: one request alone (default). throughput: all together. fewest-devices.",
+        help="latency: one request alone (default). throughput: all together. fewest-devices. communication: little "
+        "on the links.",
     ),
 ]
 Context = Annotated[
@@ -140,6 +143,14 @@ TpotLimit = Annotated[
         rich_help_panel=GOAL_PANEL,
         parser=seconds,
         help="Longest time per output token, like 50ms, all sequences running.",
+    ),
+]
+Balance = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PART",
+        rich_help_panel=GOAL_PANEL,
+        help="How far a stage's time may be from their mean, like 5% or 20ms (--objective communication).",
     ),
 ]
 SwapSpace = Annotated[
@@ -265,6 +276,7 @@ class PlanChoices:
     kv_tokens: str | None = None
     kv_format: KvFormatChoice | None = None
     replicas: str | None = None
+    balance: str | None = None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "PlanChoices":
@@ -293,15 +305,17 @@ def workload_from_options(model: "ModelSpec", choices: PlanChoices) -> "Workload
             f"--prompt-tokens {prompt_tokens} and --output-tokens {output_tokens} do not fit in "
             f"--context {context}; give fewer, or a longer context"
         )
+    objective = _objective(choices).value
     workload = Workload(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         concurrency=concurrency,
         max_context_tokens=context,
-        objective=_objective(choices).value,
+        objective=objective,
         arrival_rate=choices.arrival_rate,
         ttft_limit_s=choices.ttft_limit,
         tpot_limit_s=choices.tpot_limit,
+        balance=balance_limit(choices.balance, objective),
         kv_format=None if choices.kv_format in (None, KvFormatChoice.AUTO) else choices.kv_format.value,
     )
     return with_kv_choice(workload, choices.kv_tokens)
@@ -316,6 +330,8 @@ def _objective(choices: PlanChoices) -> ObjectiveChoice:
         raise UsageError(
             "--objective latency is of one request alone; rates and limits go with throughput or fewest-devices"
         )
+    if choices.objective is ObjectiveChoice.COMMUNICATION:
+        _check_communication(choices)
     together = choices.demanding or choices.replicas is not None
     return choices.objective or (ObjectiveChoice.THROUGHPUT if together else ObjectiveChoice.LATENCY)
 
@@ -335,6 +351,18 @@ def this_machine() -> "Here":
     from apportion.probe.processor import memory_bytes
 
     return Here(cards=lambda: tuple(cuda_names().values()), memory_bytes=memory_bytes)
+
+
+def _check_communication(choices: PlanChoices) -> None:
+    if choices.demanding:
+        raise UsageError(
+            "--objective communication counts what a step puts on links; rates and limits go with throughput or "
+            "fewest-devices"
+        )
+    if choices.stream is StreamChoice.AUTO:
+        raise UsageError(
+            "--objective communication divides layers among devices that hold them; leave out --stream auto"
+        )
 
 
 def cluster_from_options(choices: PlanChoices) -> "Cluster":

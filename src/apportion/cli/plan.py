@@ -49,6 +49,7 @@ def plan(
     arrival_rate: options.ArrivalRate = None,
     ttft_limit: options.TtftLimit = None,
     tpot_limit: options.TpotLimit = None,
+    balance: options.Balance = None,
     replicas: options.Replicas = None,
     no_calibration: options.NoCalibration = False,
     swap_space: options.SwapSpace = None,
@@ -106,6 +107,10 @@ def _show(made: "Planned", *, as_json: bool, compare: bool, why: bool, details: 
         print_replicas(console, made, details=details)
         return
     print_plan(console, made, details=details)
+    if made.workload.objective == "communication":
+        from apportion.cli.render_communication import print_communication
+
+        print_communication(console, made)
     if compare:
         from apportion.cli.render_compare import print_comparison
         from apportion.planner.baselines.compare import plan_baselines

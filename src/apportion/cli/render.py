@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apportion.cli.render_communication import spread_line
 from apportion.cli.render_streams import print_streams
 from apportion.cli.render_summary import counted, device_name, print_summary
 from apportion.planner.verify.check import Check
@@ -25,6 +26,7 @@ def print_plan(console: Console, plan: Plan, *, details: bool = False, more: boo
 def print_details(console: Console, plan: Plan) -> None:
     workload, certificate = plan.workload, plan.certificate
     print_division(console, plan)
+    console.print(spread_line(plan))
     if len(plan.stages) > 1:
         console.print(
             f"balance: stage times lie within ε = {format_seconds(plan.balance.epsilon_s)} of their mean, smallest "
@@ -76,6 +78,8 @@ def _objective(plan: Plan) -> str:
     """What the certificate's seconds are of."""
     if plan.workload.objective == "fewest-devices":
         return f"time per output token with as few devices as {len(plan.device_ids)}"
+    if plan.workload.objective == "communication":
+        return "communication of a decode step"
     return plan.workload.objective
 
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apportion.cli.assumed import assumptions
+from apportion.cli.render_communication import balance_said
 from apportion.cost.estimate import plan_estimate
 from apportion.planner.explain.limits import Hint, Limit, hints, limits
 from apportion.types.cluster import Device
@@ -55,6 +56,10 @@ def _proven(plan: Plan) -> str:
         what = f"division on {counted(len(plan.device_ids), 'device', 's')}"
     if plan.constraints.statement:
         what += f" with {escape(plan.constraints.statement)}"
+    if plan.workload.balance is not None:
+        what += f" with stages within {balance_said(plan.workload.balance)} of their mean time"
+    if plan.workload.objective == "communication":
+        return f"Proven: no {what} takes over {proven_percent(certificate)} less time on links."
     text = f"Proven: no {what} is more than {proven_percent(certificate)} faster"
     fewest = certificate.fewest_devices
     if fewest is None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from apportion.cost.group_step import group_step_s, members_at_work, stage_members
+from apportion.cost.group_step import group_exchange_s, group_step_s, members_at_work, stage_members
 from apportion.cost.objective import Timing, goal, microbatch_sequences, serving
 from apportion.cost.roofline import (
     AnyStep,
@@ -13,6 +13,7 @@ from apportion.cost.roofline import (
     decode_step,
     prefill_steps,
 )
+from apportion.cost.shard import stage_shards
 from apportion.cost.traffic import (
     ID_BYTES,
     coordinator_host,
@@ -145,10 +146,59 @@ def objective_value(
     chunk_tokens: int,
     microbatches: int,
 ) -> float:
-    """The objective of a division in seconds (of one request, or per output token)."""
+    """The objective of a division in seconds (of one request, per output token, or on links in a step)."""
+    if workload.objective == "communication":
+        return communication(model, cluster, workload, stages).total_s
     steps = objective_steps(workload, chunk_tokens, microbatches)
     timings = plan_timings(model, cluster, stages, steps)
     return goal(workload, chunk_tokens, microbatches).value(timings.all)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communication:
+    """Seconds on links in a decode step of all sequences at once."""
+
+    coordinator_s: float
+    """Token ids to the first stage, and back from the last."""
+    hops_s: float
+    """Hidden states between stages."""
+    groups_s: float
+    """Partial sums inside groups, and the gathering of logits."""
+
+    @property
+    def total_s(self) -> float:
+        return self.coordinator_s + self.hops_s + self.groups_s
+
+
+def communication_steps(workload: Workload) -> Steps:
+    """One decode step of all sequences; no other stage is at work meanwhile."""
+    step = decode_step(workload.concurrency, workload.prompt_tokens, workload.output_tokens)
+    return Steps(prefill=(), decode=step)
+
+
+def communication(
+    model: ModelSpec, cluster: Cluster, workload: Workload, stages: Sequence[Stage]
+) -> Communication:
+    steps = communication_steps(workload)
+    timings = plan_timings(model, cluster, stages, steps)
+    return Communication(
+        coordinator_s=timings.entry.decode_s + timings.exit.decode_s,
+        hops_s=sum(hop.decode_s for hop in timings.hops),
+        groups_s=sum(
+            group_exchange_s(
+                model, stage_shards(model, stage), group_link(cluster, stage.split.device_ids), steps.decode
+            )
+            for stage in stages
+        ),
+    )
+
+
+def whole_step_s(
+    model: ModelSpec, cluster: Cluster, workload: Workload, stages: Sequence[Stage]
+) -> tuple[float, ...]:
+    """By stage, the time of that same step, reductions inside the group included."""
+    steps = communication_steps(workload)
+    return tuple(stage_timing(model, cluster, stage, steps).decode_s for stage in stages)
 
 
 def estimate(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean, pstdev
 
 from apportion.cost.formats import (
     Formats,
@@ -14,10 +15,11 @@ from apportion.cost.formats import (
 )
 from apportion.cost.memory import layer_kv_bytes, layer_kv_tokens, plan_capacity
 from apportion.cost.shard import stage_formats
-from apportion.cost.traffic import layer_reductions
+from apportion.cost.traffic import LOGIT_BYTES, layer_reductions
 from apportion.types.model import LayerSpec, ModelSpec
 from apportion.types.plan import Plan, Stage
 from apportion.types.units import FORMAT_BYTES
+from apportion.types.workload import Workload
 
 
 def epsilon_s(stage_s: Sequence[float]) -> float:
@@ -132,9 +134,24 @@ class Communication:
 
 
 def token_communication(plan: Plan) -> Communication:
-    hops = [stage.split.size for stage in plan.stages[1:]]
-    hidden_bytes = plan.model.hidden_size * FORMAT_BYTES[plan.activation_format]
-    exchanges = [_stage_exchange(plan.model, stage) for stage in plan.stages]
+    return _token_communication(plan.model, plan.stages)
+
+
+def step_communication(model: ModelSpec, workload: Workload, stages: Sequence[Stage]) -> Communication:
+    """Of a decode step of all sequences: a message carries all their hidden states or partial sums; in a split head
+    logits are gathered too."""
+    token, split = _token_communication(model, stages), stages[-1].split
+    gathered = LOGIT_BYTES * sum(split.vocab_rows[1:])
+    return Communication(
+        messages=token.messages + split.size - 1,
+        payload_bytes=workload.concurrency * (token.payload_bytes + gathered),
+    )
+
+
+def _token_communication(model: ModelSpec, stages: Sequence[Stage]) -> Communication:
+    hops = [stage.split.size for stage in stages[1:]]
+    hidden_bytes = model.hidden_size * FORMAT_BYTES[stages[0].activation_format]
+    exchanges = [_stage_exchange(model, stage) for stage in stages]
     return Communication(
         messages=sum(hops) + sum(messages for messages, _ in exchanges),
         payload_bytes=sum(hops) * hidden_bytes + sum(size for _, size in exchanges),
@@ -149,3 +166,29 @@ def _stage_exchange(model: ModelSpec, stage: Stage) -> tuple[int, int]:
     if stage.has_embedding:
         sizes.append(model.hidden_size * element_bytes)
     return pairs * len(sizes), pairs * sum(sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySpread:
+    """How evenly the devices in use are filled: planned bytes, reserves included, and their part of the device's
+    memory. Standard deviations are those of a population."""
+
+    mean_part: float
+    range_part: float
+    std_part: float
+    range_bytes: int
+    std_bytes: float
+
+
+def memory_spread(plan: Plan) -> MemorySpread:
+    used = [memory.total_bytes for memory in plan.memory.values()]
+    parts = [
+        memory.total_bytes / plan.cluster.device(name).memory_bytes for name, memory in plan.memory.items()
+    ]
+    return MemorySpread(
+        mean_part=mean(parts),
+        range_part=max(parts) - min(parts),
+        std_part=pstdev(parts),
+        range_bytes=max(used) - min(used),
+        std_bytes=pstdev(used),
+    )

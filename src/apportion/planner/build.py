@@ -11,6 +11,7 @@ from apportion.cost.step_costs import step_costs
 from apportion.planner.balance import balance
 from apportion.planner.bounds.bound import certify
 from apportion.planner.bounds.fewest import prove_fewest
+from apportion.planner.communication.find import least_communication
 from apportion.planner.demand import find_demanded
 from apportion.planner.divide import search
 from apportion.planner.finder import Finder
@@ -41,7 +42,12 @@ def find_division(
 ) -> Found | None:
     """The best division that holds all its weights; where there is none and `streaming` is allowed, the best of those
     that stream some. None where nothing fits, or keeps limits and constraints. Raises InfeasibleError for an
-    arrival rate that cannot be served."""
+    arrival rate that cannot be served, or a balance that no division keeps."""
+    if workload.objective == "communication":
+        smallest = chunk_candidates(workload.max_context_tokens)[-1]
+        return least_communication(
+            make_problem(model, cluster, workload, weight_formats, smallest, constraints)
+        )
 
     held = find_demanded(workload, Finder(model, cluster, weight_formats, constraints, streaming=False))
     if held is not None or not streaming:
@@ -109,7 +115,9 @@ def _found(
             workload=workload,
             weight_formats=weight_formats,
             fits=partial(fits, constraints=constraints, streaming=streaming),
-            fits_streamed=None if streaming else partial(fits, constraints=constraints, streaming=True),
+            fits_streamed=None
+            if streaming or workload.objective == "communication"
+            else partial(fits, constraints=constraints, streaming=True),
             cards=cards,
         )
         roomy = replace(demand, cluster=without_host_memory(cluster))
@@ -146,6 +154,7 @@ def make_plan(
     """
     check_kv_tokens(workload)
     _check_constraints(workload, constraints)
+    streaming = streaming and workload.objective != "communication"
     return certified(
         _found(model, cluster, workload, weight_formats, constraints, cards, streaming=streaming)
     )

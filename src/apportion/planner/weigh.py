@@ -17,6 +17,9 @@ from apportion.types.plan import Estimate, Stage
 from apportion.types.units import format_bytes
 from apportion.types.workload import Workload
 
+FREE = ("latency", "communication")
+"""Objectives of one request, or of one step: the number of microbatches does not count."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Division:
@@ -41,12 +44,15 @@ def best_division(
     constraints: Constraints = UNCONSTRAINED,
 ) -> Division | None:
     """The planner's, without its certificate; None where nothing fits."""
-    found = find_division(model, cluster, workload, weight_formats, constraints)
+    try:
+        found = find_division(model, cluster, workload, weight_formats, constraints)
+    except InfeasibleError:
+        return None
     return None if found is None else weigh(found.problem, found.stages)
 
 
 def weigh(problem: Problem, stages: tuple[Stage, ...]) -> Division:
-    """Takes the microbatches with the least objective; under latency, where they do not count, the least TPOT.
+    """Takes the microbatches with the least objective; where they do not count, the least TPOT.
 
     Raises InfeasibleError where memory or a link is missing, or a limit broken.
     """
@@ -56,13 +62,13 @@ def weigh(problem: Problem, stages: tuple[Stage, ...]) -> Division:
     weighed = [one for one in weighed if within_limits(problem.workload, one.estimate)]
     if not weighed:
         raise InfeasibleError("it breaks a limit on TTFT or TPOT")
-    if problem.workload.objective != "latency":
+    if problem.workload.objective not in FREE:
         return min(weighed, key=lambda division: division.value)
     return min(weighed, key=lambda division: division.estimate.tpot_s)
 
 
 def _microbatches(problem: Problem, stages: Sequence[Stage]) -> Sequence[int]:
-    if problem.workload.objective != "latency":
+    if problem.workload.objective not in FREE:
         return microbatch_candidates(problem.workload, len(problem.cluster.devices))
     return range(1, min(problem.workload.concurrency, 2 * len(stages)) + 1)
 

@@ -1,9 +1,20 @@
 """What the devices are asked to do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Objective = Literal["latency", "throughput", "fewest-devices"]
+Objective = Literal["latency", "throughput", "fewest-devices", "communication"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalanceLimit:
+    """ε in |t − mean(t)| ≤ ε over a plan's stages: a time, or a part of the mean; the other is None."""
+
+    seconds: float | None = None
+    of_mean: float | None = None
+
+    def epsilon_s(self, mean_s: float) -> float:
+        return self.seconds if self.seconds is not None else (self.of_mean or 0.0) * mean_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +24,8 @@ class Workload:
 
     `prompt_tokens` and `output_tokens` are the typical lengths whose time is minimised. Under "latency" that is
     the time of one request alone; under "throughput" the time per output token with all sequences running;
-    "fewest-devices" takes as few devices as will do, and among those the least time per output token.
+    "fewest-devices" takes as few devices as will do, and among those the least time per output token; "communication"
+    takes the least seconds on links in a decode step of all sequences, with stages that keep within `balance`.
 
     A plan keeps within the limits, by its own estimate: the mean time to a first token of `concurrency` requests that
     arrive together, and the time per output token while all are running.
@@ -38,6 +50,15 @@ class Workload:
     """Requests per second that must be served; None where sequences are given instead."""
     ttft_limit_s: float | None = None
     tpot_limit_s: float | None = None
+    balance: BalanceLimit | None = None
+    """Of the stages' times in a decode step of all sequences; under "communication" alone."""
+
+    @property
+    def for_speed(self) -> "Workload":
+        """The same, as fast as can be where as little communication as can be is asked for."""
+        if self.objective != "communication":
+            return self
+        return replace(self, objective="latency" if self.concurrency == 1 else "throughput", balance=None)
 
     @property
     def limited(self) -> bool:

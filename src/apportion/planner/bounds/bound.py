@@ -22,6 +22,7 @@ from apportion.cost.objective import Goal, Timing
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
 from apportion.planner.bounds.ways import Ways, all_ways
+from apportion.planner.communication.find import prove_communication
 from apportion.planner.problem import Problem, chunk_candidates
 from apportion.planner.search.selection import cheapest_selection, num_states
 from apportion.planner.search.stage_tables import StageTables
@@ -63,7 +64,10 @@ def certify(problems: Sequence[Problem], value: float) -> Certificate:
     in their prefill chunk and number of sequences alone, that keeps the limits on TTFT and TPOT. With limits it is for
     all numbers of sequences from the least to the most."""
     problem = problems[0]
-    least = _with_limits(problems, value) if problem.workload.limited else _without(problems, value)
+    if problem.workload.objective == "communication":
+        least = prove_communication(problem, value)
+    else:
+        least = _with_limits(problems, value) if problem.workload.limited else _without(problems, value)
     lower_bound = min(value, least.seconds)
     return Certificate(
         objective=problem.workload.objective,

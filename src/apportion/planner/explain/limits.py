@@ -112,7 +112,7 @@ def _value(plan: Plan, cluster: Cluster, stages: tuple[Stage, ...]) -> float:
     return objective_value(
         plan.model,
         cluster,
-        plan.workload,
+        plan.workload.for_speed,
         stages,
         chunk_tokens=plan.chunk_tokens,
         microbatches=plan.microbatches,

@@ -31,7 +31,8 @@ def figures(before: Plan, after: Plan) -> tuple[Figure, ...]:
 
 
 def _figures(plan: Plan) -> Iterator[tuple[str, str, float]]:
-    objective = "request alone" if plan.workload.objective == "latency" else "output token"
+    of = {"latency": "request alone", "communication": "step on links"}
+    objective = of.get(plan.workload.objective, "output token")
     yield f"objective ({objective})", "s", plan.certificate.value
     yield "lower bound", "s", plan.certificate.lower_bound
     yield "TTFT", "s", plan.estimate.ttft_s

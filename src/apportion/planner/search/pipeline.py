@@ -73,6 +73,11 @@ class Pipelines:
 
     def solve(self, stages: Sequence[FloatArray], joined: Joined) -> list[Placed] | None:
         """`stages[group]` is the path cost of a stage by [stop, layers − 1], infinite where it is not allowed."""
+        found = self.cheapest(self.costs(stages, joined), stages, joined)
+        return None if found is None else found[1]
+
+    def costs(self, stages: Sequence[FloatArray], joined: Joined) -> FloatArray:
+        """The least cost of first stages, by [state, host of the last, layer after it]."""
         size = self.num_layers + 1
         cost = np.full((self.num_states, self.num_hosts, size), inf)
         for number, stage in enumerate(stages):
@@ -81,11 +86,20 @@ class Pipelines:
             np.minimum(entry, first, out=entry)
         for number, states in self.steps:
             self._extend(cost, number, states, stages[number], joined)
-        ends = np.where(self.lacking[:, None], inf, cost[:, :, -1] + joined.exit)
+        return cost
+
+    def ends(self, cost: FloatArray, joined: Joined) -> FloatArray:
+        """Of whole pipelines, by [state, host of the last]."""
+        return np.where(self.lacking[:, None], inf, cost[:, :, -1] + joined.exit)
+
+    def cheapest(
+        self, cost: FloatArray, stages: Sequence[FloatArray], joined: Joined
+    ) -> tuple[float, list[Placed]] | None:
+        ends = self.ends(cost, joined)
         if not np.isfinite(ends.min()):
             return None
         state, host = divmod(int(ends.argmin()), self.num_hosts)
-        return self._trace(cost, stages, joined, state, host)
+        return float(ends[state, host]), self._trace(cost, stages, joined, state, host)
 
     def _extend(
         self, cost: FloatArray, number: int, states: IntArray, stage: FloatArray, joined: Joined

@@ -8,7 +8,7 @@ from dataclasses import astuple
 from itertools import pairwise
 from math import isclose
 
-from apportion.cost.estimate import estimate_times_s, plan_estimate, plan_objective_value
+from apportion.cost.estimate import communication, estimate_times_s, plan_estimate, plan_objective_value
 from apportion.cost.formats import weight_formats
 from apportion.cost.kv_capacity import kv_rooms
 from apportion.cost.memory import kv_blocks, parameters, plan_memory
@@ -26,6 +26,7 @@ from apportion.planner.balance import balance
 from apportion.planner.bounds.bound import certify
 from apportion.planner.problem import alternatives, plan_problem
 from apportion.planner.verify.check import Check
+from apportion.planner.verify.communication import balance_limit_check
 from apportion.planner.verify.constraints import constraints_check
 from apportion.planner.verify.service import fewest_check, limits_check, little_check
 from apportion.planner.verify.streams import host_room_check, streams_check
@@ -60,6 +61,7 @@ def verify(plan: Plan) -> list[Check]:
         _estimate(plan),
         _balance(plan),
         _step_costs(plan),
+        *balance_limit_check(plan),
         _pipeline(plan),
         _communication(plan),
         little_check(plan),
@@ -293,10 +295,12 @@ def _pipeline(plan: Plan) -> Check:
 def _communication(plan: Plan) -> Check:
     token = token_communication(plan)
     hop_s = sum(plan_estimate(plan).link_s)
+    step = communication(plan.model, plan.cluster, plan.workload, plan.stages)
     return Check(
         name="communication",
         statement=f"a token makes {token.messages} messages of {format_bytes(token.payload_bytes)} in all between "
-        f"and inside stages; hops take {format_seconds(hop_s)} a microbatch",
+        f"and inside stages; hops take {format_seconds(hop_s)} a microbatch; a step of all {plan.workload.concurrency}"
+        f" spends {format_seconds(step.total_s)} on links",
         ok=_equal(hop_s, sum(plan.estimate.link_s)),
     )
 
