@@ -9,12 +9,14 @@ from apportion.catalog.hub import resolve_model
 from apportion.cli import options
 from apportion.cli.asked import plan_from_options
 from apportion.cli.main import exit_code
+from apportion.probe.watch import QUIET, Conditions, Watch
 
 
 def test_the_next_plan_starts_from_what_a_run_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Watch, "conditions", lambda _: QUIET)
     devices = ["--devices", "a=cpu:100MiB"]
     run = ["run", "demo", "ROMEO:", *devices, "--max-tokens", "12", "--ignore-eos"]
     assert exit_code(run) == 0
@@ -26,6 +28,15 @@ def test_the_next_plan_starts_from_what_a_run_measured(
     assert exit_code(run) == 0
     assert "calibrated from 1 run here" in " ".join(capsys.readouterr().err.split())
     assert len({one.run for one in read_observations(calibration_file(), pytest.fail)}) == 2
+    busy = Conditions(others_share=0.5, clock_hz=None)
+    monkeypatch.setattr(Watch, "conditions", lambda _: busy)
+    assert exit_code(run) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "cores busy: the next plan learns nothing from this run" in shown
+    assert {one.others_share for one in read_observations(calibration_file(), pytest.fail)} == {0.0, 0.5}
+    assert exit_code(["plan", "demo", *devices]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "calibrated from 2 runs here, 1 run left out as disturbed" in shown
 
 
 def test_a_broken_file_does_not_stop_a_run(

@@ -19,6 +19,7 @@ from apportion.probe.host_rates import LinkRates, loopback_rates, unix_socket_ra
 from apportion.probe.machine import Machine
 from apportion.probe.processor import cpu_model
 from apportion.probe.saved import probe_file, read_disk_rate, read_rates, save_rates
+from apportion.probe.watch import QUIET, Conditions, Watch
 from apportion.types import cpu
 from apportion.types.cluster import Cache, Cluster, Link
 from apportion.types.cpu import CpuRates
@@ -138,9 +139,13 @@ def test_the_command_prints_writes_and_saves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Watch, "conditions", lambda _: QUIET)
     file = tmp_path / "cluster.toml"
-    assert exit_code(["probe", "--out", str(file)]) == 0
-    shown = capsys.readouterr().out
+    assert exit_code(["probe", "--thorough", "--out", str(file)]) == 0
+    shown, progress = capsys.readouterr()
+    assert [line.partition(":")[0] for line in progress.splitlines()] == [
+        f"measuring, {number} of {machine.NUM_STEPS}" for number in range(1, machine.NUM_STEPS + 1)
+    ]
     assert "cpu" in shown
     assert "GB/s" in shown
     assert "other hosts are not measured" in shown
@@ -171,6 +176,55 @@ def test_a_file_that_cannot_be_written_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(machine, "probe_machine", lambda _: MACHINE)
+    monkeypatch.setattr(machine, "probe_machine", lambda _, **__: MACHINE)
     assert exit_code(["probe", "--out", str(tmp_path / "none" / "cluster.toml")]) == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+BUSY = Conditions(others_share=0.5, clock_hz=None)
+
+
+def test_rates_of_a_busy_machine_are_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor take the place of better ones; those of a quiet machine take theirs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    save_rates({1: ONE}, 2e9, BUSY)
+    assert probe_file().exists()
+    assert read_rates() == {}
+    assert read_disk_rate() is None
+    save_rates({1: ONE}, 2e9)
+    assert read_rates() == {1: ONE}
+    save_rates({1: replace(ONE, read_bytes_per_s=1.0)}, 1.0, BUSY)
+    assert (read_rates(), read_disk_rate()) == ({1: ONE}, 2e9)
+
+
+def test_a_probe_of_a_busy_machine_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "probe_machine", lambda _, **__: MACHINE)
+    monkeypatch.setattr(Watch, "conditions", lambda _: BUSY)
+    assert exit_code(["probe"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "cores busy: plans do not start from these rates; probe again when it is quiet." in shown
+
+
+def test_products_are_given_up_after_their_time():
+    assert probed_cpu.product_rates(1, 0.01) is None
+
+
+def test_a_short_probe_takes_15_seconds_of_two_cores_at_most(monkeypatch: pytest.MonkeyPatch):
+    """By what its parts are given: rounds of measuring, with the start of each process, and the products' time."""
+    asked: list[float | None] = []
+    monkeypatch.setattr(machine, "measured_rates", lambda _: ONE)
+    monkeypatch.setattr(machine, "product_rates", lambda _, most_s: asked.append(most_s))
+    for name in ("copy_bytes_per_s", "unix_socket_rates", "loopback_rates"):
+        monkeypatch.setattr(machine, name, lambda: None)
+    monkeypatch.setattr(machine, "disk_bytes_per_s", lambda _: None)
+    assert not machine.probe_machine(lambda _: None).products_measured
+    assert not machine.probe_machine(lambda _: None, thorough=True).products_measured
+    short, thorough = asked
+    assert short is not None
+    assert short <= machine.PRODUCTS_S
+    assert thorough is None
+    rounds_s = 2 * machine.CPU_ROUNDS * (3 * 0.15 + 2 * 0.05 + 0.5)
+    assert rounds_s + machine.PRODUCTS_S + 2.5 <= 15

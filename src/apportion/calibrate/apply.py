@@ -1,10 +1,12 @@
 """A cluster whose constants come from what was measured in runs, with how far to trust them."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from apportion.calibrate.fit import Constants, Fit, fit_device, fit_hop_s, fit_latency_s
 from apportion.calibrate.observation import Observation, link_hardware
+from apportion.calibrate.quiet import undisturbed
 from apportion.catalog.cluster_rules import emulate
 from apportion.types.cluster import Cluster, Device, Link, Spread
 
@@ -24,16 +26,24 @@ def apply(
     hardware: Mapping[str, str],
 ) -> Calibrated:
     """`hardware` names devices by id; those left out, and those never seen in these formats, are kept as they are."""
+    quiet = _quiet(seen)
     fits: dict[str, Fit] = {}
     devices: list[Device] = []
     for device in cluster.devices:
-        own = _most_seen(device, seen, weight_formats, hardware)
+        own = _most_seen(device, quiet, weight_formats, hardware)
         if own:
             weight_format = own[0].weight_format
             fits[device.id] = fit_device(_constants(_at_full_speed(device), weight_format), own)
             device = emulate(_fitted(_at_full_speed(device), fits[device.id], weight_format), device.speed)
-        devices.append(device)
-    links = tuple(_fitted_link(link, cluster, seen, hardware) for link in cluster.links)
+        kept = fits[device.id].runs if own else frozenset[str]()
+        left_out = {
+            one.run
+            for one in seen
+            if one.hardware == hardware.get(device.id)
+            and one.weight_format in ({own[0].weight_format} if own else weight_formats)
+        } - kept
+        devices.append(_with_left_out(device, len(left_out)) if left_out else device)
+    links = tuple(_fitted_link(link, cluster, quiet, hardware) for link in cluster.links)
     calibrated = replace(cluster, devices=tuple(devices), links=links)
     return Calibrated(cluster=calibrated, fits=fits)
 
@@ -79,13 +89,27 @@ def _fitted(device: Device, fit: Fit, weight_format: str) -> Device:
         step_overhead_s=fit.constants.step_overhead_s,
         source="measured",
         spread=Spread(
-            decode=fit.decode_spread, prefill=fit.prefill_spread, source=f"calibrated from {_runs(fit)} here"
+            decode=fit.decode_spread,
+            prefill=fit.prefill_spread,
+            source=f"calibrated from {_counted(len(fit.runs))} here",
         ),
     )
 
 
-def _runs(fit: Fit) -> str:
-    return f"{fit.num_runs} run{'s' if fit.num_runs > 1 else ''}"
+def _with_left_out(device: Device, number: int) -> Device:
+    source = f"{device.spread.source}, {_counted(number)} left out as disturbed"
+    return replace(device, spread=replace(device.spread, source=source))
+
+
+def _counted(number: int) -> str:
+    return f"{number} run{'s' if number > 1 else ''}"
+
+
+def _quiet(seen: Sequence[Observation]) -> list[Observation]:
+    by_hardware: dict[str, list[Observation]] = defaultdict(list)
+    for one in seen:
+        by_hardware[one.hardware].append(one)
+    return [one for own in by_hardware.values() for one in undisturbed(own)]
 
 
 def _fitted_link(

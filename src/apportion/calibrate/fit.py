@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from apportion.calibrate.observation import Observation, Phase
+from apportion.calibrate.quiet import without_outliers
 from apportion.cost.roofline import overlapped_s
 from apportion.types.cluster import ASSUMED_SPREAD
 
@@ -59,19 +60,21 @@ class Fit:
     """`*_spread` is the relative standard deviation to expect of a prediction; one run alone says little of it."""
 
     constants: Constants
-    num_runs: int
+    runs: frozenset[str]
+    """That were learned from."""
     decode_spread: float
     prefill_spread: float
 
 
 def fit_device(assumed: Constants, seen: Sequence[Observation]) -> Fit:
     """`seen` are one device's observations in one weight format."""
+    seen = without_outliers(seen, assumed.seconds)
     decode = [one for one in seen if one.phase == "decode"]
     prefill = [one for one in seen if one.phase == "prefill"]
     constants = _likeliest(assumed, [*decode, *prefill])
     return Fit(
         constants=constants,
-        num_runs=len({one.run for one in seen}),
+        runs=frozenset(one.run for one in seen),
         decode_spread=_spread(constants, decode),
         prefill_spread=_spread(constants, prefill),
     )

@@ -14,6 +14,7 @@ from apportion.cost.host_memory import ALONE, Beside, beside
 from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s, phase_s
 from apportion.cost.shard import Shard
 from apportion.cost.traffic import group_link, layer_reductions
+from apportion.probe.watch import QUIET, Conditions
 from apportion.types.cluster import Device
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Plan, Stage
@@ -54,6 +55,10 @@ class Observation:
     waiting_s: float | None
     """Beside `measured_s`: waking up and the coordinator, per message, where the run shows it."""
     predicted_s: float
+    others_share: float = 0.0
+    """Of the machine's cores, that other processes kept busy meanwhile (probe/watch.py)."""
+    clock_hz: float | None = None
+    """The processor's after the run; None where it is not known."""
 
 
 Work = Mapping[str, Mapping[str, PhaseWork]]
@@ -61,7 +66,13 @@ Work = Mapping[str, Mapping[str, PhaseWork]]
 
 
 def observe(
-    plan: Plan, work: Work, hardware: Mapping[str, str], *, run: str, alone_tpot_s: float | None
+    plan: Plan,
+    work: Work,
+    hardware: Mapping[str, str],
+    *,
+    run: str,
+    alone_tpot_s: float | None,
+    conditions: Conditions = QUIET,
 ) -> tuple[Observation, ...]:
     """`hardware` names those devices that are really what they are called; others are left out.
 
@@ -90,7 +101,9 @@ def observe(
                     waited_s = waiting_s if phase == "decode" else None
                     seen.append(replace(one, beside=share, waiting_s=waited_s))
         seen += _link_observation(plan, stage, members, work, hardware, run)
-    return tuple(seen)
+    return tuple(
+        replace(one, others_share=conditions.others_share, clock_hz=conditions.clock_hz) for one in seen
+    )
 
 
 def _waiting_s(plan: Plan, work: Work, alone_tpot_s: float | None) -> float | None:

@@ -11,6 +11,7 @@ from apportion.cli.prediction import Speed, predicted_speed
 from apportion.cost.group_step import stage_members
 from apportion.cost.roofline import Step
 from apportion.cost.shard import Shard
+from apportion.probe.watch import Conditions, Watch
 from apportion.runtime.engine import Engine
 from apportion.runtime.report import DECODE, USES, WorkerReport
 from apportion.runtime.timing import Timing
@@ -29,6 +30,7 @@ class Round:
     coordinator_s: float
     num_steps: int
     coordinator_spans: list[tuple[str, float, float]]
+    conditions: Conditions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,9 @@ class Bench:
         self._engine.collect()
         meter.take_spans()
         busy_s, num_steps = meter.busy_s, meter.num_steps
+        watch = Watch()
         timing = self._run(concurrency, self._lengths.output_tokens)
+        conditions = watch.conditions()
         return Round(
             concurrency=concurrency,
             timing=timing,
@@ -80,6 +84,7 @@ class Bench:
             coordinator_s=meter.busy_s - busy_s,
             num_steps=meter.num_steps - num_steps,
             coordinator_spans=meter.take_spans(),
+            conditions=conditions,
         )
 
     def _run(self, concurrency: int, output_tokens: int) -> Timing:

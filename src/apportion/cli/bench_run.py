@@ -59,8 +59,10 @@ def run_bench(plan: Plan, folder: Path, measured: Measured, *, random_weights: b
     levels = [level(plan, rounds[num], measured.lengths, ceiling) for num in measured.levels]
     print_levels(console, levels)
     for num in measured.levels:
-        last = rounds[num][-1]
-        keep_measurements(console, plan, last.reports, last.timing.tpot_s if num == 1 else None)
+        quietest = min(rounds[num], key=lambda one: one.conditions.others_share)
+        keep_measurements(
+            console, plan, quietest.reports, quietest.timing.tpot_s if num == 1 else None, quietest.conditions
+        )
     if measured.trace_file is not None and trace is not None:
         write_file(measured.trace_file, json.dumps(trace.document()), "--trace")
     return BenchResult(

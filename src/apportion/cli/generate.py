@@ -13,6 +13,7 @@ from apportion.cli.render import print_plan
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
 from apportion.cli.stop_signals import check_stop_signals
 from apportion.probe.hardware import hardware_names
+from apportion.probe.watch import Conditions, Watch
 from apportion.runtime.engine import Engine
 from apportion.runtime.report import WorkerReport
 from apportion.runtime.text import Text
@@ -43,11 +44,12 @@ def generate(
         preempt=preempt,
         while_waiting=check_stop_signals,
     ) as engine:
-        timing = Timing()
+        timing, watch = Timing(), Watch()
         for event in engine.generate(requests):
             timing.record(event)
             terminal.show(event)
             check_stop_signals()
+        conditions = watch.conditions()
     stats = run_stats(
         plan,
         terminal.outputs(),
@@ -60,14 +62,20 @@ def generate(
     )
     print_run(console, stats, details=details)
     alone_tpot_s = timing.tpot_s if len(requests) == 1 else None
-    keep_measurements(console, plan, engine.reports, alone_tpot_s)
+    keep_measurements(console, plan, engine.reports, alone_tpot_s, conditions)
     return stats
 
 
 def keep_measurements(
-    console: Console, plan: Plan, reports: Mapping[str, WorkerReport], alone_tpot_s: float | None
+    console: Console,
+    plan: Plan,
+    reports: Mapping[str, WorkerReport],
+    alone_tpot_s: float | None,
+    conditions: Conditions,
 ) -> None:
     """For the next plan on this machine; what fails here is a warning, the text has been generated."""
+    if conditions.busy:
+        console.print(f"{conditions.statement}: the next plan learns nothing from this run", highlight=False)
     work = {
         device_id: {phase: report.phase(phase) for phase in PHASES} for device_id, report in reports.items()
     }
@@ -77,6 +85,7 @@ def keep_measurements(
         hardware_names(plan.cluster),
         run=datetime.now(UTC).isoformat(),
         alone_tpot_s=alone_tpot_s or None,
+        conditions=conditions,
     )
     add_observations(calibration_file(), seen, lambda text: console.print(f"apportion: warning: {text}"))
 

@@ -11,6 +11,7 @@ from apportion.cli.prediction import Speed
 from apportion.cli.render_replicas import print_replicas
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
 from apportion.cli.stop_signals import check_stop_signals
+from apportion.probe.watch import Conditions, Watch
 from apportion.runtime.engine import Engine
 from apportion.runtime.replicas import Replicas
 from apportion.runtime.text import Text
@@ -53,19 +54,20 @@ def generate_replicas(
         preempt=preempt,
         while_waiting=check_stop_signals,
     ) as replicas:
-        whole, each = Timing(), [Timing() for _ in plan.replicas]
+        whole, each, watch = Timing(), [Timing() for _ in plan.replicas], Watch()
         for number, event in replicas.generate(requests):
             served[number].add(event.request_id)
             for timing in (whole, each[number]):
                 timing.record(event)
             terminal.show(event)
             check_stop_signals()
+        conditions = watch.conditions()
     outputs = terminal.outputs()
     stats = [
         _stats(engine, [requests[i] for i in sorted(ids)], outputs, timing, preempt) if ids else None
         for engine, ids, timing in zip(replicas.engines, served, each, strict=True)
     ]
-    _show(console, replicas.engines, stats, whole, details=details)
+    _show(console, replicas.engines, stats, whole, conditions, details=details)
     return ReplicasStats(outputs=outputs, measured=Speed.of(whole), replicas=stats)
 
 
@@ -91,6 +93,7 @@ def _show(
     engines: Sequence[Engine],
     stats: Sequence[RunStats | None],
     whole: Timing,
+    conditions: Conditions,
     *,
     details: bool,
 ) -> None:
@@ -100,5 +103,5 @@ def _show(
             continue
         console.print(f"[bold]replica {number}[/]: {len(one.outputs)} outputs")
         print_run(console, one, details=details)
-        keep_measurements(console, engine.plan, engine.reports, None)
+        keep_measurements(console, engine.plan, engine.reports, None, conditions)
     console.print(f"together {three_digits(whole.tokens_per_s)} tokens/s")

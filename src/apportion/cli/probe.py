@@ -1,6 +1,7 @@
 """`apportion probe`: what this machine's devices can do, and the links inside it and to other machines."""
 
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from apportion.probe.host_rates import LinkRates
     from apportion.probe.machine import Machine
     from apportion.probe.network import Network
+    from apportion.probe.watch import Conditions
 
 
 def probe(
@@ -36,6 +38,9 @@ def probe(
         typer.Option(envvar="APPORTION_KEY", help="Secret that the machines share, 16 characters or more."),
     ] = "",
     out: Annotated[Path | None, typer.Option(help="Write a file for --cluster.")] = None,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Take as long as it needs, instead of 15 seconds.")
+    ] = False,
 ) -> None:
     """Measure this machine's devices and links.
 
@@ -47,9 +52,9 @@ def probe(
         return
     check_writable(out, "--out")
     addresses = _addresses(hosts)
-    machines, network = _measured(addresses, key)
+    machines, network, conditions = _measured(addresses, key, thorough=thorough)
     _show(machines, network)
-    _save(machines[LOCAL_HOST])
+    _save(machines[LOCAL_HOST], conditions)
     if out is not None:
         _write(machines, network, out)
 
@@ -76,34 +81,51 @@ def _addresses(hosts: str | None) -> "dict[str, Address]":
     return addresses
 
 
-def _measured(addresses: "Mapping[str, Address]", key: str) -> "tuple[dict[str, Machine], Network]":
+def _measured(
+    addresses: "Mapping[str, Address]", key: str, *, thorough: bool
+) -> "tuple[dict[str, Machine], Network, Conditions]":
+    """And how busy others kept this machine while it was measured."""
     from rich.console import Console
     from rich.progress import Progress
 
     from apportion.probe.machine import NUM_STEPS, probe_machine
     from apportion.probe.network import num_steps, probe_network
+    from apportion.probe.watch import Watch
 
-    console = Console(stderr=True)
+    console, total = Console(stderr=True), NUM_STEPS + num_steps(len(addresses))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=NUM_STEPS + num_steps(len(addresses)))
+        task, steps = progress.add_task("", total=total), count(1)
 
         def begin(what: str) -> None:
             progress.update(task, description=what, advance=1)
+            if not console.is_terminal:
+                console.print(f"measuring, {next(steps)} of {total}: {what}", highlight=False, markup=False)
 
         network = probe_network(addresses, key, begin)
-        return {LOCAL_HOST: probe_machine(begin), **network.machines}, network
+        watch = Watch()
+        machine = probe_machine(begin, thorough=thorough)
+        return {LOCAL_HOST: machine, **network.machines}, network, watch.conditions()
 
 
-def _save(machine: "Machine") -> None:
+def _save(machine: "Machine", conditions: "Conditions") -> None:
     """For the plans that follow; a file that cannot be written is a warning."""
     from apportion.probe.saved import probe_file, save_rates
 
+    if conditions.busy:
+        typer.echo(
+            f"{conditions.statement}: plans do not start from these rates; probe again when it is quiet."
+        )
     if not machine.products_measured:
         return
     try:
-        save_rates(machine.threads, machine.disk_bytes_per_s)
+        save_rates(machine.threads, machine.disk_bytes_per_s, conditions)
     except OSError as error:
         typer.echo(f"probe {probe_file()} cannot be written: {error.strerror}", err=True)
+        return
+    if conditions.busy:
+        typer.echo(
+            f"{conditions.statement}: plans do not start from these rates; probe again when it is quiet."
+        )
     else:
         typer.echo(f"Plans for this machine's processor start from these rates: {probe_file()}")
 
@@ -125,7 +147,10 @@ def _show(machines: "Mapping[str, Machine]", network: "Network") -> None:
     console.print("A processor is measured; a card's figures are its driver's.")
     for host, machine in machines.items():
         if not machine.products_measured:
-            console.print(f"{escape(host)} has no torch: products of 16-bit and int8 weights are assumed.")
+            console.print(
+                f"Products of 16-bit and int8 weights of {escape(host)} are assumed: torch is missing, or they are "
+                "being compiled for the first time; --thorough waits for them."
+            )
     if len(machines) == 1:
         console.print(
             "Links to other hosts are not measured: name them with --hosts, or write them in the file."
@@ -144,7 +169,7 @@ def _device_table(host: str, machine: "Machine") -> "Table":
 
     table = Table(title=escape(f"Devices of {host}"), title_justify="left")
     table.add_column("device")
-    table.add_column("hardware")
+    table.add_column("hardware", overflow="fold")
     for column in ("memory", "reads", "fp32", "16 bit", "int8"):
         table.add_column(column, justify="right")
     for device in machine.devices:

@@ -102,13 +102,13 @@ def measured_rates(num_threads: int) -> CpuRates:
     )
 
 
-def product_rates(num_threads: int) -> ProductRates | None:
-    """Takes seconds. None where torch is not there or fails."""
+def product_rates(num_threads: int, most_s: float | None = None) -> ProductRates | None:
+    """Takes seconds. None where torch is not there or fails, or has not ended after `most_s`."""
     if find_spec("torch") is None:
         return None
     try:
-        printed = parse_json(_printed("apportion.model.product_rates", num_threads))
-    except subprocess.CalledProcessError:
+        printed = parse_json(_printed("apportion.model.product_rates", num_threads, most_s=most_s))
+    except subprocess.SubprocessError:
         return None
     return ProductRates(read_bytes_per_s=printed["read_bytes_per_s"], flops_per_s=printed["flops_per_s"])
 
@@ -119,7 +119,7 @@ def _available_bytes() -> int:
     return psutil.virtual_memory().available
 
 
-def _printed(module: str, num_threads: int, *arguments: str) -> str:
+def _printed(module: str, num_threads: int, *arguments: str, most_s: float | None = None) -> str:
     """By a process of its own: BLAS reads its number of threads at import. It takes the code that is best for the
     processor, as the engine's own products do, whatever the environment has chosen for BLAS."""
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -131,4 +131,5 @@ def _printed(module: str, num_threads: int, *arguments: str) -> str:
         capture_output=True,
         text=True,
         check=True,
+        timeout=most_s,
     ).stdout

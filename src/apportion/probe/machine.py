@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 from apportion.probe.cpu import cpu_device, measured_rates, product_rates
 from apportion.probe.disk import disk_bytes_per_s
@@ -32,16 +33,20 @@ class Machine:
 
 
 NUM_STEPS = 6
-CPU_ROUNDS = 3
+CPU_ROUNDS, THOROUGH_ROUNDS = 2, 3
+PRODUCTS_S = 8.0
+"""The engine's own products are measured for so long at most, unless thoroughly: compiling them takes longer where that
+was never done. With the other steps it makes 15 seconds on two cores."""
 
 
-def probe_machine(begin: Callable[[str], object]) -> Machine:
+def probe_machine(begin: Callable[[str], object], *, thorough: bool = False) -> Machine:
     """`begin` is told what comes next, `NUM_STEPS` times."""
+    rounds = THOROUGH_ROUNDS if thorough else CPU_ROUNDS
     cores = num_cores()
     begin("the processor's memory and arithmetic")
-    threads = {number: _best([measured_rates(number) for _ in range(CPU_ROUNDS)]) for number in {1, cores}}
+    threads = {number: _best([measured_rates(number) for _ in range(rounds)]) for number in {1, cores}}
     begin("the processor's products in the weight formats")
-    products = _with_products(threads)
+    products = _with_products(threads, None if thorough else PRODUCTS_S)
     threads = products or threads
     begin("copies in host memory")
     copies = copy_bytes_per_s()
@@ -63,11 +68,13 @@ def probe_machine(begin: Callable[[str], object]) -> Machine:
     )
 
 
-def _with_products(threads: Mapping[int, CpuRates]) -> dict[int, CpuRates] | None:
-    """What the engine's own products reach in place of BLAS's; None where that cannot be measured."""
+def _with_products(threads: Mapping[int, CpuRates], most_s: float | None) -> dict[int, CpuRates] | None:
+    """What the engine's own products reach in place of BLAS's; None where that cannot be measured within `most_s`."""
+    ends_s = None if most_s is None else perf_counter() + most_s
     measured: dict[int, CpuRates] = {}
     for number, rates in threads.items():
-        products = product_rates(number)
+        left_s = None if ends_s is None else max(0.0, ends_s - perf_counter())
+        products = product_rates(number, left_s)
         if products is None:
             return None
         measured[number] = replace(

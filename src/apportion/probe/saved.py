@@ -1,6 +1,7 @@
 """What `apportion probe` measured of this machine's processor and disk, for the plans that follow.
 
-`probe.json` in the cache folder. One that is of another processor, or cannot be read, is as good as none.
+`probe.json` in the cache folder. One that is of another processor, was measured while others kept this one busy, or
+cannot be read, is as good as none.
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from apportion.probe.processor import cpu_model, num_cores
+from apportion.probe.watch import BUSY_SHARE, QUIET, Conditions
 from apportion.types.cache import cache_folder
 from apportion.types.cpu import CpuRates
 from apportion.types.files import replace_file
@@ -44,17 +46,24 @@ def _document() -> Any:
     document = parse_json(probe_file().read_text(encoding="utf-8"))
     if [document[key] for key in ("version", "processor", "cores")] != [VERSION, cpu_model(), num_cores()]:
         raise ValueError("of another processor")
+    if document.get("others_share", 0.0) > BUSY_SHARE:
+        raise ValueError("of a busy machine")
     return document
 
 
-def save_rates(by_threads: Mapping[int, CpuRates], disk_bytes_per_s: float | None) -> None:
-    """Raises OSError."""
+def save_rates(
+    by_threads: Mapping[int, CpuRates], disk_bytes_per_s: float | None, conditions: Conditions = QUIET
+) -> None:
+    """Those of a busy machine take no better ones' place. Raises OSError."""
+    if conditions.busy and read_rates():
+        return
     document = {
         "version": VERSION,
         "processor": cpu_model(),
         "cores": num_cores(),
         "threads": {str(threads): asdict(rates) for threads, rates in by_threads.items()},
         "disk_bytes_per_s": disk_bytes_per_s,
+        "others_share": conditions.others_share,
     }
     file = probe_file()
     file.parent.mkdir(parents=True, exist_ok=True)
