@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from exported import export
 from parity.tiny_models import FAMILIES, make_checkpoint
 from plans import cpu_device, hand_plan
 from transformers import AutoModelForCausalLM
 
 from apportion.catalog.model_config import read_model_spec
-from apportion.export.engines import export
 
 accelerate = pytest.importorskip("accelerate")
 

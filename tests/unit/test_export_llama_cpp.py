@@ -10,10 +10,10 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
+from exported import export
 from planned import cpu
 from unit.test_export import gpu, plan_of
 
-from apportion.export.engines import export
 from apportion.export.launch import MODEL, Launch
 from apportion.types.plan import Plan
 

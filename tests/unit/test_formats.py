@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from exported import export
 from planned import GIB, cluster, cpu, llama, workload
 from plans import hand_plan
 
@@ -14,7 +15,6 @@ from apportion.cost.formats import Formats, matrix_bytes, parameters_bytes, voca
 from apportion.cost.memory import plan_capacity, shard_weights_bytes, stages_memory
 from apportion.cost.roofline import ffn_column_s, head_row_s
 from apportion.cost.shard import stage_shards
-from apportion.export.engines import export
 from apportion.planner.build import make_plan
 from apportion.planner.explain.whatif import Changes, what_if
 from apportion.planner.problem import activation_format, kv_format

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exported import export
 from parity.tiny_models import tiny_config
 from planned import cluster, cpu, workload
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,6 @@ from apportion.catalog.model_config import read_model_spec
 from apportion.catalog.safetensors_header import SINGLE_NAME
 from apportion.cli.main import exit_code
 from apportion.cost.formats import stored_bytes
-from apportion.export.engines import export
 from apportion.planner.build import make_plan
 from apportion.planner.stages.axes import ffn_granule
 from apportion.planner.verify.plan import verify

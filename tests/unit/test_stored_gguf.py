@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from exported import export
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from planned import cluster, cpu, workload
 from plans import hand_plan
@@ -22,7 +23,6 @@ from apportion.cost.memory import shard_weights_bytes
 from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s
 from apportion.cost.shard import stage_formats, stage_shards
 from apportion.cost.statements import replicated_bytes, whole_model_bytes
-from apportion.export.engines import export
 from apportion.planner.build import make_plan
 from apportion.planner.explain.whatif import Changes, what_if
 from apportion.planner.plan_file import parse_plan, plan_json

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from apportion.cli.for_engine import check_engine, plan_for_engine
 from apportion.cli.kv_choice import MOST
 from apportion.cli.options import PlanChoices, StreamChoice, cluster_from_options, workload_from_options
 from apportion.types.errors import UsageError
@@ -42,14 +43,17 @@ def ask(
     model_path: Path, choices: PlanChoices, when_measured: Callable[["ModelSpec"], None] = lambda _: None
 ) -> Asked:
     from apportion.catalog.model_config import read_model_spec
-    from apportion.cli.weights import chosen_formats
+    from apportion.cli.weights import AUTO, chosen_formats
 
+    check_engine(choices)
     swap_bytes = _swap_bytes(choices.swap_space)
     model = read_model_spec(model_path)
     workload = workload_from_options(model, choices)
     cluster = cluster_from_options(choices)
     when_measured(model)
-    formats = chosen_formats(model, cluster, choices.weights)
+    # Other engines compute in 16 bits on CPUs, too.
+    weights = choices.weights or (AUTO if choices.for_engine else None)
+    formats = chosen_formats(model, cluster, weights)
     if not choices.no_calibration:
         from apportion.calibrate.here import calibrate_here
 
@@ -68,15 +72,19 @@ def plan_asked(asked: Asked, choices: PlanChoices) -> "Plan":
     """One pipeline."""
     from apportion.catalog.datasheet import common_cards
     from apportion.planner.build import make_plan
+    from apportion.types.constraints import UNCONSTRAINED
 
-    plan = make_plan(
-        asked.model,
-        asked.cluster,
-        asked.workload,
-        asked.weight_formats,
-        streaming=choices.stream is not StreamChoice.NEVER,
-        cards=common_cards(),
-    )
+    if choices.for_engine is not None:
+        plan = plan_for_engine(asked, choices.for_engine, UNCONSTRAINED)
+    else:
+        plan = make_plan(
+            asked.model,
+            asked.cluster,
+            asked.workload,
+            asked.weight_formats,
+            streaming=choices.stream is not StreamChoice.NEVER,
+            cards=common_cards(),
+        )
     return _with_host_and_free_memory(plan, asked.swap_bytes, choices.kv_tokens)
 
 

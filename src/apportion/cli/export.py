@@ -2,69 +2,76 @@
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apportion.cli import options
+from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
     from apportion.export.launch import Export
     from apportion.types.plan import Plan
 
+ENGINE_NAMES = "vllm, sglang, llama.cpp, ollama, accelerate, exllamav3 or mlx"
 
-class Engine(StrEnum):
-    """The keys of export.engines.ENGINES."""
 
-    VLLM = "vllm"
-    SGLANG = "sglang"
-    LLAMA_CPP = "llama.cpp"
-    ACCELERATE = "accelerate"
-    EXLLAMAV3 = "exllamav3"
+def engine_named(name: str, option: str) -> str:
+    """Raises UsageError for one that is not known."""
+    from apportion.export.engines import ENGINES, MEANT
+    from apportion.types.names import unknown_name
+
+    if name not in ENGINES:
+        raise UsageError(f"{option}: {unknown_name('engine', name, ENGINES, meant=MEANT)}")
+    return name
 
 
 def export(
     file: Annotated[Path, typer.Argument(help="A plan, as `plan --out` wrote it.")],
-    to: Annotated[Engine, typer.Option("--to", help="The engine.")],
+    to: Annotated[str, typer.Option("--to", metavar="ENGINE", help=f"{ENGINE_NAMES}.")],
     replica: options.Replica = None,
 ) -> None:
     """Print a plan as another engine's commands.
 
-    What that engine cannot express is said beside them. Of a plan with several replicas each is printed, or the one
-    that is named."""
+    What that engine cannot execute is planned again, and what that costs is said beside them. Of a plan with several
+    replicas each is printed, or the one that is named."""
     from apportion.planner.plan_file import one_pipeline, read_planned
     from apportion.types.replicated import ReplicatedPlan
 
+    engine = engine_named(to, "--to")
     planned = read_planned(file)
-    if isinstance(planned, ReplicatedPlan) and replica is None and to is not Engine.ACCELERATE:
+    if isinstance(planned, ReplicatedPlan) and replica is None and engine != "accelerate":
         for number, one in enumerate(planned.replicas):
             sequences = one.workload.concurrency
             sys.stdout.write(f"# replica {number}: {sequences} of {planned.workload.concurrency} sequences\n")
-            _export(one, to)
+            _export(one, engine)
     else:
-        _export(one_pipeline(planned, replica, str(file)), to)
+        _export(one_pipeline(planned, replica, str(file)), engine)
 
 
-def _export(plan: "Plan", to: Engine) -> None:
+def _export(plan: "Plan", engine: str) -> None:
+    from apportion.cli.engine_planner import EnginePlanner
     from apportion.export.engines import export as export_plan
     from apportion.export.weights import model_place
 
-    exported = export_plan(plan, to.value)
+    exported = export_plan(plan, engine, EnginePlanner())
     notes = [f"# {note}\n" for note in exported.notes]
     if exported.device_map is not None:
         # JSON has no comments, and must be loadable as it is.
         sys.stderr.write("".join(notes))
         sys.stdout.write(json.dumps(exported.device_map, indent=2) + "\n")
     else:
-        place = model_place(plan, to.value)
+        place = model_place(plan, engine)
         sys.stdout.write(f"# MODEL: {place}\n" + _script(exported) + "".join(notes))
 
 
 def _script(exported: "Export") -> str:
     hosts = {launch.host for launch in exported.launches}
     lines: list[str] = []
+    for name, text in exported.files.items():
+        # Unquoted, so that the shell puts in $MODEL.
+        lines.append(f"cat > {name} <<END\n{text}END")
     for launch in exported.launches:
         if len(hosts) > 1:
             lines.append(f"# on {launch.host}")

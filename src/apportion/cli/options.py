@@ -231,6 +231,17 @@ KvFormat = Annotated[
 ]
 
 
+ForEngine = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="ENGINE",
+        rich_help_panel=DIVISION_PANEL,
+        help="Plan what vllm, sglang, llama.cpp, ollama, accelerate or exllamav3 can execute, with its buffers free.",
+    ),
+]
+
+
 class StreamChoice(StrEnum):
     NEVER = "never"
     AUTO = "auto"
@@ -277,6 +288,7 @@ class PlanChoices:
     kv_format: KvFormatChoice | None = None
     replicas: str | None = None
     balance: str | None = None
+    for_engine: str | None = None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "PlanChoices":

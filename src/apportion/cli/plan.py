@@ -51,6 +51,7 @@ def plan(
     tpot_limit: options.TpotLimit = None,
     balance: options.Balance = None,
     replicas: options.Replicas = None,
+    for_engine: options.ForEngine = None,
     no_calibration: options.NoCalibration = False,
     swap_space: options.SwapSpace = None,
     kv_tokens: options.KvTokens = None,

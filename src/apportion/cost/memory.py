@@ -34,6 +34,8 @@ class Capacity:
     num_swap_blocks: int = 0
     window_extra_tokens: int | None = None
     """As in Workload."""
+    embedding_on_host: bool = False
+    """As in EngineLimits."""
 
     @property
     def step_tokens(self) -> int:
@@ -121,6 +123,8 @@ def kv_cache_bytes(model: ModelSpec, shard: Shard, capacity: Capacity) -> int:
 def shard_memory(
     model: ModelSpec, shard: Shard, capacity: Capacity, device: Device, *, affine: bool = True
 ) -> DeviceMemory:
+    if capacity.embedding_on_host and device.kind != "cpu":
+        shard = replace(shard, has_embedding=False)
     return DeviceMemory(
         weights_bytes=shard_weights_bytes(model, shard) - streamed_bytes(shard),
         kv_bytes=kv_cache_bytes(model, shard, capacity),
@@ -188,6 +192,7 @@ def plan_capacity(plan: Plan) -> Capacity:
         messages_in_flight=plan.max_in_flight,
         num_swap_blocks=plan.num_swap_blocks,
         window_extra_tokens=plan.workload.window_extra_tokens,
+        embedding_on_host=plan.constraints.embedding_on_host,
     )
 
 

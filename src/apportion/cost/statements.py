@@ -84,6 +84,8 @@ def whole_model_bytes(plan: Plan) -> int:
     embedding = model.vocab_rows * vocab_row_bytes(model, first, has_embedding=True, has_head=False)
     head = 0 if _shared_table(plan) else model.vocab_rows * head_row_bytes(model, last)
     beside = beside_embedding_bytes(model, first)
+    if _without_embedding(plan):
+        embedding = beside = 0
     cache = sum(_cache_bytes(plan, layer, model.kv_heads) for layer in model.layers)
     return layers + embedding + beside + head + outside_bytes(model, last) + cache
 
@@ -96,8 +98,16 @@ def _cache_bytes(plan: Plan, layer: LayerSpec, kv_heads: int) -> int:
     return layer_kv_tokens(layer, capacity) * token_bytes + states
 
 
+def _without_embedding(plan: Plan) -> bool:
+    """Whether the embedding table is in memory that is no device's of the plan."""
+    first = plan.cluster.device(plan.stages[0].split.device_ids[0])
+    return plan.constraints.embedding_on_host and first.kind != "cpu"
+
+
 def _shared_table(plan: Plan) -> bool:
     """Whether one table would do for embedding and head, were the model not divided."""
+    if _without_embedding(plan):
+        return False
     ends = (stage_formats(plan.stages[0]), stage_formats(plan.stages[-1]))
     return ends[0].weights == ends[1].weights and all(shares_table(plan.model, one) for one in ends)
 
@@ -114,7 +124,8 @@ def replicated_bytes(plan: Plan) -> int:
     )
     norms = (last.split.size - 1) * outside_bytes(model, stage_formats(last))
     first = plan.stages[0]
-    norms += (first.split.size - 1) * beside_embedding_bytes(model, stage_formats(first))
+    if not _without_embedding(plan):
+        norms += (first.split.size - 1) * beside_embedding_bytes(model, stage_formats(first))
     cut = _shared_table(plan) and len(plan.stages) > 1
     return layers + norms + (model.vocab_rows * head_row_bytes(model, stage_formats(last)) if cut else 0)
 

@@ -1,29 +1,159 @@
-"""The engines a plan can be exported to, by the name that `--to` takes."""
+"""The engines a plan can be exported to, by the name that `--to` and `--for` take."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
+from apportion.cost.memory import kv_blocks, plan_capacity, plan_memory
+from apportion.cost.shard import stage_formats
+from apportion.cost.traffic import coordinator_host
 from apportion.export.accelerate import to_accelerate
+from apportion.export.differences import differences
 from apportion.export.exllamav3 import to_exllamav3
+from apportion.export.experts import ExpertSplit, best_expert_split
 from apportion.export.launch import Export
-from apportion.export.llama_cpp import to_llama_cpp
-from apportion.export.price import price
+from apportion.export.limits import ABILITIES, engine_problems, without_buffers
+from apportion.export.llama_cpp import expert_export, group_export, to_llama_cpp
+from apportion.export.mlx import to_mlx
+from apportion.export.ollama import expert_ollama_export, to_ollama
+from apportion.export.price import cost_sentence, division_tokens_per_s, price_sentence
+from apportion.export.regroup import one_stage
 from apportion.export.sglang import to_sglang
 from apportion.export.vllm import to_vllm
+from apportion.export.within import Planner, fitted
+from apportion.types.errors import InfeasibleError
 from apportion.types.plan import Plan
 
-ENGINES: dict[str, Callable[[Plan], Export]] = {
+TRANSLATIONS: dict[str, Callable[[Plan], Export]] = {
     "vllm": to_vllm,
     "sglang": to_sglang,
     "llama.cpp": to_llama_cpp,
+    "ollama": to_ollama,
     "accelerate": to_accelerate,
     "exllamav3": to_exllamav3,
 }
+"""Of plans within what the engine can do."""
+ENGINES = (*TRANSLATIONS, "mlx")
+PLANNED_FOR = tuple(TRANSLATIONS)
+"""Those whose divisions are enough like ours to plan for from the start."""
+MEANT = {
+    "llamacpp": "llama.cpp",
+    "llama-server": "llama.cpp",
+    "gguf": "llama.cpp",
+    "lm-studio": "llama.cpp",
+} | {
+    "koboldcpp": "llama.cpp",
+    "tabbyapi": "exllamav3",
+    "exllamav2": "exllamav3",
+    "transformers": "accelerate",
+    "huggingface": "accelerate",
+    "mlx-lm": "mlx",
+    "exo": "mlx",
+}
+"""What people call them, or what runs them."""
 
 
-def export(plan: Plan, engine: str) -> Export:
-    """The plan in that engine's terms; the last note is the predicted cost, where it can be computed."""
-    exported = ENGINES[engine](plan)
-    if exported.division is None:
-        return exported
-    return replace(exported, notes=(*exported.notes, price(plan, exported.division).sentence()))
+def export(plan: Plan, engine: str, planner: Planner) -> Export:
+    """The plan in that engine's terms, if need be planned again within what the engine can do; of several ways the
+    fastest. The last note is what it costs.
+
+    Raises PlanError where the engine has no use for the devices, InfeasibleError where they cannot hold the model.
+    """
+    if engine == "mlx":
+        return to_mlx(plan)
+    ways = [*_other_ways(plan, engine)]
+    try:
+        made = fitted(plan, engine, planner)
+    except InfeasibleError:
+        if not ways:
+            raise
+    else:
+        ways.append(_translated(plan, made, engine))
+    return max(ways, key=lambda way: way[0])[1]
+
+
+def _translated(plan: Plan, made: Plan, engine: str) -> tuple[float, Export]:
+    exported = TRANSLATIONS[engine](made)
+    assert exported.division is not None
+    title = ABILITIES[engine].title
+    notes = (
+        *differences(plan, made.stages, title),
+        *exported.notes,
+        price_sentence(plan, made, exported.division),
+    )
+    needed = {name: used.total_bytes for name, used in plan_memory(made).items()}
+    return division_tokens_per_s(made, exported.division), replace(exported, notes=notes, needed_bytes=needed)
+
+
+def _other_ways(plan: Plan, engine: str) -> list[tuple[float, Export]]:
+    """Divisions that are none of the planner's: experts in host memory, and one group at the plan's own ratio."""
+    if engine not in ("llama.cpp", "ollama"):
+        return []
+    ways = [_experts(plan, engine)]
+    if engine == "llama.cpp" and len(plan.stages) == 1 and plan.stages[0].split.size > 1:
+        ways += [
+            _group(plan, ratio) for ratio in (plan.stages[0].split.kv_heads, plan.stages[0].split.ffn_columns)
+        ]
+    return [way for way in ways if way is not None]
+
+
+def _problems(plan: Plan, engine: str) -> list[Plan]:
+    """The plan on the engine's devices with its buffers, of most tokens at once first; its stages may be others."""
+    ability, cluster = ABILITIES[engine], without_buffers(plan.cluster, plan.constraints)
+    constraints = replace(plan.constraints, engine=None)
+    return [
+        replace(plan, cluster=one.cluster, workload=one.workload, constraints=one.constraints)
+        for some in engine_problems(ability, plan.model, cluster, plan.workload, constraints)
+        for one in some
+    ]
+
+
+def _experts(plan: Plan, engine: str) -> tuple[float, Export] | None:
+    for held in _problems(plan, engine):
+        found: list[tuple[ExpertSplit, str]] = []
+        assert held.constraints.engine is not None
+        for name in plan.weight_formats:
+            formats = replace(stage_formats(plan.stages[0]), weights=name)
+            capacity = replace(
+                plan_capacity(held),
+                chunk_tokens=held.constraints.engine.step_tokens,
+                num_kv_blocks=kv_blocks(held.workload, held.block_tokens),
+            )
+            split = best_expert_split(held.model, held.cluster, held.workload, formats, capacity)
+            found += [] if split is None else [(split, name)]
+        if found:
+            split, name = max(found, key=lambda one: one[0].tokens_per_s)
+            stages = tuple(replace(stage, weight_format=name) for stage in held.stages)
+            to = expert_export if engine == "llama.cpp" else expert_ollama_export
+            exported = to(replace(held, stages=stages), split)
+            notes = (split.statement, *exported.notes, cost_sentence(plan, split.tokens_per_s, split.tpot_s))
+            return split.tokens_per_s, replace(exported, notes=notes, needed_bytes=split.needed_bytes)
+    return None
+
+
+def _group(plan: Plan, ratio: tuple[int, ...]) -> tuple[float, Export] | None:
+    """The GPUs of the main host that the plan groups, at one ratio; None where they are not, or it does not fit."""
+    main = coordinator_host(plan.cluster)
+    members = [plan.cluster.device(name) for name in plan.device_ids]
+    stage = one_stage(plan, plan.device_ids, ratio)
+    alike = len({device.kind for device in members}) == 1 and members[0].kind != "cpu"
+    if not alike or any(device.host != main for device in members) or 0 in stage.split.kv_heads:
+        return None
+    for held in _problems(plan, "llama.cpp"):
+        made = replace(
+            held,
+            stages=(stage,),
+            num_swap_blocks=0,
+            num_kv_blocks=kv_blocks(held.workload, held.block_tokens),
+        )
+        needed = {name: used.total_bytes for name, used in plan_memory(made).items()}
+        if all(size <= made.cluster.device(name).memory_bytes for name, size in needed.items()):
+            exported = group_export(made, ratio)
+            assert exported.division is not None
+            notes = (
+                *differences(plan, made.stages, "llama.cpp"),
+                *exported.notes,
+                price_sentence(plan, made, exported.division),
+            )
+            tokens_per_s = division_tokens_per_s(made, exported.division)
+            return tokens_per_s, replace(exported, notes=notes, needed_bytes=needed)
+    return None

@@ -43,3 +43,7 @@ class Export:
     """None where the plan's figures do not say how fast that would be; a note says why."""
     notes: tuple[str, ...]
     """What the engine cannot express, one sentence each; the predicted cost comes last."""
+    needed_bytes: dict[str, int] = field(default_factory=dict[str, int])
+    """By device, with its reserve and the engine's buffers."""
+    files: dict[str, str] = field(default_factory=dict[str, str])
+    """By name, that the commands read."""

@@ -1,36 +1,33 @@
 """A plan as llama.cpp's arguments, and the RPC servers that stand for other hosts' devices.
 
-Looked at: tools/rpc/README.md at 038514c; as copies of 2026 up to b11160, common/arg.cpp (names), src/llama-model.cpp
-(`load_tensors`: the last `n-gpu-layers` of num_layers + 1 "layers", of which the output is the last, go to devices by
-the running sums of `tensor-split`; the embedding stays on the main host's CPU; split mode "tensor" cuts every tensor at
-those sums, rounded down) and src/llama.cpp (RPC devices come before local ones unless `--device` orders them).
+Looked at: tools/rpc/README.md at 038514c and tools/server/README.md at 00dc805 (names and defaults); as copies of 2026
+up to b11160, common/arg.cpp (names), src/llama-model.cpp (`load_tensors`: the last `n-gpu-layers` of num_layers + 1
+"layers", of which the output is the last, go to devices by the running sums of `tensor-split`, their KV with them; the
+embedding stays on the main host's CPU; split mode "tensor" cuts every tensor at those sums, rounded down) and
+src/llama.cpp (RPC devices come before local ones unless `--device` orders them).
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import pairwise
 
 from apportion.cost.traffic import coordinator_host
-from apportion.export.accelerators import LLAMA_CPP_NAMES, VISIBLE, ordinal, visible
-from apportion.export.differences import differences
+from apportion.export.accelerators import LLAMA_CPP_NAMES, VISIBLE, numbers_note, ordinal, visible
+from apportion.export.experts import ExpertSplit
+from apportion.export.kv_formats import kv_name
 from apportion.export.launch import MODEL, EngineDivision, Export, Launch
-from apportion.export.price import division_tokens_per_s
-from apportion.export.regroup import all_members, cut_down, one_stage, regroup
 from apportion.export.weights import is_gguf, one_weight_format, weight_notes
 from apportion.types.cluster import Device
 from apportion.types.plan import Plan, Stage
 
 RPC_PORT = 50052
-CACHE_TYPES = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"} | {
-    name: name for name in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-}
+ONLY_ROUTED = frozenset({"mixtral", "qwen3_moe", "gpt_oss", "olmoe", "phimoe", "granitemoe", "minimax_m2"})
+"""Families without experts that every token is routed to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a single-device stage's layers go: the main host's CPU, or a device of llama.cpp's list by name."""
+    """Where a stage's layers go: the main host's CPU, or a device of llama.cpp's list by name."""
 
     stage: Stage
     device: Device
@@ -38,69 +35,56 @@ class Placement:
 
 
 def to_llama_cpp(plan: Plan) -> Export:
+    if plan.stages[0].split.size > 1:
+        return group_export(plan, plan.stages[0].split.ffn_columns)
+    return _layer_split(plan)
+
+
+def group_export(plan: Plan, ratio: Sequence[int]) -> Export:
+    """One group of the main host's GPUs, of which all is cut at this ratio."""
+    members = [plan.cluster.device(name) for name in plan.device_ids]
     main = coordinator_host(plan.cluster)
-    members = [plan.cluster.device(device_id) for device_id in plan.device_ids]
-    local_gpus = all(device.host == main and device.kind != "cpu" for device in members)
-    alike = len({device.kind for device in members}) == 1
-    if len(plan.stages) == 1 and len(members) > 1 and local_gpus and alike:
-        return _tensor_split(plan, members, main)
-    return _layer_split(plan, main)
-
-
-def _tensor_split(plan: Plan, members: Sequence[Device], main: str) -> Export:
-    """One group of the main host's GPUs: the better of the two ratios that the plan uses."""
-    split = plan.stages[0].split
-    divisions = {
-        ratio: EngineDivision(
-            stages=one_stage(plan, [Fraction(share) for share in ratio], cut_down),
-            microbatches=1,
-            pipelined_prefill=False,
-        )
-        for ratio in (split.kv_heads, split.ffn_columns)
-    }
-    ratio = max(divisions, key=lambda ratio: division_tokens_per_s(plan, divisions[ratio]))
-    placement = ("--split-mode", "tensor", "--tensor-split", _joined(ratio))
+    placement = ("--split-mode", "tensor", "--tensor-split", joined(ratio))
     offload = ("--n-gpu-layers", str(plan.model.num_layers + 1), *placement)
-    division = divisions[ratio]
     return Export(
-        launches=(_server(plan, main, members, offload),),
+        launches=(server(plan, main, members, offload),),
         device_map=None,
-        division=division,
+        division=EngineDivision(stages=plan.stages, microbatches=1, pipelined_prefill=False),
         notes=(
-            *differences(plan, division.stages, "llama.cpp"),
             "llama.cpp cuts heads, FFN and vocabulary at one ratio, rounded to whole quantisation blocks",
-            *_common_notes(plan, main),
+            *common_notes(plan, main),
         ),
     )
 
 
-def _layer_split(plan: Plan, main: str) -> Export:
-    stages = regroup(plan, all_members(plan), 1)
-    placements = _placements(plan, stages, main)
+def _layer_split(plan: Plan) -> Export:
+    main = coordinator_host(plan.cluster)
+    placements = _placements(plan, main)
     servers = [place for place in placements if place.name is not None and place.name.startswith("RPC")]
     local = [place.device for place in placements if place.name is not None and place not in servers]
-    cpus = [place for place in placements if place.name is None]
-    pipelined = not servers and not cpus and len(local) > 1
-    division = EngineDivision(stages=stages, microbatches=1, pipelined_prefill=pipelined)
+    on_cpu = placements[0].name is None
     return Export(
         launches=(
             *(_rpc_server(place.device, _port(servers, place)) for place in servers),
-            _server(plan, main, local, (*_rpc(servers), *_offload(plan, placements))),
+            server(plan, main, local, (*_rpc(servers), *_offload(plan, placements))),
         ),
         device_map=None,
-        division=division if len(cpus) <= 1 else None,
+        division=EngineDivision(
+            stages=plan.stages,
+            microbatches=1,
+            pipelined_prefill=not servers and not on_cpu and len(local) > 1,
+        ),
         notes=(
-            *([] if len(cpus) == len(stages) > 1 else differences(plan, stages, "llama.cpp")),
-            *_layer_notes(placements, servers, cpus),
-            *_common_notes(plan, main),
+            *_layer_notes(placements, servers),
+            *common_notes(plan, main),
         ),
     )
 
 
-def _placements(plan: Plan, stages: Sequence[Stage], main: str) -> list[Placement]:
+def _placements(plan: Plan, main: str) -> list[Placement]:
     placements: list[Placement] = []
     num: Counter[str] = Counter()
-    for stage in stages:
+    for stage in plan.stages:
         device = plan.cluster.device(stage.split.device_ids[0])
         name = None
         if device.host != main or device.kind != "cpu":
@@ -113,51 +97,77 @@ def _placements(plan: Plan, stages: Sequence[Stage], main: str) -> list[Placemen
 
 def _offload(plan: Plan, placements: Sequence[Placement]) -> tuple[str, ...]:
     """`--n-gpu-layers`, and with several devices `--tensor-split`: whole layers, so the counts are met exactly."""
-    names = [place.name for place in placements if place.name is not None]
-    first = next((i for i, place in enumerate(placements) if place.name is not None), len(placements))
-    kept = sum(place.stage.num_layers for place in placements[:first])
+    offloaded = [place for place in placements if place.name is not None]
+    names = [place.name or "" for place in offloaded]
     if not names:
         return ("--n-gpu-layers", "0")
-    counts: dict[str, int] = {}
-    for place in placements[first:]:
-        # Layers of a later CPU stage are counted on the device before it, and overridden below.
-        name = place.name or list(counts)[-1]
-        counts[name] = counts.get(name, 0) + place.stage.num_layers + place.stage.has_head
+    kept = sum(place.stage.num_layers for place in placements if place.name is None)
+    counts = [place.stage.num_layers + place.stage.has_head for place in offloaded]
     words = ["--n-gpu-layers", str(plan.model.num_layers + 1 - kept), "--split-mode", "layer"]
     makes = {name.rstrip("0123456789") for name in names} - {"RPC"}
     if len(makes) > 1 or names != sorted(names, key=lambda name: not name.startswith("RPC")):
         words += ["--device", ",".join(names)]
-    words += ["--tensor-split", _joined(list(counts.values()))]
-    overrides = [_override(place.stage) for place in placements[first:] if place.name is None]
-    if overrides:
-        words += ["--override-tensor", ",".join(overrides)]
-    return tuple(words)
+    return (*words, "--tensor-split", joined(counts))
 
 
-def _override(stage: Stage) -> str:
-    layers = "|".join(str(layer) for layer in range(stage.layer_start, stage.layer_stop))
-    output = ",^output=CPU" if stage.has_head else ""
-    return rf"blk\.({layers})\.=CPU{output}"
+def expert_export(plan: Plan, split: ExpertSplit) -> Export:
+    """All layers on the main host's GPUs but for the experts of the first."""
+    main = coordinator_host(plan.cluster)
+    gpus = [gpu for gpu, _, _ in split.runs]
+    counts = [stop - start + (stop == plan.model.num_layers) for _, start, stop in split.runs]
+    words = ["--n-gpu-layers", str(plan.model.num_layers + 1)]
+    words += ["--split-mode", "layer", "--tensor-split", joined(counts)] if len(counts) > 1 else []
+    words += shared_experts_override(plan, split.num_on_cpu)
+    words += ["--n-cpu-moe", str(split.num_on_cpu)]
+    return Export(
+        launches=(server(plan, main, gpus, words),),
+        device_map=None,
+        division=None,
+        notes=(
+            *numbers_note(gpus),
+            *weight_notes(plan, "llama.cpp"),
+            f"the embedding table stays in the memory of {main}'s CPU",
+        ),
+    )
 
 
-def _server(plan: Plan, main: str, gpus: Sequence[Device], offload: Sequence[str]) -> Launch:
-    workload, cache = plan.workload, CACHE_TYPES[plan.kv_format]
+def shared_experts_override(plan: Plan, num_layers: int) -> list[str]:
+    """`--n-cpu-moe` leaves shared experts on the GPU; the plan counts them with the others."""
+    if plan.model.family in ONLY_ROUTED:
+        return []
+    layers = "|".join(str(layer) for layer in range(num_layers))
+    return ["--override-tensor", rf"blk\.({layers})\.ffn_(up|gate|down)_shexp=CPU"]
+
+
+def server(plan: Plan, main: str, gpus: Sequence[Device], offload: Sequence[str]) -> Launch:
+    return Launch(
+        host=main,
+        variables=visible(gpus),
+        command=("llama-server", "--model", MODEL, *offload, *_sizes(plan)),
+    )
+
+
+def _sizes(plan: Plan) -> list[str]:
+    workload, cache = plan.workload, kv_name(plan, "llama.cpp")
+    assert plan.constraints.engine is not None
     options = {
-        "--ctx-size": workload.concurrency * workload.max_context_tokens
-        if workload.kv_tokens is None
-        else plan.num_kv_blocks * plan.block_tokens,
+        "--ctx-size": context_tokens(plan),
         "--parallel": workload.concurrency,
-        "--ubatch-size": plan.step_tokens,
+        "--ubatch-size": plan.constraints.engine.step_tokens,
         "--cache-type-k": cache,
         "--cache-type-v": cache,
     }
     words = [str(word) for pair in options.items() for word in pair]
-    words += ["--kv-unified"] if workload.kv_tokens is not None else []
-    return Launch(
-        host=main,
-        variables=visible(gpus),
-        command=("llama-server", "--model", MODEL, *offload, *words),
-    )
+    # A quantised cache of values needs flash attention.
+    words += ["--flash-attn", "on"] if cache != "f16" else []
+    return words + (["--kv-unified"] if workload.kv_tokens is not None else [])
+
+
+def context_tokens(plan: Plan) -> int:
+    """Of all slots together."""
+    if plan.workload.kv_tokens is None:
+        return plan.workload.concurrency * plan.workload.max_context_tokens
+    return plan.num_kv_blocks * plan.block_tokens
 
 
 def _rpc(servers: Sequence[Placement]) -> tuple[str, ...]:
@@ -181,18 +191,13 @@ def _port(servers: Sequence[Placement], place: Placement) -> int:
     return RPC_PORT + list(servers).index(place)
 
 
-def _layer_notes(
-    placements: Sequence[Placement], servers: Sequence[Placement], cpus: Sequence[Placement]
-) -> list[str]:
+def _layer_notes(placements: Sequence[Placement], servers: Sequence[Placement]) -> list[str]:
     notes: list[str] = []
-    if len(cpus) > 1:
-        names = ", ".join(place.device.id for place in cpus)
+    if placements[0].name is None and len(placements) > 1:
+        first = placements[0]
         notes.append(
-            f"llama.cpp has one CPU on the main host: {names} become one, whose speed the plan does not say"
+            f"the first {first.stage.num_layers} layers, with their KV, stay in the memory of {first.device.id}"
         )
-    for before, place in pairwise(placements):
-        if place.name is None and before.name is not None:
-            notes.append(f"the KV of {place.device.id}'s layers stays on {before.device.id}")
     if len(placements) > 1:
         notes.append("llama.cpp decodes one batch at a time: stages wait for each other")
     if servers:
@@ -202,8 +207,11 @@ def _layer_notes(
     return notes
 
 
-def _common_notes(plan: Plan, main: str) -> list[str]:
-    notes = weight_notes(plan, "llama.cpp")
+def common_notes(plan: Plan, main: str) -> list[str]:
+    notes = [
+        *numbers_note([plan.cluster.device(name) for name in plan.device_ids]),
+        *weight_notes(plan, "llama.cpp"),
+    ]
     if not is_gguf(plan):
         counted = f"llama.cpp's weights are as in the GGUF file; the plan counts {one_weight_format(plan)}"
         notes = [counted, *notes]
@@ -213,5 +221,5 @@ def _common_notes(plan: Plan, main: str) -> list[str]:
     return notes
 
 
-def _joined(shares: Sequence[int]) -> str:
+def joined(shares: Sequence[int]) -> str:
     return ",".join(str(share) for share in shares)

@@ -6,50 +6,42 @@ srt/entrypoints/engine.py (`_calculate_rank_ranges`: each node has pp_size / nno
 """
 
 from apportion.cost.objective import microbatch_sequences
-from apportion.export.differences import differences
+from apportion.export.accelerators import numbers_note
 from apportion.export.even import dtype, even_division, host_variables, layer_partition, stages_by_host
-from apportion.export.launch import MODEL, EngineDivision, Export, Launch
+from apportion.export.kv_formats import kv_name
+from apportion.export.launch import MODEL, Export, Launch
 from apportion.export.weights import weight_notes
-from apportion.types.errors import PlanError
 from apportion.types.plan import Plan
 
 RENDEZVOUS_PORT = 50000
 
 
 def to_sglang(plan: Plan) -> Export:
-    """Raises PlanError where no GPU takes part, or hosts take turns or have different numbers of stages."""
-    division = even_division(plan, "SGLang")
-    stages = stages_by_host(plan, division)
-    if len(set(stages.values())) > 1:
-        counts = ", ".join(f"{count} on {host}" for host, count in stages.items())
-        raise PlanError(
-            f"SGLang runs equally many stages on each host, not {counts}; use --to vllm or llama.cpp"
-        )
     return Export(
-        launches=_launches(plan, division, list(stages)),
+        launches=_launches(plan, list(stages_by_host(plan))),
         device_map=None,
-        division=division,
+        division=even_division(plan),
         notes=(
-            *differences(plan, division.stages, "SGLang"),
+            *numbers_note([plan.cluster.device(name) for name in plan.device_ids]),
             *weight_notes(plan, "SGLang"),
-            "SGLang has one --mem-fraction-static for all devices, no budget for each: what other programs need "
-            "of one card is set aside on all",
+            "--max-total-tokens is the cache's size; --mem-fraction-static, one fraction for all devices, has to leave "
+            "as much: raise it where SGLang finds too little",
         ),
     )
 
 
-def _launches(plan: Plan, division: EngineDivision, hosts: list[str]) -> tuple[Launch, ...]:
+def _launches(plan: Plan, hosts: list[str]) -> tuple[Launch, ...]:
     several = len(hosts) > 1
     return tuple(
         Launch(
             host=host,
             variables={
-                **host_variables(plan, division, host),
-                "SGLANG_PP_LAYER_PARTITION": layer_partition(division),
+                **host_variables(plan, host),
+                "SGLANG_PP_LAYER_PARTITION": layer_partition(plan),
             },
             command=(
                 *("python", "-m", "sglang.launch_server", "--model-path", MODEL),
-                *_arguments(plan, division),
+                *_arguments(plan),
                 *(_node(hosts, rank) if several else ()),
             ),
         )
@@ -62,19 +54,20 @@ def _node(hosts: list[str], rank: int) -> tuple[str, ...]:
     return ("--nnodes", str(len(hosts)), "--node-rank", str(rank), "--dist-init-addr", rendezvous)
 
 
-def _arguments(plan: Plan, division: EngineDivision) -> tuple[str, ...]:
+def _arguments(plan: Plan) -> tuple[str, ...]:
     workload = plan.workload
     options = {
-        "--pp-size": len(division.stages),
-        "--tp-size": division.stages[0].split.size,
+        "--pp-size": len(plan.stages),
+        "--tp-size": plan.stages[0].split.size,
         "--dtype": dtype(plan),
         "--context-length": workload.max_context_tokens,
         "--max-running-requests": workload.concurrency,
         "--chunked-prefill-size": plan.chunk_tokens,
         "--max-total-tokens": plan.num_kv_blocks * plan.block_tokens,
     }
-    if len(division.stages) > 1:
-        options["--pp-max-micro-batch-size"] = microbatch_sequences(
-            workload.concurrency, division.microbatches
-        )
+    if kv_name(plan, "SGLang") != "auto":
+        options["--kv-cache-dtype"] = kv_name(plan, "SGLang")
+    if len(plan.stages) > 1:
+        microbatches = even_division(plan).microbatches
+        options["--pp-max-micro-batch-size"] = microbatch_sequences(workload.concurrency, microbatches)
     return tuple(str(word) for pair in options.items() for word in pair)

@@ -2,45 +2,53 @@
 
 Looked at, as copies quoted in public repositories of 2025 and 2026 (in use with vLLM 0.13 to 0.30; vLLM's own tree was
 not to be had): distributed/utils.py (`get_pp_indices`: VLLM_PP_LAYER_PARTITION holds one layer count per pipeline rank,
-which must sum to the model's), config/cache.py (`num_gpu_blocks_override`), v1/core/block_pool.py (block 0) and
+which must sum to the model's), config/cache.py (`num_gpu_blocks_override`), v1/core/block_pool.py (block 0),
+v1/worker/gpu_worker.py (`determine_available_memory`: `kv_cache_memory_bytes` is taken instead of what the fraction
+leaves), v1/worker/utils.py (`request_memory`: the fraction of every card must be free at the start) and
 v1/executor/ray_executor.py (order of ranks: the driver's node, then nodes with fewer workers, then by address).
 """
 
-from apportion.export.differences import differences
+from apportion.cost.memory import plan_memory
+from apportion.export.accelerators import numbers_note
 from apportion.export.even import dtype, even_division, host_variables, layer_partition, stages_by_host
-from apportion.export.launch import MODEL, EngineDivision, Export, Launch
+from apportion.export.kv_formats import kv_name
+from apportion.export.launch import MODEL, Export, Launch
 from apportion.export.weights import weight_notes
 from apportion.types.plan import Plan
 
+FREE_AT_START = 0.1
+"""The fraction of a card that vLLM asks to be free before it loads; with an absolute size of the cache it has no other
+meaning."""
+SPARE_BLOCKS = 2
+"""Beyond the blocks that are asked for: vLLM's own placeholder, and rounding."""
+
 
 def to_vllm(plan: Plan) -> Export:
-    """Raises PlanError where no GPU takes part, or hosts take turns in the pipeline."""
-    division = even_division(plan, "vLLM")
     return Export(
-        launches=_launches(plan, division),
+        launches=_launches(plan),
         device_map=None,
-        division=division,
+        division=even_division(plan),
         notes=(
-            *differences(plan, division.stages, "vLLM"),
+            *numbers_note([plan.cluster.device(name) for name in plan.device_ids]),
             *weight_notes(plan, "vLLM"),
-            *_notes(plan, division),
+            *_notes(plan),
         ),
     )
 
 
-def _launches(plan: Plan, division: EngineDivision) -> tuple[Launch, ...]:
-    hosts = list(stages_by_host(plan, division))
-    variables = {"VLLM_PP_LAYER_PARTITION": layer_partition(division)}
-    serve = ("vllm", "serve", MODEL, *_arguments(plan, division))
+def _launches(plan: Plan) -> tuple[Launch, ...]:
+    hosts = list(stages_by_host(plan))
+    variables = {"VLLM_PP_LAYER_PARTITION": layer_partition(plan)}
+    serve = ("vllm", "serve", MODEL, *_arguments(plan))
     if len(hosts) == 1:
-        seen = host_variables(plan, division, hosts[0])
+        seen = host_variables(plan, hosts[0])
         return (Launch(host=hosts[0], variables=seen | variables, command=serve),)
     serve = (*serve, "--distributed-executor-backend", "ray")
     return (
         *(
             Launch(
                 host=host,
-                variables=host_variables(plan, division, host),
+                variables=host_variables(plan, host),
                 command=("ray", "start", *(["--head"] if i == 0 else ["--address", f"{hosts[0]}:6379"])),
             )
             for i, host in enumerate(hosts)
@@ -49,29 +57,40 @@ def _launches(plan: Plan, division: EngineDivision) -> tuple[Launch, ...]:
     )
 
 
-def _arguments(plan: Plan, division: EngineDivision) -> tuple[str, ...]:
+def _arguments(plan: Plan) -> tuple[str, ...]:
     workload = plan.workload
     options = {
-        "--pipeline-parallel-size": len(division.stages),
-        "--tensor-parallel-size": division.stages[0].split.size,
+        "--pipeline-parallel-size": len(plan.stages),
+        "--tensor-parallel-size": plan.stages[0].split.size,
         "--dtype": dtype(plan),
         "--max-model-len": workload.max_context_tokens,
         "--max-num-seqs": workload.concurrency,
         # vLLM counts decode tokens too.
         "--max-num-batched-tokens": plan.step_tokens,
         "--block-size": plan.block_tokens,
-        # Block 0 is vLLM's own placeholder.
-        "--num-gpu-blocks-override": plan.num_kv_blocks + 1,
+        "--kv-cache-memory-bytes": _most_kv_bytes(plan),
+        "--gpu-memory-utilization": FREE_AT_START,
     }
+    if all(layer.window_tokens is None for layer in plan.model.layers):
+        # Block 0 is vLLM's own placeholder. Where layers have windows, they share the blocks in groups.
+        options["--num-gpu-blocks-override"] = plan.num_kv_blocks + 1
+    if kv_name(plan, "vLLM") != "auto":
+        options["--kv-cache-dtype"] = kv_name(plan, "vLLM")
     return tuple(str(word) for pair in options.items() for word in pair)
 
 
-def _notes(plan: Plan, division: EngineDivision) -> list[str]:
+def _most_kv_bytes(plan: Plan) -> int:
+    """Of the device with the most: one size for all, of which each takes as many blocks as all can hold."""
+    most = max(used.kv_bytes for used in plan_memory(plan).values())
+    return -(-most * (plan.num_kv_blocks + SPARE_BLOCKS) // plan.num_kv_blocks)
+
+
+def _notes(plan: Plan) -> list[str]:
     notes = [
-        "vLLM has one --gpu-memory-utilization for all devices, no budget for each: what other programs need of "
-        "one card is set aside on all"
+        "the KV cache is given in bytes, as cards differ: --gpu-memory-utilization is one fraction for all, and here "
+        "only what must be free at the start"
     ]
-    stages = stages_by_host(plan, division)
+    stages = stages_by_host(plan)
     if len(stages) > 1:
         notes.append(
             "on Ray, vLLM orders hosts itself: the one that runs `vllm serve`, then those with fewer devices, "

@@ -13,6 +13,11 @@ NEAREST: dict[str, dict[str, str]] = {
         "int4": "an AWQ or GPTQ checkpoint of 4 bits",
     },
     "llama.cpp": {"int8": "a Q8_0 file (8.5 bits)", "int4": "a Q4_0 file (4.5 bits)"},
+    "Ollama": {"int8": "a Q8_0 file (8.5 bits)", "int4": "a Q4_0 file (4.5 bits)"},
+    "MLX": {
+        "int8": "a checkpoint converted with -q --q-bits 8",
+        "int4": "a checkpoint converted with -q (4.5 bits)",
+    },
     "accelerate": {
         "int8": "bitsandbytes' load_in_8bit",
         "int4": "bitsandbytes' load_in_4bit (nf4, 4.5 bits with its scales)",
@@ -21,12 +26,6 @@ NEAREST: dict[str, dict[str, str]] = {
 }
 """By engine and format of ours."""
 _OWN_FILES = {"llama.cpp": "a GGUF file", "exllamav3": "an EXL3 checkpoint"}
-
-_STREAMING = {
-    "accelerate": "which the map gives as 'cpu': accelerate copies them in every step, without prefetching the next",
-    "vLLM": "which vLLM does with --cpu-offload-gb, not layer by layer: the prediction is not for that",
-    "llama.cpp": "llama.cpp computes such layers on the CPU instead: lower --n-gpu-layers",
-}
 
 
 def one_weight_format(plan: Plan) -> str:
@@ -52,17 +51,8 @@ def model_place(plan: Plan, engine: str) -> str:
 
 def weight_notes(plan: Plan, engine: str) -> list[str]:
     """One sentence where the engine's weights are not those of the plan."""
-    name, used = one_weight_format(plan), plan.weight_formats_in_use
+    name = one_weight_format(plan)
     notes: list[str] = []
-    num_streamed = sum(len(stage.streamed_layers) for stage in plan.stages)
-    if num_streamed:
-        notes.append(
-            f"the plan streams {num_streamed} layers from host memory, {_STREAMING.get(engine, f'{engine} cannot')}"
-        )
-    if len(used) > 1:
-        notes.append(
-            f"{engine} has one weight format for all stages: {' and '.join(used)} become {name} everywhere"
-        )
     if name in NEAREST[engine]:
         notes.append(
             f"the nearest to the plan's {name} weights is {NEAREST[engine][name]}: give {engine} that"

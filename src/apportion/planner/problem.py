@@ -118,6 +118,7 @@ def make_problem(
             max_context_tokens=workload.max_context_tokens,
             messages_in_flight=messages_in_flight(workload.concurrency, len(cluster.devices)),
             window_extra_tokens=workload.window_extra_tokens,
+            embedding_on_host=constraints.embedding_on_host,
         ),
         constraints=constraints,
     )

@@ -60,7 +60,7 @@ def least_bytes(problem: Problem) -> int:
     """Weights and KV cache of the undivided model: no division needs less."""
     model, problems = problem.model, [problem.in_format(name) for name in problem.weight_formats]
     whole = stage_kind(model, 0, model.num_layers)
-    ends = replace(whole, layers=())
+    ends = replace(whole, layers=(), has_embedding=not problem.capacity.embedding_on_host)
     kinds = [(replace(whole, layers=((layer, 1),)), count) for layer, count in whole.layers]
     return sum(
         count * min(_kept_bytes(one, replace(kind, has_embedding=False, has_head=False)) for one in problems)
@@ -77,6 +77,8 @@ def _kept_bytes(problem: Problem, kind: StageKind) -> int:
 def _ends_bytes(problems: Sequence[Problem], ends: StageKind) -> Iterator[int]:
     """Of embedding and head: in one stage, or in two with formats of their own."""
     yield min(_kept_bytes(one, ends) for one in problems)
+    if not ends.has_embedding:
+        return
     first, last = replace(ends, has_head=False), replace(ends, has_embedding=False)
     yield sum(min(_kept_bytes(one, end) for one in problems) for end in (first, last))
 

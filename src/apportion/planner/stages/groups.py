@@ -73,14 +73,19 @@ def _host_groups(problem: Problem, host: str) -> Iterator[Group]:
     ranges = [range(len(kind) + 1 if kind[0].host == host else 1) for kind in kinds]
     for counts in product(*ranges):
         size = sum(counts)
-        if size == 1 or (joined and 1 < size <= most and _allowed(problem, size)):
+        if _allowed(problem, size) and (size == 1 or (joined and 1 < size <= most)):
             devices = tuple(d for kind, count in zip(kinds, counts, strict=True) for d in kind[:count])
             if _have_cores(problem, devices) and common_formats(problem.weight_formats, devices):
                 yield Group(counts=counts, devices=devices)
 
 
 def _allowed(problem: Problem, size: int) -> bool:
-    """Whether the constraints know groups of several devices of this size."""
+    """Whether the constraints know groups of this size."""
+    engine = problem.constraints.engine
+    if engine is not None and size != engine.group_size:
+        return False
+    if size == 1:
+        return True
     if problem.constraints.groups != "even":
         return problem.constraints.groups == "any"
     return problem.model.kv_heads % size == 0 and _num_granules(problem) % size == 0

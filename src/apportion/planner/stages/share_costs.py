@@ -14,7 +14,7 @@ from apportion.cost.group_step import group_reductions_s
 from apportion.cost.host_memory import at_work
 from apportion.cost.objective import Goal, Timing
 from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
-from apportion.cost.traffic import LOGIT_BYTES
+from apportion.cost.traffic import LOGIT_BYTES, coordinator_host
 from apportion.planner.problem import Problem
 from apportion.planner.stages.axes import StageKind, ffn_granule, make_shard
 from apportion.planner.stages.kinds import StageKinds
@@ -23,6 +23,8 @@ from apportion.types.model import LayerSpec
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+NOWHERE_BYTES = 2**40
+"""For every unit of an axis: in sum more than any device has, and still an int64."""
 Shares = tuple[tuple[int, ...], tuple[int, ...]]
 """KV heads and FFN granules by member."""
 
@@ -176,7 +178,16 @@ class ShareCosts:
     def _bytes(self, rank: int) -> IntArray:
         problem = self.problem
         device, size = self.devices[rank], len(self.devices)
-        return self.kinds.bytes(problem.capacity, problem.formats, device, rank=rank, size=size)
+        needed = self.kinds.bytes(problem.capacity, problem.formats, device, rank=rank, size=size)
+        if self._anywhere(device):
+            return needed
+        return np.where(self.kinds.has_embedding[:, None], needed, NOWHERE_BYTES)
+
+    def _anywhere(self, device: Device) -> bool:
+        """Whether the device may have a stage that is not the first."""
+        engine = self.problem.constraints.engine
+        main = coordinator_host(self.problem.cluster)
+        return engine is None or not engine.cpu_first or device.kind != "cpu" or device.host != main
 
     def fits(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> NDArray[np.bool_]:
         """[kind, share]: whether every member holds its own."""
