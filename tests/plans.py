@@ -106,9 +106,14 @@ def hand_plan(
             )
         )
     blocks = num_kv_blocks or concurrency * -(-max_context_tokens // BLOCK_TOKENS)
-    cluster = Cluster(
-        devices=tuple(devices), links=(Link(src="local", dst="local", latency_s=6e-5, bytes_per_s=1.5e9),)
-    )
+    hosts = sorted({device.host for device in devices})
+    links = [
+        Link(src=src, dst=dst, latency_s=6e-5, bytes_per_s=1.5e9)
+        for src in hosts
+        for dst in hosts
+        if src <= dst
+    ]
+    cluster = Cluster(devices=tuple(devices), links=tuple(links))
     nothing = Estimate(
         ttft_s=0, tpot_s=0, tokens_per_s=0, stage_s=(), link_s=(), bottleneck="", uncertainty=CERTAIN
     )

@@ -88,8 +88,8 @@ def test_the_export_is_the_best_that_the_engine_can_do():
 def test_one_card_and_system_memory():
     """A layer is 487.5 M parameters in 4.5 bits, 0.2555 GiB, and 16384 × 4096 bytes of cache, 0.0625. The card has
     12 GiB less 0.86 of the driver's, less 512 × (2 × 16384 + 4 × 151,936) bytes of llama.cpp's compute buffer, 0.31,
-    less the output, 151,936 × 5120 in 4.5 bits, 0.41: 10.42/0.318 = 32.8. The others stay with the embedding in system memory. A
-    token reads 32 layers on each side: 8.9 GB at 313 GB/s and at 35.8 GB/s are 0.28 s."""
+    less the output, 151,936 × 5120 in 4.5 bits, 0.41: 10.42/0.318 = 32.8. The others stay with the embedding in system
+    memory. A token reads 32 layers on each side: 8.9 GB at 313 GB/s and at 35.8 GB/s are 0.28 s."""
     plan = planned("qwen3-32b", "int4", "tower: rtx-3060-12gb + cpu:48GiB", 16384)
     assert plan.stages[0].split.size == 2
     exported = export(plan, "llama.cpp")
