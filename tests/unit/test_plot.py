@@ -15,7 +15,7 @@ from apportion.planner.plan_file import read_plan
 from apportion.plot.axis import bytes_axis, seconds_axis
 from apportion.plot.picture import plan_svg
 from apportion.plot.schedule import flow, schedule
-from apportion.plot.svg import FILLS
+from apportion.plot.svg import FILLS, wrapped
 from apportion.plot.write import check_picture_path, write_picture
 from apportion.types.errors import UsageError
 
@@ -35,13 +35,15 @@ def plan():
         llama(12),
         [[1, 2], [1]],
         [9, 3],
-        devices=devices[:3],
+        devices=[replace(device, host="local") for device in devices[:3]],
         weight_format="bf16",
         max_context_tokens=1024,
         chunk_tokens=256,
     )
     workload = replace(made.workload, prompt_tokens=700, output_tokens=64)
-    made = replace(made, cluster=cluster(devices), workload=workload)
+    apart = cluster(devices)
+    far = tuple(replace(link, latency_s=1.0) if link.src != link.dst else link for link in apart.links)
+    made = replace(made, cluster=replace(apart, links=far), workload=workload)
     return replace(made, estimate=plan_estimate(made))
 
 
@@ -92,6 +94,40 @@ def test_every_kind_is_in_the_legend_with_the_fill_of_its_bars(root):
             assert swatch.get("fill") == bar.get("fill")
 
 
+def test_the_legend_has_what_is_there_and_no_more(root):
+    """Nothing is streamed in this plan."""
+    drawn = {bar.get("data-kind") for bar in rects(root)} - {None}
+    named = {swatch.get("data-legend") for swatch in rects(root)} - {None}
+    assert named == drawn | {"stage", "stage, by chunk", "stage, by microbatch", "link"} & named
+    assert "streamed" not in named
+
+
+def test_a_group_is_named_whole_and_links_without_time_are_left_out():
+    names = ["rtx-3060-12gb", "rtx-3090", "rtx-4090", "rtx-4060-ti-16gb"]
+    devices = [cpu(name, 8) for name in names]
+    made = hand_plan(
+        llama(12), [[2, 2, 2, 2]], [12], devices=devices, weight_format="bf16", max_context_tokens=1024
+    )
+    made = replace(made, estimate=plan_estimate(made))
+    root = ElementTree.fromstring(plan_svg(made))
+    words = [text.text for text in root.iter(f"{SVG}text")]
+    for name in names:
+        assert sum(name in line for line in words) >= 3  # beside its memory and in both charts
+    assert not any("…" in line for line in words)
+    assert not any("→" in line for line in words)
+    assert not rects(root, legend="link")
+    test_nothing_is_drawn_outside(root)
+    test_every_kind_is_in_the_legend_with_the_fill_of_its_bars(root)
+
+
+def test_names_are_wrapped_whole():
+    assert wrapped(["a" * 10, "b" * 10, "c" * 10], 0.62 * 10 * 25, 10) == [
+        "a" * 10 + " + " + "b" * 10 + " +",
+        "c" * 10,
+    ]
+    assert wrapped(["a" * 30, "b"], 0.62 * 10 * 12, 10) == ["a" * 11 + "…", "b"]
+
+
 def test_fills_differ_without_colour():
     """By hatching, or else by lightness by more than a quarter of the whole scale."""
 
@@ -109,7 +145,8 @@ def test_the_gantt_follows_the_pipeline(plan, root):
         bars = {
             (int(bar.get("data-item")), int(bar.get("data-row"))): bar for bar in rects(root, phase=phase)
         }
-        assert len(bars) == items * 5
+        assert len(bars) == items * len({row for _, row in bars})
+        assert {row for _, row in bars} >= {1, 2, 3}  # both stages, and the link between their hosts
         for (item, row), bar in bars.items():
             start = float(bar.get("x"))
             for before in ((item, row - 1), (item - 1, row)):
@@ -145,7 +182,7 @@ def test_titles_units_and_names_are_there(root):
     assert root.find(f"{SVG}title").text == words[0] == "llama in bf16: 2 stages on 3 devices"
     for needed in (
         "Memory of each device", "Prefill: one prompt of 700 tokens", "Decode: one token for 4 sequences",
-        'laptop <&> "x" (emulated)', "stage 0, layers 0–8, 3/8 heads", "takes no part", "GiB", "in → stage 0",
+        'laptop <&> "x" (emulated)', "stage 0, layers 0–8, 3/8 heads", "takes no part", "GiB", "stage 0 → 1",
     ):  # fmt: skip
         assert needed in words
     assert any(words_ in ("s", "ms") for words_ in words)

@@ -38,7 +38,7 @@ class Axis:
             drawing.line(x, top_px, x, bottom_px, FAINT)
             drawing.text(x, bottom_px + 14, f"{tick:g}", size_px=11, anchor="middle")
         drawing.line(self.left_px, bottom_px, self.right_px, bottom_px, INK)
-        drawing.text(self.right_px + 8, bottom_px + 14, self.unit, size_px=11)
+        drawing.text(self.right_px + 14, bottom_px + 14, self.unit, size_px=11)
 
 
 def bytes_axis(stop_bytes: float, left_px: float, right_px: float) -> Axis:

@@ -1,6 +1,6 @@
 """Each device's memory as a bar, all to one scale."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from apportion.plot.axis import Axis, bytes_axis
 from apportion.plot.svg import (
@@ -50,7 +50,8 @@ def parts(plan: Plan, device: Device) -> dict[str, int]:
 def draw_memory(drawing: Drawing, plan: Plan) -> None:
     devices = _in_plan_order(plan)
     drawing.text(24, drawing.y_px + 14, "Memory of each device", size_px=15, bold=True)
-    _legend(drawing, drawing.y_px + 14)
+    present = {kind for device in devices for kind, size in parts(plan, device).items() if size > 0}
+    _legend(drawing, drawing.y_px + 14, [kind for kind in KINDS if kind in present])
     top_px = drawing.y_px + 30
     bottom_px = top_px + ROW_PX * len(devices)
     axis = bytes_axis(max(_shown_bytes(plan, device) for device in devices), LEFT_PX, RIGHT_PX)
@@ -70,11 +71,11 @@ def _shown_bytes(plan: Plan, device: Device) -> int:
     return sum(max(0, size_bytes) for size_bytes in parts(plan, device).values())
 
 
-def _legend(drawing: Drawing, baseline_px: float) -> None:
+def _legend(drawing: Drawing, baseline_px: float, kinds: Sequence[str]) -> None:
     x = LEFT_PX + 60
-    for name, fill in KINDS.items():
+    for name in kinds:
         words = "workspace, buffers" if name == "workspace" else name
-        drawing.rect(x, baseline_px - 11, 16, 13, fill, {"legend": name})
+        drawing.rect(x, baseline_px - 11, 16, 13, KINDS[name], {"legend": name})
         drawing.text(x + 22, baseline_px, words)
         x += 40 + text_width_px(words, 12)
 
@@ -106,8 +107,11 @@ def _roles(plan: Plan, device: Device) -> Iterator[str]:
         if device.id in stage.split.device_ids:
             rank = stage.split.device_ids.index(device.id)
             share = f", {stage.split.kv_heads[rank]}/{plan.model.kv_heads} heads"
-            layers = f"layers {stage.layer_start}–{stage.layer_stop - 1}"
-            streams = f", streams {format_bytes(plan.memory[device.id].streamed_bytes)}"
+            only = stage.num_layers == 1
+            layers = (
+                f"layer {stage.layer_start}" if only else f"layers {stage.layer_start}–{stage.layer_stop - 1}"
+            )
+            streams = f", {len(stage.streamed_layers)} streamed"
             yield (
                 f"stage {number}, {layers}{share if stage.split.size > 1 else ''}"
                 f"{streams if stage.streamed_layers else ''}"

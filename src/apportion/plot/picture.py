@@ -5,7 +5,7 @@ from apportion.plot.memory import draw_memory
 from apportion.plot.schedule import schedule
 from apportion.plot.svg import WIDTH, Drawing, shortened
 from apportion.types.plan import Plan
-from apportion.types.units import format_seconds
+from apportion.types.units import spoken_seconds, three_digits
 
 
 def plan_svg(plan: Plan) -> str:
@@ -20,7 +20,9 @@ def plan_svg(plan: Plan) -> str:
     workload = plan.workload
     prompt = f"Prefill: one prompt of {workload.prompt_tokens} tokens"
     draw_gantt(drawing, prompt, "prefill", "chunk", rows, rows.prefill)
-    token = f"Decode: one token for {_counted(workload.concurrency, 'sequence')}"
+    token = "Decode: one token" + (
+        f" for {workload.concurrency} sequences" if workload.concurrency > 1 else ""
+    )
     draw_gantt(drawing, token, "decode", "microbatch", rows, rows.decode)
     for note in _notes(plan):
         drawing.text(24, drawing.y_px, note, size_px=11)
@@ -36,16 +38,19 @@ def _title(plan: Plan) -> str:
 
 def _figures(plan: Plan) -> str:
     estimate, workload, spread = plan.estimate, plan.workload, plan.estimate.uncertainty
+    together = f" in all, {workload.concurrency} requests at once" if workload.concurrency > 1 else ""
     return (
-        f"TTFT {format_seconds(estimate.ttft_s)} ±{spread.ttft:.0%} · "
-        f"TPOT {format_seconds(estimate.tpot_s)} ±{spread.tpot:.0%} · "
-        f"{estimate.tokens_per_s:.1f} tokens/s ±{spread.tokens_per_s:.0%} · room for {workload.concurrency} × "
-        f"{workload.max_context_tokens} tokens"
+        f"decode {three_digits(workload.concurrency / estimate.tpot_s)} tokens/s{together} ±{spread.tpot:.0%} · "
+        f"first token after {spoken_seconds(estimate.ttft_s)} ±{spread.ttft:.0%} · "
+        f"room for {workload.concurrency} × {workload.max_context_tokens:,} tokens"
     )
 
 
 def _notes(plan: Plan) -> list[str]:
-    notes = ["Times are predictions of the cost model; stages and links are to scale within each chart."]
+    notes = [
+        "Times are predictions of the cost model, to scale within each chart; links that take less than 0.3 % of it "
+        "are left out."
+    ]
     if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
         notes.append("Emulated devices are slowed down on purpose: their figures are no real device's.")
     return notes

@@ -3,7 +3,7 @@
 Lengths are in pixels of a canvas `WIDTH` wide. Every fill differs from the others in lightness or in its hatching.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape, quoteattr
 
@@ -127,3 +127,16 @@ def shortened(words: str, width_px: float, size_px: float) -> str:
     """Cut to `width_px` with an ellipsis."""
     most = int(width_px / (0.62 * size_px))
     return words if len(words) <= most else words[: most - 1] + "…"
+
+
+def wrapped(names: Sequence[str], width_px: float, size_px: float) -> list[str]:
+    """Names joined by " + " in lines of at most `width_px`, each name whole unless it alone is longer."""
+    lines: list[str] = []
+    for name in names:
+        longer = f"{lines[-1]} + {name}" if lines else name
+        if lines and text_width_px(f"{longer} +", size_px) > width_px:
+            lines[-1] += " +"
+            lines.append(name)
+        else:
+            lines[-1:] = [longer]
+    return [shortened(line, width_px, size_px) for line in lines]
