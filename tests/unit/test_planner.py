@@ -118,6 +118,21 @@ def test_head_compositions_are_all_there():
     assert (head_compositions(64, 4).sum(axis=1) == 64).all()
 
 
+def test_many_heads_are_shared_in_granules_and_evenly():
+    """128 heads among nine: in eights there are comb(15, 8) = 6435 ways, in sixteens not one, so the even one is left:
+    two members have 15 heads, seven 14. 40 among eight: fives, beside the ways in fours, comb(9, 7) = 36."""
+    assert sorted(head_compositions(128, 9)[0].tolist()) == [14] * 7 + [15] * 2
+    assert len(head_compositions(128, 9)) == 1
+    forty = head_compositions(40, 8).tolist()
+    assert [5] * 8 in forty
+    assert len(forty) == 36 + 1
+    for heads, size in ((128, 12), (128, 24), (71, 7), (25, 5), (64, 16), (96, 7)):
+        rows = head_compositions(heads, size)
+        assert 0 < len(rows) <= 5001
+        assert (rows.sum(axis=1) == heads).all()
+        assert (rows >= 1).all()
+
+
 def test_water_filling_respects_caps():
     assert water_fill((1.0, 2.0), (9, 9), 9) == (6, 3)
     assert water_fill((1.0, 2.0), (4, 9), 9) == (4, 5)

@@ -1,9 +1,9 @@
 """The units in which a group's shares are counted, and how much of them each member's memory holds.
 
 FFN columns come in granules: the largest power of two ≤ 16 that divides them, or the quantisation blocks of the model's
-own files, which are not cut. KV heads come one by one, in
-granules of 2, 4, … only where there would be more than 5000 ways to share them. Vocabulary rows follow the FFN
-columns by cumulative rounding, and a member has room for its rows rounded up.
+own files, which are not cut. KV heads come one by one; where there are more than 5000 ways to share them, in the
+smallest granules that divide them and leave no more, and as evenly as can be. Vocabulary rows follow the FFN columns by
+cumulative rounding, and a member has room for its rows rounded up.
 """
 
 from collections.abc import Sequence
@@ -32,13 +32,26 @@ def ffn_granule(model: ModelSpec) -> int:
 
 
 def head_compositions(kv_heads: int, group_size: int) -> IntArray:
-    """Every way to share the KV heads, one row each, every member holding at least one granule."""
-    granule = 1
-    while comb(kv_heads // granule - 1, group_size - 1) > MAX_COMPOSITIONS and kv_heads % (2 * granule) == 0:
-        granule *= 2
+    """The ways to share the KV heads that are looked at, one row each, every member holding at least one head: all in
+    granules, and the most even one."""
+    if group_size > kv_heads:
+        return np.empty((0, group_size), dtype=np.int64)
+    granule = _head_granule(kv_heads, group_size)
     units = kv_heads // granule
     cuts = combinations(range(1, units), group_size - 1)
-    return granule * np.array([np.diff((0, *inner, units)) for inner in cuts], dtype=np.int64)
+    rows = [granule * np.diff((0, *inner, units)) for inner in cuts]
+    even = np.diff(kv_heads * np.arange(group_size + 1) // group_size)
+    if not any((row == even).all() for row in rows):
+        rows.append(even)
+    return np.array(rows, dtype=np.int64)
+
+
+def _head_granule(kv_heads: int, group_size: int) -> int:
+    """The fewest KV heads that are shared out together so that there are not too many ways."""
+    divisors = (size for size in range(1, kv_heads + 1) if kv_heads % size == 0)
+    return next(
+        size for size in divisors if comb(kv_heads // size - 1, group_size - 1) <= MAX_COMPOSITIONS
+    )
 
 
 def vocabulary_rows(vocab_rows: int, ffn_units: Sequence[int]) -> tuple[int, ...]:
