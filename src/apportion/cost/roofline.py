@@ -6,6 +6,8 @@ summed over them, K context positions read. Weights, keys and values take the by
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from apportion.types.cluster import Device
 from apportion.types.model import LayerSpec, ModelSpec
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 RIDGE = 0.8
 """So that equal times make a fifth more. docs/cost-model.md says how that fits products of few rows."""
 
@@ -121,20 +124,53 @@ def attention_s(
     Latent attention is costed in its absorbed form (arXiv 2405.04434, section 2.1.2), which decoding uses: a head's
     up-projections act on its queries and outputs, once per new token. Its replicated down-projections are products.
     """
-    attended = step.attended(layer.window_tokens)
-    context = step.context_read(layer.window_tokens)
-    flops = kv_heads * (
-        2 * layer.per_kv_head.count * step.tokens + 2 * model.attention_products(layer) * attended
-    )
+    flops, moved_bytes = _attention_work(model, layer, kv_heads, _counts(step, layer.window_tokens), formats)
+    return phase_s(device, formats.weights, flops, moved_bytes)
+
+
+def attention_table_s(
+    device: Device,
+    model: ModelSpec,
+    layer: LayerSpec,
+    kv_heads: Integers,
+    steps: tuple[AnyStep, ...],
+    formats: Formats,
+) -> Floats:
+    """`attention_s` by number of heads and step."""
+    rate = device.rate(formats.weights)
+    assert rate is not None
+    counts = _counts_of_all(steps, layer.window_tokens)
+    flops, moved_bytes = _attention_work(model, layer, kv_heads[:, None], counts, formats)
+    return each_overlapped_s(flops / rate, moved_bytes / device.mem_bytes_per_s)
+
+
+def _attention_work(
+    model: ModelSpec, layer: LayerSpec, kv_heads: Any, counts: tuple[Any, Any, Any, Any], formats: Formats
+) -> tuple[Any, Any]:
+    """FLOPs and bytes, of numbers or of arrays of them."""
+    tokens, attended, context, sequences = counts
+    flops = kv_heads * (2 * layer.per_kv_head.count * tokens + 2 * model.attention_products(layer) * attended)
     if model.kv_lora_rank is not None:
-        flops += 2 * layer.replicated.count * step.tokens
+        flops = flops + 2 * layer.replicated.count * tokens
     weights = kv_heads * parameters_bytes(layer.per_kv_head, formats) + parameters_bytes(
         layer.replicated, formats
     )
     cached = model.kv_elements(layer, kv_heads) * context * formats.kv_bits / 8
     if layer.cache is not None:
-        cached += 2 * layer.cache.state_bytes * step.sequences  # read and written
-    return phase_s(device, formats.weights, flops, weights + cached)
+        cached = cached + 2 * layer.cache.state_bytes * sequences  # read and written
+    return flops, weights + cached
+
+
+def _counts(step: AnyStep, window_tokens: int | None) -> tuple[int, int, int, int]:
+    return step.tokens, step.attended(window_tokens), step.context_read(window_tokens), step.sequences
+
+
+@lru_cache(maxsize=256)
+def _counts_of_all(
+    steps: tuple[AnyStep, ...], window_tokens: int | None
+) -> tuple[Integers, Integers, Integers, Integers]:
+    tokens, attended, context, sequences = np.array([_counts(step, window_tokens) for step in steps]).T
+    return tokens, attended, context, sequences
 
 
 def ffn_column_s(device: Device, layer: LayerSpec, tokens: int, formats: Formats) -> float:

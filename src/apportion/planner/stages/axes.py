@@ -8,6 +8,7 @@ cumulative rounding, and a member has room for its rows rounded up.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, pairwise
 from math import comb
 
@@ -31,6 +32,15 @@ def ffn_granule(model: ModelSpec) -> int:
     return next(size for size in (16, 8, 4, 2, 1) if model.ffn_columns % size == 0)
 
 
+@lru_cache(maxsize=64)
+def compositions(total: int, parts: int) -> IntArray:
+    """Every way to write `total` as a sum of `parts` positive numbers."""
+    cuts = np.array(list(combinations(range(1, total), parts - 1)), dtype=np.int64)
+    cuts = cuts.reshape(comb(total - 1, parts - 1), parts - 1)
+    return np.diff(cuts, axis=1, prepend=0, append=total)
+
+
+@lru_cache(maxsize=64)
 def head_compositions(kv_heads: int, group_size: int) -> IntArray:
     """The ways to share the KV heads that are looked at, one row each, every member holding at least one head: all in
     granules, and the most even one."""
@@ -38,20 +48,15 @@ def head_compositions(kv_heads: int, group_size: int) -> IntArray:
         return np.empty((0, group_size), dtype=np.int64)
     granule = _head_granule(kv_heads, group_size)
     units = kv_heads // granule
-    cuts = combinations(range(1, units), group_size - 1)
-    rows = [granule * np.diff((0, *inner, units)) for inner in cuts]
+    rows = granule * compositions(units, group_size)
     even = np.diff(kv_heads * np.arange(group_size + 1) // group_size)
-    if not any((row == even).all() for row in rows):
-        rows.append(even)
-    return np.array(rows, dtype=np.int64)
+    return rows if (rows == even).all(axis=1).any() else np.append(rows, even[None], axis=0)
 
 
 def _head_granule(kv_heads: int, group_size: int) -> int:
     """The fewest KV heads that are shared out together so that there are not too many ways."""
     divisors = (size for size in range(1, kv_heads + 1) if kv_heads % size == 0)
-    return next(
-        size for size in divisors if comb(kv_heads // size - 1, group_size - 1) <= MAX_COMPOSITIONS
-    )
+    return next(size for size in divisors if comb(kv_heads // size - 1, group_size - 1) <= MAX_COMPOSITIONS)
 
 
 def vocabulary_rows(vocab_rows: int, ffn_units: Sequence[int]) -> tuple[int, ...]:

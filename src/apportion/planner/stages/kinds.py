@@ -1,5 +1,6 @@
 """The kinds of stages a model has: a stage's cost on given devices depends on its kind alone."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,14 +46,19 @@ class StageKinds:
         self.kinds: list[StageKind] = []
         self.layers: tuple[LayerSpec, ...] = tuple(dict.fromkeys(model.layers))
         numbers: dict[tuple[int | bool, ...], int] = {}
-        seen = [[model.layers[:stop].count(name) for name in self.layers] for stop in range(size)]
+        sorts = {layer: sort for sort, layer in enumerate(self.layers)}
+        sort_of = [sorts[layer] for layer in model.layers]  # comparing layers takes long
+        seen = np.cumsum([[0] * len(sorts), *np.eye(len(sorts), dtype=int)[sort_of]], axis=0).tolist()
         for start in range(size - 1):
             for stop in range(start + 1, size):
                 counts = (b - a for a, b in zip(seen[start], seen[stop], strict=True))
                 key = (*counts, start == 0, stop == size - 1)
                 if key not in numbers:
                     numbers[key] = len(self.kinds)
-                    self.kinds.append(stage_kind(model, start, stop))
+                    held = Counter(sort_of[start:stop])
+                    layers = tuple((self.layers[sort], count) for sort, count in held.items())
+                    ends = {"has_embedding": start == 0, "has_head": stop == size - 1}
+                    self.kinds.append(StageKind(layers=layers, **ends))
                 self.index[start, stop] = numbers[key]
         features = np.array(list(numbers), dtype=np.int64)
         self.counts: IntArray = features[:, :-2]

@@ -7,7 +7,6 @@ larger group's come from a pool: the best shares (stages/shares.py) of some kind
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from math import comb, inf
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.objective import Goal, Timing
-from apportion.planner.stages.axes import head_compositions, vocabulary_rows
+from apportion.planner.stages.axes import compositions, head_compositions, vocabulary_rows
 from apportion.planner.stages.kinds import StageKinds
 from apportion.planner.stages.share_costs import CostedShares, ShareCosts, Shares
 from apportion.planner.stages.shares import GroupShares, StageChoice
@@ -107,7 +106,7 @@ def _all_granules(costs: ShareCosts) -> IntArray:
     size = len(costs.devices)
     if costs.problem.constraints.groups == "even":
         return np.full((1, size), costs.num_granules // size)
-    return _compositions(costs.num_granules, size)
+    return compositions(costs.num_granules, size)
 
 
 def num_shares(kv_heads: int, num_granules: int, size: int) -> int:
@@ -128,19 +127,22 @@ def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
     if few is None:
         return None
     numbers = np.arange(len(costs.kinds.kinds))
-    free = costs.holds(*few, numbers).all(axis=1)
+    free = costs.holds(few.heads, few.granules, numbers).all(axis=1)
     blocks = [_best_of(costs, goal, few, numbers[free])]
     tight = np.setdiff1d(costs.possible(), numbers[free])
     if len(tight) == 0:
-        return _padded(blocks, len(numbers), few)
-    heads, granules = _all_heads(costs), _all_granules(costs)
-    everything = (np.repeat(heads, len(granules), axis=0), np.tile(granules, (len(heads), 1)))
-    pool = (np.concatenate([few[0], everything[0]]), np.concatenate([few[1], everything[1]]))
-    step = max(1, 200_000 // (len(everything[0]) * costs.num_times))
+        return _padded(blocks, len(numbers), few.heads, few.granules)
+    everything = costs.costed_pairs(_all_heads(costs), _all_granules(costs))
+    step = max(1, 200_000 // (len(everything.heads) * costs.num_times))
     for begin in range(0, len(tight), step):  # for the sake of memory
         block = _best_of(costs, goal, everything, tight[begin : begin + step])
-        blocks.append(block._replace(share=block.share + len(few[0])))
-    return _padded(blocks, len(numbers), pool)
+        blocks.append(block._replace(share=block.share + len(few.heads)))
+    return _padded(
+        blocks,
+        len(numbers),
+        np.concatenate([few.heads, everything.heads]),
+        np.concatenate([few.granules, everything.granules]),
+    )
 
 
 def share_pool(shares: GroupShares, kinds: StageKinds) -> list[Shares]:
@@ -163,7 +165,7 @@ def pooled_options(costs: ShareCosts, goal: Goal, pool: Sequence[Shares]) -> Opt
     possible = costs.possible()
     num_kinds = len(costs.kinds.kinds)
     if len(pool) == 0 or len(possible) == 0:
-        return _padded([], num_kinds, (heads, granules))
+        return _padded([], num_kinds, heads, granules)
     path, occupied = _costs(costs, goal, costs.costed(heads, granules), possible)
     # Those that are the best for one kind by some measure are enough.
     kept = np.unique([measure.argmin(axis=1) for measure in (path, occupied, path + occupied)])
@@ -178,10 +180,10 @@ def optimistic_options(costs: ShareCosts, goal: Goal) -> Options | None:
     if numbered is None:
         return None
     block = _best_of(costs, goal, numbered, costs.possible(), limited=False)
-    return _padded([block], len(costs.kinds.kinds), numbered)
+    return _padded([block], len(costs.kinds.kinds), numbered.heads, numbered.granules)
 
 
-def _unlimited(costs: ShareCosts) -> tuple[IntArray, IntArray] | None:
+def _unlimited(costs: ShareCosts) -> CostedShares | None:
     """Memory apart, every stage is best with one of these shares; None where they are too many to be numbered."""
     layers = costs.kinds.layers
     if not are_numbered(costs):
@@ -190,7 +192,7 @@ def _unlimited(costs: ShareCosts) -> tuple[IntArray, IntArray] | None:
     quick = _undominated(np.concatenate([costs.attention_s(layer, heads) for layer in layers], axis=1))
     ffn = [costs.ffn_s(layer, granules) for layer in layers]
     narrow = _undominated(np.concatenate([*ffn, costs.head_s(granules)], axis=1))
-    return np.repeat(heads[quick], len(narrow), axis=0), np.tile(granules[narrow], (len(quick), 1))
+    return costs.costed_pairs(heads[quick], granules[narrow])
 
 
 class Block(NamedTuple):
@@ -205,15 +207,15 @@ class Block(NamedTuple):
 def _best_of(
     costs: ShareCosts,
     goal: Goal,
-    shares: tuple[IntArray, IntArray],
+    shares: CostedShares,
     numbers: IntArray,
     *,
     limited: bool = True,
 ) -> Block:
     """The options of these kinds among given shares."""
-    path_s, occupied_s = _costs(costs, goal, costs.costed(*shares), numbers, limited=limited)
-    share = np.broadcast_to(np.arange(len(shares[0])), path_s.shape)
-    if len(shares[0]) <= FEW_SHARES:
+    path_s, occupied_s = _costs(costs, goal, shares, numbers, limited=limited)
+    share = np.broadcast_to(np.arange(len(shares.heads)), path_s.shape)
+    if len(shares.heads) <= FEW_SHARES:
         return Block(numbers, path_s, occupied_s, share)
     kept = [_pareto(path, occupied) for path, occupied in zip(path_s, occupied_s, strict=True)]
     chosen = np.full((len(numbers), max(map(len, kept), default=1)), -1)
@@ -250,7 +252,7 @@ def _pareto(path: FloatArray, occupied: FloatArray) -> IntArray:
     return rows[np.append(True, falling[1:] < falling[:-1])]
 
 
-def _padded(blocks: Sequence[Block], num_kinds: int, pool: tuple[IntArray, IntArray]) -> Options:
+def _padded(blocks: Sequence[Block], num_kinds: int, heads: IntArray, granules: IntArray) -> Options:
     width = max((block.path_s.shape[1] for block in blocks), default=1)
     path_s, occupied_s = np.full((num_kinds, width), inf), np.full((num_kinds, width), inf)
     share = np.full(path_s.shape, -1, dtype=np.int64)
@@ -259,19 +261,12 @@ def _padded(blocks: Sequence[Block], num_kinds: int, pool: tuple[IntArray, IntAr
         path_s[block.numbers, columns] = block.path_s
         occupied_s[block.numbers, columns] = block.occupied_s
         share[block.numbers, columns] = block.share
-    return Options(path_s, occupied_s, share, *pool, one_format(pool[0]))
+    return Options(path_s, occupied_s, share, heads, granules, one_format(heads))
 
 
 def one_format(heads: IntArray) -> IntArray:
     """Every row in the first of the formats."""
     return np.zeros(len(heads), dtype=np.int64)
-
-
-def _compositions(total: int, parts: int) -> IntArray:
-    """Every way to write `total` as a sum of `parts` positive numbers."""
-    cuts = np.array(list(combinations(range(1, total), parts - 1)), dtype=np.int64)
-    cuts = cuts.reshape(comb(total - 1, parts - 1), parts - 1)
-    return np.diff(cuts, axis=1, prepend=0, append=total)
 
 
 def _undominated(points: FloatArray) -> IntArray:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from apportion.cost.estimate import Steps
 from apportion.cost.group_step import group_reductions_s
 from apportion.cost.objective import Goal, Timing
-from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
+from apportion.cost.roofline import AnyStep, attention_table_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
 from apportion.planner.problem import Problem
 from apportion.planner.stages.axes import Room, StageKind, ffn_granule, head_compositions, make_shard
@@ -179,11 +179,9 @@ class RelaxedGroup:
             model, formats = self.problem.model, self.problem.formats
             slowest = np.zeros((len(self.compositions), len(self.steps)))
             for device, held in zip(self.devices, self.compositions.T, strict=True):
-                table = np.zeros((model.kv_heads + 1, len(self.steps)))
-                for heads in np.unique(held):
-                    table[heads] = [
-                        attention_s(device, model, layer, int(heads), step, formats) for step in self.steps
-                    ]
+                table = attention_table_s(
+                    device, model, layer, np.arange(model.kv_heads + 1), self.steps, formats
+                )
                 slowest = np.maximum(slowest, table[held])
             self._composed[layer] = slowest
         return self._composed[layer]
@@ -223,13 +221,14 @@ class RelaxedGroup:
         """By step."""
         if (layer, caps) not in self._attention:
             model, formats = self.problem.model, self.problem.formats
-            times = [
-                [attention_s(device, model, layer, heads, step, formats) for step in self.steps]
-                for device, cap in zip(self.devices, caps, strict=True)
-                for heads in range(1, cap + 1)
-            ]
+            times = np.concatenate(
+                [
+                    attention_table_s(device, model, layer, np.arange(1, cap + 1), self.steps, formats)
+                    for device, cap in zip(self.devices, caps, strict=True)
+                ]
+            )
             firsts = np.cumsum((0, *caps[:-1]))
-            self._attention[layer, caps] = _smallest_reaching(np.array(times), firsts, model.kv_heads)
+            self._attention[layer, caps] = _smallest_reaching(times, firsts, model.kv_heads)
         return self._attention[layer, caps]
 
     def _ffn_s(self, layer: LayerSpec, caps: Caps) -> FloatArray:

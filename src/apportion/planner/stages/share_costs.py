@@ -13,7 +13,7 @@ from apportion.cost.estimate import Steps
 from apportion.cost.group_step import group_reductions_s
 from apportion.cost.host_memory import at_work
 from apportion.cost.objective import Goal, Timing
-from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
+from apportion.cost.roofline import AnyStep, attention_table_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES, coordinator_host
 from apportion.planner.problem import Problem
 from apportion.planner.stages.axes import StageKind, ffn_granule, make_shard
@@ -83,11 +83,9 @@ class ShareCosts:
         model, formats = self.problem.model, self.problem.formats
         slowest = np.zeros((len(heads), len(self.steps)))
         for rank, device in enumerate(self.devices):
-            table = np.zeros((model.kv_heads + 1, len(self.steps)))
-            for held in np.unique(heads[:, rank]):
-                table[held] = [
-                    attention_s(device, model, layer, int(held), step, formats) for step in self.steps
-                ]
+            table = attention_table_s(
+                device, model, layer, np.arange(model.kv_heads + 1), self.steps, formats
+            )
             np.maximum(slowest, table[heads[:, rank]], out=slowest)
         return self._sum(slowest)
 
@@ -128,8 +126,22 @@ class ShareCosts:
         return seconds
 
     def costed(self, heads: IntArray, granules: IntArray) -> "CostedShares":
+        """Row by row."""
         layers = [self.attention_s(layer, heads) + self.ffn_s(layer, granules) for layer in self.kinds.layers]
         return CostedShares(heads, granules, np.stack(layers), self.head_s(granules))
+
+    def costed_pairs(self, heads: IntArray, granules: IntArray) -> "CostedShares":
+        """All heads with all granules, the granules the faster."""
+        size = len(heads), len(granules)
+        attention = np.stack([self.attention_s(layer, heads) for layer in self.kinds.layers])
+        ffn = np.stack([self.ffn_s(layer, granules) for layer in self.kinds.layers])
+        layers = attention[:, :, None] + ffn[:, None]
+        return CostedShares(
+            np.repeat(heads, size[1], axis=0),
+            np.tile(granules, (size[0], 1)),
+            layers.reshape(len(layers), size[0] * size[1], -1),
+            np.tile(self.head_s(granules), (size[0], 1)),
+        )
 
     def timings(self, shares: "CostedShares", numbers: IntArray) -> FloatArray:
         """[kind, share, (prefill, decode)] of the kinds of these numbers."""

@@ -18,7 +18,7 @@ from apportion.cost.estimate import Steps
 from apportion.cost.group_step import Members, group_rest_s
 from apportion.cost.host_memory import at_work
 from apportion.cost.objective import Goal, Timing
-from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row_s
+from apportion.cost.roofline import AnyStep, attention_table_s, ffn_column_s, head_row_s
 from apportion.cost.traffic import LOGIT_BYTES
 from apportion.planner.problem import Problem
 from apportion.planner.stages.axes import (
@@ -173,11 +173,10 @@ class GroupShares:
         model, formats = self.problem.model, self.problem.formats
         slowest = np.zeros((len(self.compositions), len(steps)))
         for rank, device in enumerate(self.devices):
-            heads, inverse = np.unique(self.compositions[:, rank], return_inverse=True)
-            table = [
-                [attention_s(device, model, layer, int(h), step, formats) for step in steps] for h in heads
-            ]
-            slowest = np.maximum(slowest, np.array(table)[inverse])
+            table = attention_table_s(
+                device, model, layer, np.arange(model.kv_heads + 1), tuple(steps), formats
+            )
+            slowest = np.maximum(slowest, table[self.compositions[:, rank]])
         return slowest
 
     def _rates(self, kind: StageKind) -> list[Rates]:
