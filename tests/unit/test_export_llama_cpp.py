@@ -1,4 +1,7 @@
-"""What is exported for llama.cpp, given to llama.cpp's own programs: $APPORTION_LLAMA_CPP is the folder they are in."""
+"""What is exported for llama.cpp, given to llama.cpp's own programs: $APPORTION_LLAMA_CPP is the folder they are in.
+
+scripts/llama_cpp_programs.sh builds them.
+"""
 
 import os
 import socket
@@ -13,6 +16,8 @@ import pytest
 from exported import export
 from planned import cpu
 from unit.test_export import gpu, plan_of
+from unit.test_export_flags import GROUP
+from unit.test_export_situations import planned
 
 from apportion.export.launch import MODEL, Launch
 from apportion.types.plan import Plan
@@ -54,9 +59,11 @@ def test_words_that_are_not_known_are_refused(programs: Path):
         plan_of([[1]], [12], [cpu("laptop", 8)]),
         plan_of([[1], [1]], [5, 7], [cpu("laptop", 8), gpu("card", 0)]),
         plan_of([[1], [1], [1]], [5, 4, 3], [gpu("a", 0), gpu("b", 1), cpu("laptop", 8)]),
-        plan_of([[3, 5]], [12], [gpu("a", 0), gpu("b", 1)]),
+        GROUP,
+        planned("qwen3-30b-a3b", "int4", "tower: rtx-3060-12gb + cpu:64GiB", 8192),
+        planned("glm-4.5-air", "int4", "tower: rtx-4090 + cpu:96GiB", 8192),
     ],
-    ids=["a CPU", "a CPU first", "a CPU last, its tensors overridden", "a group"],
+    ids=["a CPU", "a CPU first", "a CPU last", "a group", "experts on the CPU", "shared experts too"],
 )
 def test_the_parser_takes_what_is_exported(plan: Plan, programs: Path):
     done = parsed(programs, *server_words(plan))

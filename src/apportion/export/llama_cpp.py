@@ -1,10 +1,10 @@
 """A plan as llama.cpp's arguments, and the RPC servers that stand for other hosts' devices.
 
 Looked at: tools/rpc/README.md at 038514c and tools/server/README.md at 00dc805 (names and defaults); as copies of 2026
-up to b11160, common/arg.cpp (names), src/llama-model.cpp (`load_tensors`: the last `n-gpu-layers` of num_layers + 1
-"layers", of which the output is the last, go to devices by the running sums of `tensor-split`, their KV with them; the
-embedding stays on the main host's CPU; split mode "tensor" cuts every tensor at those sums, rounded down) and
-src/llama.cpp (RPC devices come before local ones unless `--device` orders them).
+up to b11160 and in llama-cpp-python 0.3.36, common/arg.cpp (names), src/llama-model.cpp (`load_tensors`: the last
+`n-gpu-layers` of num_layers + 1 "layers", of which the output is the last, go to devices by the running sums of
+`tensor-split`, their KV with them; the embedding stays on the main host's CPU; split mode "tensor" cuts every tensor at
+those sums, rounded down) and src/llama.cpp (RPC devices come before local ones unless `--device` orders them).
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """A plan as SGLang's environment and arguments.
 
-Looked at: python/sglang/srt/distributed/utils.py at 1107be1 (`get_pp_indices`: SGLANG_PP_LAYER_PARTITION, one layer
-count per pipeline rank); quoted in public repositories of 2026, srt/server_args.py (names) and
+Looked at in SGLang 0.5.23 (its wheel): srt/distributed/utils.py (`get_pp_indices`: SGLANG_PP_LAYER_PARTITION, one layer
+count per pipeline rank) and srt/arg_groups/fields (names); quoted in public repositories of 2026,
 srt/entrypoints/engine.py (`_calculate_rank_ranges`: each node has pp_size / nnodes stages; devices in order).
 """
 

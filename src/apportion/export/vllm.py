@@ -1,11 +1,10 @@
 """A plan as vLLM's environment and arguments.
 
-Looked at, as copies quoted in public repositories of 2025 and 2026 (in use with vLLM 0.13 to 0.30; vLLM's own tree was
-not to be had): distributed/utils.py (`get_pp_indices`: VLLM_PP_LAYER_PARTITION holds one layer count per pipeline rank,
-which must sum to the model's), config/cache.py (`num_gpu_blocks_override`), v1/core/block_pool.py (block 0),
-v1/worker/gpu_worker.py (`determine_available_memory`: `kv_cache_memory_bytes` is taken instead of what the fraction
-leaves), v1/worker/utils.py (`request_memory`: the fraction of every card must be free at the start) and
-v1/executor/ray_executor.py (order of ranks: the driver's node, then nodes with fewer workers, then by address).
+Looked at in vLLM 0.33.0 (its source distribution): distributed/utils.py (`get_pp_indices`: VLLM_PP_LAYER_PARTITION
+holds one layer count per pipeline rank, which must sum to the model's), v1/worker/gpu_worker.py
+(`determine_available_memory`: `kv_cache_memory_bytes` is taken instead of what the fraction leaves), v1/worker/utils.py
+(`request_memory`: the fraction of every card must be free at the start), v1/core/kv_cache_planning.py
+(`num_gpu_blocks_override`), v1/core/block_pool.py (block 0), v1/executor/ray_utils.py (`get_bundles_sorted_by_node`).
 """
 
 from apportion.cost.memory import plan_memory
@@ -93,7 +92,7 @@ def _notes(plan: Plan) -> list[str]:
     stages = stages_by_host(plan)
     if len(stages) > 1:
         notes.append(
-            "on Ray, vLLM orders hosts itself: the one that runs `vllm serve`, then those with fewer devices, "
-            f"then by address; the layer counts suit the order {', '.join(stages)}"
+            "on Ray, vLLM orders hosts itself: the one that runs `vllm serve`, then by Ray's ids of nodes; the layer "
+            f"counts suit the order {', '.join(stages)}"
         )
     return notes
