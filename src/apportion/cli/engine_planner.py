@@ -10,7 +10,7 @@ from apportion.types.workload import Workload
 
 
 class EnginePlanner:
-    """Plans without layers that are streamed, which other engines do not do as this one."""
+    """Plans for other engines hold all their weights: none is streamed."""
 
     def best(
         self,
@@ -20,7 +20,7 @@ class EnginePlanner:
         weight_formats: tuple[str, ...],
         constraints: Constraints,
     ) -> tuple[float, tuple[Stage, ...]] | None:
-        found = best_division(model, cluster, workload, weight_formats, constraints, streaming=False)
+        found = best_division(model, cluster, workload, weight_formats, constraints)
         return None if found is None else (found.value, found.stages)
 
     def plan(
@@ -31,4 +31,4 @@ class EnginePlanner:
         weight_formats: tuple[str, ...],
         constraints: Constraints,
     ) -> Plan:
-        return make_plan(model, cluster, workload, weight_formats, constraints, streaming=False)
+        return make_plan(model, cluster, workload, weight_formats, constraints)

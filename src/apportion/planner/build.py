@@ -50,7 +50,7 @@ def find_division(
         )
 
     held = find_demanded(workload, Finder(model, cluster, weight_formats, constraints, streaming=False))
-    if held is not None or not streaming:
+    if held is not None or not streaming or constraints.engine is not None:
         return held
 
     def find(where: Cluster) -> Found | None:
@@ -116,7 +116,7 @@ def _found(
             weight_formats=weight_formats,
             fits=partial(fits, constraints=constraints, streaming=streaming),
             fits_streamed=None
-            if streaming or workload.objective == "communication"
+            if streaming or not _may_stream(workload, constraints)
             else partial(fits, constraints=constraints, streaming=True),
             cards=cards,
         )
@@ -154,10 +154,15 @@ def make_plan(
     """
     check_kv_tokens(workload)
     _check_constraints(workload, constraints)
-    streaming = streaming and workload.objective != "communication"
+    streaming = streaming and _may_stream(workload, constraints)
     return certified(
         _found(model, cluster, workload, weight_formats, constraints, cards, streaming=streaming)
     )
+
+
+def _may_stream(workload: Workload, constraints: Constraints) -> bool:
+    """Not for other engines, which do it in other ways or not at all."""
+    return workload.objective != "communication" and constraints.engine is None
 
 
 def _check_constraints(workload: Workload, constraints: Constraints) -> None:

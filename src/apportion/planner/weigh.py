@@ -42,12 +42,10 @@ def best_division(
     workload: Workload,
     weight_formats: tuple[str, ...],
     constraints: Constraints = UNCONSTRAINED,
-    *,
-    streaming: bool = True,
 ) -> Division | None:
     """The planner's, without its certificate; None where nothing fits."""
     try:
-        found = find_division(model, cluster, workload, weight_formats, constraints, streaming=streaming)
+        found = find_division(model, cluster, workload, weight_formats, constraints)
     except InfeasibleError:
         return None
     return None if found is None else weigh(found.problem, found.stages)
