@@ -169,7 +169,8 @@ def _counts(step: AnyStep, window_tokens: int | None) -> tuple[int, int, int, in
 def _counts_of_all(
     steps: tuple[AnyStep, ...], window_tokens: int | None
 ) -> tuple[Integers, Integers, Integers, Integers]:
-    tokens, attended, context, sequences = np.array([_counts(step, window_tokens) for step in steps]).T
+    counts = np.array([_counts(step, window_tokens) for step in steps], dtype=np.int64)
+    tokens, attended, context, sequences = counts.reshape(-1, 4).T  # of no step at all none
     return tokens, attended, context, sequences
 
 
