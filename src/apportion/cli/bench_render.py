@@ -8,7 +8,7 @@ from rich.table import Table
 from apportion.cli.bench_levels import Level
 from apportion.runtime.report import USES
 from apportion.types.plan import Plan
-from apportion.types.units import format_seconds
+from apportion.types.units import format_seconds, spoken_seconds, three_digits
 
 
 def print_ceiling(console: Console, plan: Plan, ceiling: Mapping[str, float]) -> None:
@@ -26,8 +26,8 @@ def _speed_table(levels: Sequence[Level]) -> Table:
     table = Table(title="Speed, and × of the prediction")
     for column in (
         "at once",
-        "TTFT",
-        "TPOT",
+        "first token",
+        "a token",
         "tokens/s",
         "decode tokens/s",
         "prefill tokens/s",
@@ -38,11 +38,11 @@ def _speed_table(levels: Sequence[Level]) -> Table:
         seen, expected = level.measured, level.predicted
         table.add_row(
             str(level.concurrency),
-            f"{format_seconds(seen.ttft_s)} {_ratio(seen.ttft_s, expected.ttft_s)}",
-            f"{format_seconds(seen.tpot_s)} {_ratio(seen.tpot_s, expected.tpot_s)}",
-            f"{seen.tokens_per_s:.1f} {_ratio(seen.tokens_per_s, expected.tokens_per_s)}",
-            f"{level.decode_tokens_per_s:.1f}",
-            f"{level.prefill_tokens_per_s:.1f}",
+            f"{spoken_seconds(seen.ttft_s)} {_ratio(seen.ttft_s, expected.ttft_s)}",
+            f"{spoken_seconds(seen.tpot_s)} {_ratio(seen.tpot_s, expected.tpot_s)}",
+            f"{three_digits(seen.tokens_per_s)} {_ratio(seen.tokens_per_s, expected.tokens_per_s)}",
+            three_digits(level.decode_tokens_per_s),
+            three_digits(level.prefill_tokens_per_s),
             f"{format_seconds(level.coordinator_s)}/step",
         )
     return table

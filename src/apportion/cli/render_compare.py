@@ -8,7 +8,7 @@ from rich.table import Table
 
 from apportion.planner.baselines.compare import Baseline
 from apportion.types.plan import Estimate, Plan
-from apportion.types.units import format_seconds
+from apportion.types.units import format_seconds, three_digits
 
 
 def print_comparison(console: Console, plan: Plan, baselines: Sequence[Baseline]) -> None:
@@ -40,7 +40,7 @@ def print_comparison(console: Console, plan: Plan, baselines: Sequence[Baseline]
 def _figures(value: float, estimate: Estimate) -> tuple[str, str, str, str]:
     return (
         format_seconds(value),
-        f"{estimate.tokens_per_s:.1f}",
+        three_digits(estimate.tokens_per_s),
         format_seconds(estimate.ttft_s),
         format_seconds(estimate.tpot_s),
     )

@@ -7,6 +7,7 @@ from rich.table import Table
 from apportion.planner.explain.why import Why
 from apportion.planner.weigh import Division
 from apportion.types.plan import Plan
+from apportion.types.units import three_digits
 
 
 def print_why(console: Console, plan: Plan, why: Why) -> None:
@@ -16,7 +17,7 @@ def print_why(console: Console, plan: Plan, why: Why) -> None:
     reliefs.add_column("objective better by", justify="right")
     for relief in why.reliefs:
         gain = f"{relief.gain:.1%}" if relief.gain >= 0.0005 else "nothing"
-        reliefs.add_row(escape(relief.change), f"{relief.tokens_per_s:.1f}", gain)
+        reliefs.add_row(escape(relief.change), three_digits(relief.tokens_per_s), gain)
     console.print(reliefs)
     console.print(_device_table(plan, why))
     if any(part.division for part in why.left_out):
@@ -32,7 +33,7 @@ def _device_table(plan: Plan, why: Why) -> Table:
     table.add_column("device")
     for column in ("tokens/s with", "without", "objective without it"):
         table.add_column(column, justify="right")
-    ours = f"{plan.estimate.tokens_per_s:.1f}"
+    ours = three_digits(plan.estimate.tokens_per_s)
     for part in why.losses:
         table.add_row(escape(part.device_id), ours, _tokens_per_s(part.division), _worse(plan, part.division))
     table.add_section()
@@ -43,7 +44,7 @@ def _device_table(plan: Plan, why: Why) -> Table:
 
 
 def _tokens_per_s(division: Division | None) -> str:
-    return "no division" if division is None else f"{division.estimate.tokens_per_s:.1f}"
+    return "no division" if division is None else three_digits(division.estimate.tokens_per_s)
 
 
 def _worse(plan: Plan, without: Division | None) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from apportion.cost.estimate import plan_timings, workload_steps
 from apportion.types.plan import Plan
-from apportion.types.units import format_bytes, format_seconds
+from apportion.types.units import format_bytes, format_seconds, three_digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +171,6 @@ def formatted(value: float, unit: str) -> str:
         case "bytes":
             return format_bytes(value)
         case "tokens/s":
-            return f"{value:.1f}"
+            return three_digits(value)
         case _:
             return f"{value:g}"
