@@ -74,7 +74,10 @@ def test_streaming_is_refused_or_offered(capsys: pytest.CaptureFixture[str]):
 
 def test_the_plan_says_what_is_streamed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     picture = tmp_path / "plan.svg"
-    assert exit_code(["plan", "demo", "--devices", TWO, *SMALL, "--plot", str(picture), "--why"]) == 0
+    assert (
+        exit_code(["plan", "demo", "--devices", TWO, *SMALL, "--plot", str(picture), "--why", "--details"])
+        == 0
+    )
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(r"of host memory \(the page cache\), at .* GB/s, which it copies itself", shown)
     assert re.search(r"so a decode step of stage 0 takes [\d.]+ [mµ]s longer", shown)
