@@ -1,7 +1,8 @@
 """Constraints on the search against every division that keeps them; the bound stays below the best of these."""
 
 from dataclasses import replace
-from math import inf, isclose
+from fractions import Fraction
+from math import floor, inf, isclose
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,7 @@ from apportion.planner.divide import search
 from apportion.planner.problem import make_problem
 from apportion.planner.replicas.build import make_replicated_plan, served
 from apportion.planner.verify.replicas import verify_replicas
-from apportion.types.constraints import Constraints
+from apportion.types.constraints import Constraints, FixedStage, Pin
 from apportion.types.errors import InfeasibleError
 
 
@@ -47,48 +48,110 @@ class Constrained(BruteForce):
 
     def kept(self, stages, used) -> bool:
         constraints = self.problem.constraints
+        ids = {device.id for device in self.cluster.devices} - set(constraints.excluded)
         if constraints.groups == "none" and any(len(group) > 1 for group, *_ in stages):
             return False
-        return not constraints.use_all or len(used) == len(self.cluster.devices)
+        if used - ids or (constraints.use_all and used != ids):
+            return False
+        held = [({device.id for device in group}, start, stop) for group, start, stop in stages]
+        return all(self.pinned(pin, held) for pin in constraints.pins) and all(
+            (set(one.device_ids), one.layer_start, one.layer_stop) in held for one in constraints.stages
+        )
+
+    def pinned(self, pin, held) -> bool:
+        return any(
+            pin.device_id in ids and set(range(pin.layer_start, pin.layer_stop)) <= set(range(start, stop))
+            for ids, start, stop in held
+        )
 
     def find_options(self, group, start, stop):
         timings = [
             stage_timing(self.model, self.cluster, stage, self.steps)
-            for heads, columns in self.shares(len(group))
+            for heads, columns in self.shares(group)
             for weight_format in self.problem.weight_formats
             if all(device.rate(weight_format) for device in group)
             if self.fits(stage := self.stage(group, start, stop, heads, columns, weight_format))
         ]
         return [t for t in set(timings) if not any(dominates(other, t) for other in timings)]
 
-    def shares(self, size):
+    def shares(self, group):
         """FFN columns come in granules of 16 where they divide by it."""
         granule = 16 if self.model.ffn_columns % 16 == 0 else 1
-        for heads in compositions(self.model.kv_heads, size):
-            for units in compositions(self.model.ffn_columns // granule, size):
+        ids = [device.id for device in group]
+        laid = [
+            one for one in self.problem.constraints.stages if set(one.device_ids) == set(ids) and one.shares
+        ]
+        for heads in compositions(self.model.kv_heads, len(group)):
+            for units in compositions(self.model.ffn_columns // granule, len(group)):
                 even = len(set(heads)) == 1 and len(set(units)) == 1
-                if even or self.problem.constraints.groups != "even":
+                asked = [dict(zip(one.device_ids, one.shares, strict=True)) for one in laid]
+                if not even and self.problem.constraints.groups == "even":
+                    continue
+                if all(
+                    in_ratio(axis, [one[name] for name in ids]) for axis in (heads, units) for one in asked
+                ):
                     yield heads, tuple(granule * count for count in units)
+
+
+def in_ratio(shares, ratio) -> bool:
+    """Whether each running sum is the nearest integer, a half going up, but for one unit each at least."""
+    total, whole = sum(shares), sum(ratio)
+    last = 0
+    for number in range(1, len(shares)):
+        exact = Fraction(total * sum(ratio[:number]), whole)
+        nearest = floor(exact + Fraction(1, 2))
+        last = min(max(nearest, last + 1), total - (len(shares) - number))
+        if sum(shares[:number]) != last:
+            return False
+    return True
 
 
 @st.composite
 def constraints(draw):
     return Constraints(
-        groups=draw(st.sampled_from(["any", "even", "none"])), use_all=draw(st.sampled_from([False, True]))
+        groups=draw(st.sampled_from(["any", "even", "none"])),
+        use_all=draw(st.sampled_from([False, True])),
+        excluded=draw(st.sampled_from([(), ("d0",), ("d1",), ("d0", "d1")])),
+    )
+
+
+@st.composite
+def pins(draw, devices, num_layers):
+    start = draw(st.integers(0, num_layers))
+    return Pin(device_id=draw(devices), layer_start=start, layer_stop=draw(st.integers(start, num_layers)))
+
+
+@st.composite
+def stages(draw, devices, num_layers):
+    ids = tuple(draw(st.lists(devices, min_size=1, max_size=2, unique=True)))
+    start = draw(st.integers(0, num_layers - 1))
+    return FixedStage(
+        device_ids=ids,
+        layer_start=start,
+        layer_stop=draw(st.integers(start + 1, num_layers)),
+        shares=draw(st.sampled_from([(), (3, 1), (1, 1), (9, 1)])) if len(ids) == 2 else (),
     )
 
 
 @st.composite
 def constrained(draw, **sizes):
-    """With FFN columns that some groups divide evenly."""
+    """With FFN columns that some groups divide evenly. Many constraints contradict each other: then nothing fits."""
     problem = draw(problems(**sizes))
     model = problem.model
     if draw(st.booleans()):
         rows = model.vocab_rows // model.ffn_columns
         model = replace(model, ffn_columns=32, vocab_rows=32 * rows)
-    return make_problem(
-        model, problem.cluster, problem.workload, problem.weight_formats, 16, draw(constraints())
+    devices = st.sampled_from([device.id for device in problem.cluster.devices])
+    asked = replace(
+        draw(constraints()) if draw(st.booleans()) else Constraints(),
+        pins=tuple(draw(st.lists(pins(devices, model.num_layers), max_size=2))),
+        stages=tuple(draw(st.lists(stages(devices, model.num_layers), max_size=2))),
     )
+    if draw(st.booleans()):
+        asked = replace(asked, stages=())
+    # A device that is both excluded and named is refused before any search.
+    asked = replace(asked, excluded=tuple(name for name in asked.excluded if name not in asked.used))
+    return make_problem(model, problem.cluster, problem.workload, problem.weight_formats, 16, asked)
 
 
 def check(problem):
@@ -118,7 +181,10 @@ class ConstrainedReplicas(Replicas):
         return min(Constrained(problem, number).best() for number in numbers)
 
     def allowed(self, places) -> bool:
-        return not self.task.constraints.use_all or 0 not in places
+        asked = self.task.constraints
+        used = {device.id for device, place in zip(self.task.cluster.devices, places, strict=True) if place}
+        usable = {device.id for device in self.task.cluster.devices} - set(asked.excluded)
+        return used <= usable and (not asked.use_all or used == usable)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))

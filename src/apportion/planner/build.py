@@ -119,6 +119,7 @@ def _found(
             if streaming or not _may_stream(workload, constraints)
             else partial(fits, constraints=constraints, streaming=True),
             cards=cards,
+            constraints=constraints,
         )
         roomy = replace(demand, cluster=without_host_memory(cluster))
         elsewhere = (

@@ -56,10 +56,18 @@ def _named(problem: Problem, division: Division, searched: int) -> Found:
 
 
 def _check_exact(problem: Problem, searched: Search) -> None:
-    if problem.max_devices is not None and not searched.exact:
+    if searched.exact:
+        return
+    number = len(problem.cluster.devices)
+    if problem.max_devices is not None:
         raise UsageError(
-            f"{len(problem.cluster.devices)} devices are too many ways for --objective fewest-devices;"
+            f"{number} devices are too many ways for --objective fewest-devices;"
             " name fewer, or use --objective throughput"
+        )
+    if problem.constraints.tied:
+        raise UsageError(
+            f"{number} devices are too many ways for --pin and --stage; give every layer a --stage, name fewer devices,"
+            " or --exclude some"
         )
 
 

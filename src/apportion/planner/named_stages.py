@@ -11,7 +11,7 @@ from apportion.types.plan import Stage, TensorSplit
 
 def name_devices(problem: Problem, placed: Sequence[PlacedStage]) -> tuple[Stage, ...]:
     """Gives each kind its devices in the cluster's order."""
-    unused = [list(kind) for kind in device_kinds(problem.cluster.devices)]
+    unused = [list(kind) for kind in device_kinds(problem.cluster.devices, problem.constraints)]
     stages: list[Stage] = []
     for stage in placed:
         device_ids = [

@@ -194,10 +194,15 @@ class _Bounds:
             return Bound(self.value, "no other path can be as good, even reusing devices")
         if len(arcs) > MAX_ARCS:
             return Bound(0.0, "too many arcs")
-        counts = np.array([group.counts for group in self.groups])[arcs.group]
-        available = np.array([len(kind) for kind in tables.device_kinds])
-        least = np.array(tables.least_used)
-        network = Network(self.problem.model.num_layers, len(tables.hosts), counts, available, least)
+        axes = tables.axes
+        counts = np.array([axes.used(group.counts) for group in self.groups])[arcs.group]
+        network = Network(
+            self.problem.model.num_layers,
+            len(tables.hosts),
+            counts,
+            np.array(axes.available),
+            np.array(axes.least),
+        )
         return cheapest_path(network, self.goal, arcs, self.value)
 
     def _of_sums(self, tables: StageTables) -> Bound:
@@ -247,6 +252,9 @@ def _arcs(tables: StageTables, goal: Goal) -> Arcs:
         least = np.where(np.isfinite(options.path_s), options.occupied_s, inf).min(axis=1)
         path_s = np.append(options.path_s.min(axis=1), inf)[tables.kinds.index]
         occupied_s = np.append(least, inf)[tables.kinds.index]
+        places = tables.places[number]
+        if places is not None:
+            path_s = np.where(places, path_s, inf)
         for src, host in enumerate(hosts):
             before = [joins.entry(group.host, group.size) if host == joins.home else None]
             before += [joins.hop(host, group.host, group.size)] * (num_layers - 1)

@@ -9,6 +9,7 @@ from apportion.cost.formats import weight_formats
 from apportion.cost.service import least_kv_tokens
 from apportion.planner.stages.groups import device_kinds
 from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.errors import ClusterError
 from apportion.types.model import ModelSpec
 from apportion.types.units import format_bytes
@@ -36,6 +37,8 @@ class Demand:
     fits_streamed: Fits | None = None
     """Where streaming layers was not allowed."""
     cards: Sequence[Device] = ()
+    constraints: Constraints = UNCONSTRAINED
+    """That `fits` keeps."""
 
     def holds(self, **changed: object) -> bool:
         """Whether it fits with some fields changed; devices that lack a rate make it not."""
@@ -56,7 +59,7 @@ class MoreMemory:
 
 def least_memory(demand: Demand) -> list[MoreMemory]:
     """By device, one of those that are alike, for those whose memory alone makes it fit; the least first."""
-    alike = [kind[0] for kind in device_kinds(demand.cluster.devices)]
+    alike = [kind[0] for kind in device_kinds(demand.cluster.devices, demand.constraints)]
     largest = sorted(alike, key=lambda device: -device.usable_bytes)[:MAX_KINDS]
     found = [_least_memory(demand, device) for device in largest]
     return sorted((one for one in found if one), key=lambda one: one.more_bytes)

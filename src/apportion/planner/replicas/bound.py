@@ -43,7 +43,7 @@ TIME_LIMIT_S = 5.0
 def certify_replicas(task: Task, tokens_per_s: float, replicas: Sequence[Plan] = ()) -> Certificate:
     """Of replicas that make so many tokens/s together: no others, however many where none were asked for, make more
     than the bound. What the sets of `replicas` make is where a bound on them need not be lower."""
-    sets = DeviceSets(task.cluster)
+    sets = DeviceSets(task.cluster, task.constraints)
     if sets.num_sets > MAX_SETS:
         most, method = _of_prices(task, sets), "prices of devices and sequences"
     else:

@@ -36,6 +36,7 @@ def make_replicated_plan(
     disjoint sets of devices that hold the model.
     """
     check_workload(workload, num_replicas)
+    check_replicable(constraints)
     task = Task(
         model=model,
         cluster=cluster,
@@ -44,7 +45,7 @@ def make_replicated_plan(
         num_replicas=num_replicas,
         constraints=constraints,
     )
-    sets = DeviceSets(cluster)
+    sets = DeviceSets(cluster, constraints)
     found = best_guess(task, sets) if sets.num_sets > MAX_SETS else ReplicaSearch(ReplicaSets(task)).best()
     if not found:
         raise _infeasible(task)
@@ -76,6 +77,12 @@ def check_workload(workload: Workload, num_replicas: int | None) -> None:
         raise UsageError(
             f"--replicas {num_replicas} is more than --concurrency {workload.concurrency}: each needs a sequence"
         )
+
+
+def check_replicable(constraints: Constraints) -> None:
+    """Raises UsageError for constraints on a single pipeline."""
+    if constraints.pins or constraints.stages:
+        raise UsageError("--pin and --stage lay out one pipeline; leave out --replicas")
 
 
 def served(replicas: Sequence[Plan]) -> float:

@@ -15,6 +15,7 @@ from apportion.cost.host_memory import reading
 from apportion.cost.traffic import host_link
 from apportion.planner.stages.groups import Used, device_figures, device_kinds
 from apportion.types.cluster import Cluster, Device
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 
 IntArray = NDArray[np.int64]
 
@@ -46,9 +47,9 @@ def sequence_shares(sequences: int) -> tuple[int, ...]:
 class DeviceSets:
     """All non-empty sets, numbered; `counts[set, kind]` devices of each kind."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, constraints: Constraints = UNCONSTRAINED) -> None:
         self.cluster = cluster
-        self.kinds = device_kinds(cluster.devices)
+        self.kinds = device_kinds(cluster.devices, constraints)
         self.available = tuple(len(kind) for kind in self.kinds)
 
     @property

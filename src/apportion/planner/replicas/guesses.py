@@ -11,7 +11,7 @@ import numpy as np
 from apportion.planner.finder import Finder
 from apportion.planner.found import Found
 from apportion.planner.replicas.device_sets import DeviceSets
-from apportion.planner.replicas.task import Task
+from apportion.planner.replicas.task import Task, of_replica
 from apportion.planner.stages.groups import Used
 
 MANY = 16
@@ -77,7 +77,9 @@ def _found(
         key = (sets.signature(counts), sequences)
         if key not in known:
             cluster = sets.cluster_of(counts)
-            finder = Finder(task.model, cluster, task.weight_formats, task.constraints, streaming=False)
+            finder = Finder(
+                task.model, cluster, task.weight_formats, of_replica(task.constraints), streaming=False
+            )
             known[key] = finder.best(task.share(sequences))
         found = known[key]
         if found is None:

@@ -34,6 +34,11 @@ class RankedWay(NamedTuple):
     way: Way
 
 
+def of_replica(constraints: Constraints) -> Constraints:
+    """As they are for one replica, whose part of the cluster has no excluded device."""
+    return replace(constraints, excluded=())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """What replicas are planned for; `num_replicas` is None where any number may be best."""
@@ -57,9 +62,8 @@ class Task:
     def problem(self, cluster: Cluster, sequences: int, chunk_tokens: int) -> Problem:
         """Of one replica."""
         workload = self.share(sequences)
-        return make_problem(
-            self.model, cluster, workload, self.weight_formats, chunk_tokens, self.constraints
-        )
+        constraints = self.constraints if cluster is self.cluster else of_replica(self.constraints)
+        return make_problem(self.model, cluster, workload, self.weight_formats, chunk_tokens, constraints)
 
     def share(self, sequences: int) -> Workload:
         return replace(self.workload, concurrency=sequences, most_sequences=None)
@@ -74,7 +78,7 @@ class ReplicaSets:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.sets = DeviceSets(task.cluster)
+        self.sets = DeviceSets(task.cluster, task.constraints)
         self.kinds = StageKinds(task.model)
         self.shares = sequence_shares(task.most_sequences)
         self.ceilings = Ceilings(task.problem(task.cluster, 1, task.smallest_chunk), self.sets)

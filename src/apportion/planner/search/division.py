@@ -125,8 +125,7 @@ class Search:
     @property
     def exact(self) -> bool:
         """Whether all divisions are searched, but for shares that are not among the options."""
-        counts = [len(kind) for kind in self.tables.device_kinds]
-        return num_states(counts) * len(self.groups) <= MAX_WAYS
+        return num_states(self.tables.axes.available) * len(self.groups) <= MAX_WAYS
 
     def best(self, cutoff: float = inf) -> Division | None:
         """None where there is none with a value below `cutoff`."""
@@ -136,14 +135,12 @@ class Search:
         return found and self._with_best_shares(found)
 
     def _best_in_order(self, cutoff: float) -> Division | None:
-        counts = [len(kind) for kind in self.tables.device_kinds]
         pipelines = Pipelines(
             self.groups,
             self.tables.hosts,
-            counts,
+            self.tables.axes,
             self.problem.model.num_layers,
             self.problem.max_devices,
-            self.tables.least_used,
         )
 
         def solve(limit: float) -> Division | None:

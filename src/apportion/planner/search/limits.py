@@ -49,7 +49,7 @@ class WithinLimits:
         self.cutoff = cutoff
         self.num_layers = self.problem.model.num_layers
         self.num_chunks = len(searched.steps.prefill)
-        self.counts = tuple(len(kind) for kind in searched.tables.device_kinds)
+        self.axes = searched.tables.axes
         self.options = [self._options(first) for first in searched.alike]
         self.rest = self._rest()
 
@@ -72,7 +72,7 @@ class WithinLimits:
         return rest
 
     def best(self) -> Division | None:
-        nothing = (0,) * len(self.counts)
+        nothing = (0,) * len(self.axes.available)
         start = (nothing, self.searched.tables.joins.home)
         none = np.zeros(1, dtype=np.int64)
         origin = Combinations(np.zeros((1, 4)), None, none, none, none)
@@ -95,17 +95,20 @@ class WithinLimits:
     ) -> Iterator[tuple[int, State, Combinations]]:
         used, host = state
         for number, group in enumerate(self.searched.groups):
-            after = tuple(a + b for a, b in zip(used, group.counts, strict=True))
+            after = tuple(a + b for a, b in zip(used, self.axes.used(group.counts), strict=True))
             link = self._link(layer, host, number)
-            most = self.problem.max_devices or sum(self.counts)
+            most = self.problem.max_devices or sum(self.axes.available)
             if (
                 link is None
                 or sum(after) > most
-                or any(a > b for a, b in zip(after, self.counts, strict=True))
+                or any(a > b for a, b in zip(after, self.axes.available, strict=True))
             ):
                 continue
             joined = self._with(front.figures, np.array([[link.prefill_s]]), np.array([[link.decode_s]]))
+            places = self.searched.tables.places[number]
             for stop in range(layer + 1, self.num_layers + 1):
+                if places is not None and not places[layer, stop]:
+                    continue
                 added = self._with_stage(joined, layer, stop, number, state)
                 if added is not None:
                     yield stop, (after, group.host), added
@@ -183,8 +186,8 @@ class WithinLimits:
         return Combinations(figures[rows], None, row, none, none, tuple(parts), number)
 
     def _ends(self, state: State, parts: Sequence[Combinations]) -> Iterator[tuple[float, Combinations, int]]:
-        leave, least = self.searched.tables.joins.exit(state[1]), self.searched.tables.least_used
-        lacking = any(used < needed for used, needed in zip(state[0], least, strict=True))
+        leave = self.searched.tables.joins.exit(state[1])
+        lacking = any(used < least for used, least in zip(state[0], self.axes.least, strict=True))
         if leave is None or lacking or self._too_slow(leave.decode_s):
             return
         for part in parts:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from apportion.planner.stages.groups import Group, Used
+from apportion.planner.stages.groups import Axes, Group
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -42,28 +42,24 @@ class Pipelines:
         self,
         groups: Sequence[Group],
         hosts: Sequence[str],
-        kind_counts: Sequence[int],
+        axes: Axes,
         num_layers: int,
         max_devices: int | None = None,
-        least_used: Used | None = None,
     ) -> None:
         self.groups = groups
         self.num_layers = num_layers
         self.host_of = [hosts.index(group.host) for group in groups]
         self.num_hosts = len(hosts)
-        radices = np.cumprod([1, *(count + 1 for count in kind_counts)])
+        available, counts = np.array(axes.available), [axes.used(group.counts) for group in groups]
+        radices = np.cumprod([1, *(available + 1)])
         self.num_states = int(radices[-1])
-        self.added = [int(np.dot(radices[:-1], group.counts)) for group in groups]
-        used = np.arange(self.num_states)[:, None] // radices[:-1] % (np.array(kind_counts) + 1)
+        self.added = [int(np.dot(radices[:-1], used)) for used in counts]
+        used = np.arange(self.num_states)[:, None] // radices[:-1] % (available + 1)
         level = used.sum(axis=1)
-        least = np.zeros(len(kind_counts), dtype=np.int64) if least_used is None else np.array(least_used)
-        self.lacking: NDArray[np.bool_] = np.any(used < least, axis=1)
+        self.lacking: NDArray[np.bool_] = np.any(used < np.array(axes.least), axis=1)
         """States without a device that has to take part."""
-        most = sum(kind_counts) if max_devices is None else max_devices
-        room = [
-            (used + group.counts <= np.array(kind_counts)).all(axis=1) & (level + group.size <= most)
-            for group in groups
-        ]
+        most = int(available.sum()) if max_devices is None else max_devices
+        room = [(used + added <= available).all(axis=1) & (level + sum(added) <= most) for added in counts]
         self.steps = [
             (number, states)
             for total in range(1, int(level.max()))

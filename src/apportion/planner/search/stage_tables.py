@@ -13,11 +13,13 @@ from apportion.planner.problem import Problem
 from apportion.planner.search.joins import Joins
 from apportion.planner.search.pipeline import Joined
 from apportion.planner.search.selection import FIRST, LAST, ONLY, Choice, HostChoices
-from apportion.planner.stages.groups import Group, device_kinds, least_used
+from apportion.planner.stages.groups import Group, device_axes
 from apportion.planner.stages.kinds import StageKinds
 from apportion.planner.stages.options import Options
+from apportion.planner.stages.places import allowed_ranges
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 LinkCost = Callable[[Timing | None], float]
 """Infinite where there is no link, or it may not be used."""
 
@@ -39,11 +41,25 @@ class StageTables:
         self.options = options
         """By group; those that are alike share them."""
         self.hosts = list(dict.fromkeys(device.host for device in problem.cluster.devices))
-        self.device_kinds = device_kinds(problem.cluster.devices)
-        self.least_used = least_used(problem)
+        self.axes = device_axes(problem)
+        tied = problem.constraints.tied
+        self.places = [allowed_ranges(problem, group.devices) if tied else None for group in groups]
+        """By group [start, stop] of the stages that it may be; None where that is any."""
+        self._placed_kinds = [None if places is None else self._kinds_of(places) for places in self.places]
         stops = np.arange(problem.model.num_layers + 1)
         starts = stops[:, None] - 1 - np.arange(problem.model.num_layers)
         self._by_stop = np.where(starts >= 0, kinds.index[np.maximum(starts, 0), stops[:, None]], -1)
+
+    def _kinds_of(self, places: BoolArray) -> BoolArray:
+        """Kinds of stages that some stage in these places has."""
+        placed = np.zeros(len(self.kinds.kinds), dtype=bool)
+        placed[self.kinds.index[places]] = True
+        return placed
+
+    def placed(self, number: int, by_kind: FloatArray) -> FloatArray:
+        """Costs of a group's kinds of stages, infinite for those that have no place."""
+        kinds = self._placed_kinds[number]
+        return by_kind if kinds is None else np.where(kinds, by_kind, inf)
 
     def maxima(self) -> list[float]:
         """All that a stage or link may be occupied for, ascending."""
@@ -93,7 +109,17 @@ class StageTables:
             if id(options) not in known:
                 most = int(self.kinds.num_layers[np.isfinite(path_s)].max(initial=0))
                 known[id(options)] = np.append(path_s, inf)[self._by_stop[:, :most]]
-        return [known[id(options)] for options in self.options]
+        return [
+            self._in_place(known[id(options)], places)
+            for options, places in zip(self.options, self.places, strict=True)
+        ]
+
+    def _in_place(self, by_stop: FloatArray, places: BoolArray | None) -> FloatArray:
+        if places is None:
+            return by_stop
+        stops = np.arange(len(by_stop))[:, None]
+        starts = stops - 1 - np.arange(by_stop.shape[1])
+        return np.where((starts >= 0) & places[np.maximum(starts, 0), stops], by_stop, inf)
 
     def host_choices(self, limit: float) -> list[HostChoices]:
         """The same by host, wherever in the model a stage of so many layers is cheapest."""
@@ -103,17 +129,24 @@ class StageTables:
         """By host, of given costs by group and kind of stage; groups with the same array are alike."""
         joined = self._joined(link_cost)
         by_length: dict[int, FloatArray] = {}
-        for path_s in by_kind:
+        tables: list[FloatArray] = []
+        for number, path_s in enumerate(by_kind):
+            if self.places[number] is not None:
+                tables.append(self._by_length(self.placed(number, path_s)))
+                continue
             if id(path_s) not in by_length:
-                table = np.full((4, len(self.kinds.index)), inf)
-                np.minimum.at(table, (self.kinds.position, self.kinds.num_layers), path_s)
-                by_length[id(path_s)] = table
-        tables = [by_length[id(path_s)] for path_s in by_kind]
+                by_length[id(path_s)] = self._by_length(path_s)
+            tables.append(by_length[id(path_s)])
         return [self._host(number, tables, joined) for number in range(len(self.hosts))]
+
+    def _by_length(self, by_kind: FloatArray) -> FloatArray:
+        table = np.full((4, len(self.kinds.index)), inf)
+        np.minimum.at(table, (self.kinds.position, self.kinds.num_layers), by_kind)
+        return table
 
     def _host(self, number: int, by_length: Sequence[FloatArray], joined: Joined) -> HostChoices:
         host = self.hosts[number]
-        kinds = [kind for kind, devices in enumerate(self.device_kinds) if devices[0].host == host]
+        axes = [axis for axis, where in enumerate(self.axes.hosts) if where == host]
         choices: list[Choice] = []
         for index, group in enumerate(self.groups):
             if group.host != host:
@@ -124,14 +157,14 @@ class StageTables:
             choices.append(
                 Choice(
                     group=index,
-                    counts=tuple(group.counts[kind] for kind in kinds),
+                    counts=tuple(self.axes.used(group.counts)[axis] for axis in axes),
                     path_s=path_s,
                     hop_s=float(joined.hop[:, index].min()),
                     cross_s=float(np.delete(joined.hop[:, index], number).min(initial=inf)),
                 )
             )
         return HostChoices(
-            tuple(len(self.device_kinds[kind]) for kind in kinds),
-            tuple(self.least_used[kind] for kind in kinds),
+            tuple(self.axes.available[axis] for axis in axes),
+            tuple(self.axes.least[axis] for axis in axes),
             tuple(choices),
         )

@@ -9,7 +9,7 @@ cumulative rounding, and a member has room for its rows rounded up.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, pairwise
+from itertools import accumulate, combinations, pairwise
 from math import comb
 
 import numpy as np
@@ -67,6 +67,15 @@ def vocabulary_rows(vocab_rows: int, ffn_units: Sequence[int]) -> tuple[int, ...
     for units in ffn_units:
         running += units
         stops.append((2 * vocab_rows * running + total) // (2 * total))
+    return tuple(stop - start for start, stop in pairwise(stops))
+
+
+def shared_in_ratio(total: int, weights: Sequence[int]) -> tuple[int, ...]:
+    """In the ratio of the weights, by rounding the running sum, and at least one each."""
+    stops = [0]
+    for number, running in enumerate(accumulate(weights), start=1):
+        stop = (2 * total * running + sum(weights)) // (2 * sum(weights))
+        stops.append(min(max(stop, stops[-1] + 1), total - (len(weights) - number)))
     return tuple(stop - start for start, stop in pairwise(stops))
 
 

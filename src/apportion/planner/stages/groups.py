@@ -9,7 +9,9 @@ from apportion.cost.host_memory import at_work
 from apportion.cost.traffic import host_link
 from apportion.planner.problem import Problem
 from apportion.planner.stages.axes import ffn_granule
+from apportion.planner.stages.places import allowed_ranges, fixed_shares
 from apportion.types.cluster import Device, Link
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 
 Used = tuple[int, ...]
 """How many devices of each kind."""
@@ -51,12 +53,59 @@ def device_figures(device: Device) -> tuple[object, ...]:
     )
 
 
-def device_kinds(devices: Sequence[Device]) -> tuple[tuple[Device, ...], ...]:
-    """Devices alike in all but name, in order of first appearance."""
-    kinds: dict[object, list[Device]] = {}
+def device_kinds(
+    devices: Sequence[Device], constraints: Constraints = UNCONSTRAINED
+) -> tuple[tuple[Device, ...], ...]:
+    """Devices alike in all but name, in order of first appearance; told apart, but next to each other, where the
+    constraints do. Excluded ones are left out."""
+    kinds: dict[object, dict[object, list[Device]]] = {}
     for device in devices:
-        kinds.setdefault((device.host, device_figures(device)), []).append(device)
-    return tuple(tuple(members) for members in kinds.values())
+        if device.id not in constraints.excluded:
+            alike = kinds.setdefault((device.host, device_figures(device)), {})
+            alike.setdefault(_mark(device.id, constraints), []).append(device)
+    return tuple(tuple(members) for alike in kinds.values() for members in alike.values())
+
+
+def _mark(device_id: str, constraints: Constraints) -> object:
+    """What the constraints tell a device from others by: those of a stage whose shares are free are alike."""
+    stage = constraints.stage_of(device_id)
+    pins = tuple((pin.layer_start, pin.layer_stop) for pin in constraints.pins if pin.device_id == device_id)
+    tied = any(start < stop for start, stop in pins)
+    return stage, pins, device_id if tied or (stage and stage.shares) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axes:
+    """What a search counts of the devices in use: how many of each kind, and of those that are tied to layers
+    (stages/places.py) how many of each host."""
+
+    hosts: tuple[str, ...]
+    available: Used
+    least: Used
+    """That have to take part."""
+    of_kind: tuple[int, ...]
+
+    def used(self, counts: Used) -> Used:
+        """By axis, of counts by kind."""
+        used = [0] * len(self.available)
+        for axis, count in zip(self.of_kind, counts, strict=True):
+            used[axis] += count
+        return tuple(used)
+
+
+def device_axes(problem: Problem) -> Axes:
+    constraints = problem.constraints
+    kinds = device_kinds(problem.cluster.devices, constraints)
+    tied = {name for one in constraints.tied for name in one.device_ids}
+    keys = [("tied", kind[0].host) if kind[0].id in tied else kind[0].id for kind in kinds]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    of_kind = tuple(numbers[key] for key in keys)
+    hosts, available, least = [""] * len(numbers), [0] * len(numbers), [0] * len(numbers)
+    for axis, kind in zip(of_kind, kinds, strict=True):
+        hosts[axis] = kind[0].host
+        available[axis] += len(kind)
+        least[axis] += len(kind) if constraints.use_all or kind[0].id in constraints.used else 0
+    return Axes(hosts=tuple(hosts), available=tuple(available), least=tuple(least), of_kind=of_kind)
 
 
 def possible_groups(problem: Problem) -> tuple[Group, ...]:
@@ -67,7 +116,7 @@ def possible_groups(problem: Problem) -> tuple[Group, ...]:
 
 
 def _host_groups(problem: Problem, host: str) -> Iterator[Group]:
-    kinds = device_kinds(problem.cluster.devices)
+    kinds = device_kinds(problem.cluster.devices, problem.constraints)
     most = min(problem.model.kv_heads, _num_granules(problem), problem.max_devices or inf)
     joined = host_link(problem.cluster, host, host) is not None
     ranges = [range(len(kind) + 1 if kind[0].host == host else 1) for kind in kinds]
@@ -75,7 +124,7 @@ def _host_groups(problem: Problem, host: str) -> Iterator[Group]:
         size = sum(counts)
         if _allowed(problem, size) and (size == 1 or (joined and 1 < size <= most)):
             devices = tuple(d for kind, count in zip(kinds, counts, strict=True) for d in kind[:count])
-            if _have_cores(problem, devices) and common_formats(problem.weight_formats, devices):
+            if _have_cores(problem, devices) and _is_possible(problem, devices):
                 yield Group(counts=counts, devices=devices)
 
 
@@ -95,10 +144,10 @@ def _num_granules(problem: Problem) -> int:
     return problem.model.ffn_columns // ffn_granule(problem.model)
 
 
-def least_used(problem: Problem) -> Used:
-    """How many devices of each kind have to take part."""
-    kinds = device_kinds(problem.cluster.devices)
-    return tuple(len(kind) if problem.constraints.use_all else 0 for kind in kinds)
+def _is_possible(problem: Problem, devices: Sequence[Device]) -> bool:
+    """Whether its members have a weight format in common and, where any are tied to layers, the same place."""
+    tied = not problem.constraints.tied or bool(allowed_ranges(problem, devices).any())
+    return tied and len(common_formats(problem.weight_formats, devices)) > 0
 
 
 def common_formats(weight_formats: Sequence[str], devices: Sequence[Device]) -> tuple[str, ...]:
@@ -128,6 +177,7 @@ def first_alike(problem: Problem, groups: Sequence[Group]) -> list[int]:
         link = group_link(problem, group)
         devices = at_work(problem.cluster, group.devices, overlapping=True)
         figures = tuple(device_figures(device) for device in (*group.devices, *devices))
-        key = (figures, (link.latency_s, link.bytes_per_s) if link else None)
+        shares = fixed_shares(problem, group.devices)
+        key = (figures, (link.latency_s, link.bytes_per_s) if link else None, shares)
         alike.append(first.setdefault(key, number))
     return alike

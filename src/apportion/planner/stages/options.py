@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from apportion.cost.objective import Goal, Timing
 from apportion.planner.stages.axes import compositions, head_compositions, vocabulary_rows
 from apportion.planner.stages.kinds import StageKinds
+from apportion.planner.stages.places import fixed_shares
 from apportion.planner.stages.share_costs import CostedShares, ShareCosts, Shares
 from apportion.planner.stages.shares import GroupShares, StageChoice
 
@@ -93,20 +94,12 @@ def joined_options(by_format: Sequence[Options]) -> Options:
     )
 
 
-def _all_heads(costs: ShareCosts) -> IntArray:
-    """Every way to share the KV heads that the constraints allow."""
-    model, size = costs.problem.model, len(costs.devices)
-    if costs.problem.constraints.groups == "even":
-        return np.full((1, size), model.kv_heads // size)
-    return head_compositions(model.kv_heads, size)
-
-
-def _all_granules(costs: ShareCosts) -> IntArray:
-    """Likewise the FFN granules."""
-    size = len(costs.devices)
-    if costs.problem.constraints.groups == "even":
-        return np.full((1, size), costs.num_granules // size)
-    return compositions(costs.num_granules, size)
+def _all_shares(costs: ShareCosts) -> tuple[IntArray, IntArray]:
+    """Every way to share the KV heads, and the FFN granules, that the constraints allow."""
+    size, fixed = len(costs.devices), fixed_shares(costs.problem, costs.devices)
+    if fixed is not None:
+        return np.array([fixed[0]]), np.array([fixed[1]])
+    return head_compositions(costs.problem.model.kv_heads, size), compositions(costs.num_granules, size)
 
 
 def num_shares(kv_heads: int, num_granules: int, size: int) -> int:
@@ -115,7 +108,7 @@ def num_shares(kv_heads: int, num_granules: int, size: int) -> int:
 
 def are_numbered(costs: ShareCosts) -> bool:
     """Whether the group's shares are few enough to look at all."""
-    if costs.problem.constraints.groups == "even":
+    if fixed_shares(costs.problem, costs.devices) is not None:
         return True
     size = len(costs.devices)
     return num_shares(costs.problem.model.kv_heads, costs.num_granules, size) <= MAX_SHARES
@@ -132,7 +125,7 @@ def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
     tight = np.setdiff1d(costs.possible(), numbers[free])
     if len(tight) == 0:
         return _padded(blocks, len(numbers), few.heads, few.granules)
-    everything = costs.costed_pairs(_all_heads(costs), _all_granules(costs))
+    everything = costs.costed_pairs(*_all_shares(costs))
     step = max(1, 200_000 // (len(everything.heads) * costs.num_times))
     for begin in range(0, len(tight), step):  # for the sake of memory
         block = _best_of(costs, goal, everything, tight[begin : begin + step])
@@ -188,7 +181,7 @@ def _unlimited(costs: ShareCosts) -> CostedShares | None:
     layers = costs.kinds.layers
     if not are_numbered(costs):
         return None
-    heads, granules = _all_heads(costs), _all_granules(costs)
+    heads, granules = _all_shares(costs)
     quick = _undominated(np.concatenate([costs.attention_s(layer, heads) for layer in layers], axis=1))
     ffn = [costs.ffn_s(layer, granules) for layer in layers]
     narrow = _undominated(np.concatenate([*ffn, costs.head_s(granules)], axis=1))

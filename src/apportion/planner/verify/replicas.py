@@ -8,7 +8,7 @@ from math import isclose
 from apportion.cost.estimate import plan_objective_value
 from apportion.planner.replicas.bound import certify_replicas
 from apportion.planner.replicas.device_sets import sub_cluster
-from apportion.planner.replicas.task import Task
+from apportion.planner.replicas.task import Task, of_replica
 from apportion.planner.verify.check import Check
 from apportion.planner.verify.plan import BOUND_TOLERANCE, RELATIVE_TOLERANCE, verify
 from apportion.types.plan import Plan
@@ -50,8 +50,11 @@ def _parts(plan: ReplicatedPlan) -> Check:
         replica.cluster == sub_cluster(plan.cluster, replica.cluster.devices) for replica in plan.replicas
     )
     ok &= plan.num_asked in (None, len(plan.replicas))
-    ok &= all(replica.constraints == plan.constraints for replica in plan.replicas)
-    ok &= not plan.constraints.use_all or len(held) == len(known)
+    ok &= all(replica.constraints == of_replica(plan.constraints) for replica in plan.replicas)
+    usable = known.keys() - set(plan.constraints.excluded)
+    ok &= usable >= {device.id for device in held} and (
+        not plan.constraints.use_all or len(held) == len(usable)
+    )
     return Check(
         name="replicas",
         statement=f"{len(plan.replicas)} replicas on {len(held)} of {len(known)} devices, none in two; links and"
