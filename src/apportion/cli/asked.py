@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from apportion.cli.by_hand import read_constraints, sizes_by_device
 from apportion.cli.for_engine import check_engine, plan_for_engine
 from apportion.cli.kv_choice import MOST
 from apportion.cli.options import PlanChoices, StreamChoice, cluster_from_options, workload_from_options
@@ -14,6 +15,7 @@ from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
     from apportion.types.cluster import Cluster
+    from apportion.types.constraints import Constraints
     from apportion.types.model import ModelSpec
     from apportion.types.plan import Plan
     from apportion.types.workload import Workload
@@ -28,6 +30,7 @@ class Asked:
     workload: "Workload"
     weight_formats: tuple[str, ...]
     swap_bytes: int
+    constraints: "Constraints"
 
 
 def plan_from_options(
@@ -50,6 +53,16 @@ def ask(
     model = read_model_spec(model_path)
     workload = workload_from_options(model, choices)
     cluster = cluster_from_options(choices)
+    for device_id, num_bytes in sizes_by_device(cluster, choices.reserve, "--reserve"):
+        cluster = cluster.with_reserve(device_id, num_bytes)
+    constraints = read_constraints(
+        model,
+        cluster,
+        stages=choices.stage,
+        pins=choices.pin,
+        excluded=choices.exclude,
+        use_all=choices.use_all,
+    )
     when_measured(model)
     # Other engines compute in 16 bits on CPUs, too.
     weights = choices.weights or (AUTO if choices.for_engine else None)
@@ -65,6 +78,7 @@ def ask(
         workload=workload,
         weight_formats=formats,
         swap_bytes=swap_bytes,
+        constraints=constraints,
     )
 
 
@@ -72,20 +86,27 @@ def plan_asked(asked: Asked, choices: PlanChoices) -> "Plan":
     """One pipeline."""
     from apportion.catalog.datasheet import common_cards
     from apportion.planner.build import make_plan
-    from apportion.types.constraints import UNCONSTRAINED
 
     if choices.for_engine is not None:
-        plan = plan_for_engine(asked, choices.for_engine, UNCONSTRAINED)
+        plan = plan_for_engine(asked, choices.for_engine, asked.constraints)
     else:
         plan = make_plan(
             asked.model,
             asked.cluster,
             asked.workload,
             asked.weight_formats,
-            streaming=choices.stream is not StreamChoice.NEVER,
+            asked.constraints,
+            streaming=_may_stream(choices),
             cards=common_cards(),
         )
     return _with_host_and_free_memory(plan, asked.swap_bytes, choices.kv_tokens)
+
+
+def _may_stream(choices: PlanChoices) -> bool:
+    """A division by hand streams only where that is typed."""
+    if choices.stream is None:
+        return not choices.stage
+    return choices.stream is not StreamChoice.NEVER
 
 
 def _swap_bytes(given: str | None) -> int:

@@ -56,6 +56,11 @@ def bench(
     weights: options.Weights = None,
     kv_format: options.KvFormat = None,
     stream: options.Stream = None,
+    stage: options.FixedStages = None,
+    pin: options.Pins = None,
+    exclude: options.Exclude = None,
+    use_all: options.UseAll = False,
+    reserve: options.Reserve = None,
     no_calibration: options.NoCalibration = False,
     replica: options.Replica = None,
     random_weights: Annotated[
@@ -83,6 +88,11 @@ def bench(
         kv_format=kv_format,
         stream=stream,
         no_calibration=no_calibration or None,
+        stage=stage or None,
+        pin=pin or None,
+        exclude=exclude or None,
+        use_all=use_all or None,
+        reserve=reserve or None,
     )
     levels, lengths = _levels(concurrency), Lengths(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     measured = Measured(

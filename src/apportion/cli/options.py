@@ -264,6 +264,34 @@ Details = Annotated[
         help="Show everything: shares, KV blocks, balance, certificate.",
     ),
 ]
+UseAll = Annotated[
+    bool,
+    typer.Option("--use-all", rich_help_panel=DIVISION_PANEL, help="Give every device some of the layers."),
+]
+FixedStages = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stage",
+        rich_help_panel=DIVISION_PANEL,
+        help="Divide by hand: 'gpu0=0-11', 'gpu1+gpu2=12-31' to share layers. Repeat; the rest is planned.",
+    ),
+]
+Pins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pin",
+        rich_help_panel=DIVISION_PANEL,
+        help="Layers a device must hold, among others: 'gpu0=0-3', 'gpu0=embedding', 'gpu0=head'. Repeat.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(rich_help_panel=DIVISION_PANEL, help="A device to give no layers. Repeat."),
+]
+Reserve = Annotated[
+    list[str] | None,
+    typer.Option(rich_help_panel=DEVICES_PANEL, help="Memory to keep free: 'gpu0=2GiB'. Repeat."),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,12 +317,19 @@ class PlanChoices:
     replicas: str | None = None
     balance: str | None = None
     for_engine: str | None = None
+    stage: list[str] | None = None
+    pin: list[str] | None = None
+    exclude: list[str] | None = None
+    use_all: bool | None = None
+    reserve: list[str] | None = None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "PlanChoices":
         """From a command's arguments, which have the names of these fields; others are left alone."""
         typed = {one.name: arguments[one.name] for one in fields(cls) if one.name in arguments}
-        return cls(**{**typed, "no_calibration": typed["no_calibration"] or None})
+        return cls(
+            **{name: None if value is False or value == [] else value for name, value in typed.items()}
+        )
 
     @property
     def demanding(self) -> bool:

@@ -52,6 +52,11 @@ def plan(
     balance: options.Balance = None,
     replicas: options.Replicas = None,
     for_engine: options.ForEngine = None,
+    stage: options.FixedStages = None,
+    pin: options.Pins = None,
+    exclude: options.Exclude = None,
+    use_all: options.UseAll = False,
+    reserve: options.Reserve = None,
     no_calibration: options.NoCalibration = False,
     swap_space: options.SwapSpace = None,
     kv_tokens: options.KvTokens = None,
@@ -112,6 +117,13 @@ def _show(made: "Planned", *, as_json: bool, compare: bool, why: bool, details: 
         from apportion.cli.render_communication import print_communication
 
         print_communication(console, made)
+    if made.constraints.statement:
+        from apportion.cli.render_constraints import print_cost
+        from apportion.planner.explain.constrained import cost_of_constraints
+
+        cost = cost_of_constraints(made)
+        if cost is not None:
+            print_cost(console, made, cost)
     if compare:
         from apportion.cli.render_compare import print_comparison
         from apportion.planner.baselines.compare import plan_baselines

@@ -47,7 +47,9 @@ def planned_replicas(
 
     check_workload(asked.workload, number)
     try:
-        plan = make_replicated_plan(asked.model, asked.cluster, asked.workload, asked.weight_formats, number)
+        plan = make_replicated_plan(
+            asked.model, asked.cluster, asked.workload, asked.weight_formats, number, asked.constraints
+        )
     except InfeasibleError:
         if number is not None:
             raise

@@ -17,14 +17,15 @@ from apportion.planner.divide import search
 from apportion.planner.finder import Finder
 from apportion.planner.found import Found
 from apportion.planner.host_room import find_with_host_room, without_host_memory
+from apportion.planner.infeasible.constraints import check_constraints, constraints_error
 from apportion.planner.infeasible.error import infeasible_error
 from apportion.planner.infeasible.host_memory import host_memory_error
 from apportion.planner.infeasible.limits import limits_error, without_limits
-from apportion.planner.infeasible.relief import Demand
+from apportion.planner.infeasible.relief import Demand, changes, least_memory
 from apportion.planner.problem import alternatives, chunk_candidates, make_problem
 from apportion.types.cluster import Cluster, Device
 from apportion.types.constraints import UNCONSTRAINED, Constraints
-from apportion.types.errors import UsageError
+from apportion.types.errors import InfeasibleError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import PLAN_VERSION, Certificate, Plan
 from apportion.types.step_costs import even_costs
@@ -125,8 +126,29 @@ def _found(
         elsewhere = (
             find_division(model, roomy.cluster, workload, weight_formats, constraints) if streaming else None
         )
-        raise host_memory_error(demand, elsewhere) if elsewhere else infeasible_error(demand)
+        raise host_memory_error(demand, elsewhere) if elsewhere else _nothing_fits(demand)
     return found
+
+
+def _nothing_fits(demand: Demand) -> InfeasibleError:
+    model, cluster, workload = demand.model, demand.cluster, demand.workload
+    chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
+    problem = make_problem(model, cluster, workload, demand.weight_formats, chunk_tokens, demand.constraints)
+
+    def fits_with(constraints: Constraints) -> bool:
+        return fits(
+            model,
+            cluster,
+            workload,
+            demand.weight_formats,
+            constraints,
+            streaming=demand.fits_streamed is None,
+        )
+
+    def helping() -> Sequence[str]:
+        return tuple(changes(demand, least_memory(demand)))
+
+    return constraints_error(problem, fits_with, helping) or infeasible_error(demand)
 
 
 def _certificate(found: Found) -> Certificate:
@@ -154,7 +176,7 @@ def make_plan(
     needs; UsageError for a KV cache that is too small for the workload, or constraints that it does not go with.
     """
     check_kv_tokens(workload)
-    _check_constraints(workload, constraints)
+    check_constraints(model, cluster, workload, constraints)
     streaming = streaming and _may_stream(workload, constraints)
     return certified(
         _found(model, cluster, workload, weight_formats, constraints, cards, streaming=streaming)
@@ -164,13 +186,6 @@ def make_plan(
 def _may_stream(workload: Workload, constraints: Constraints) -> bool:
     """Not for other engines, which do it in other ways or not at all."""
     return workload.objective != "communication" and constraints.engine is None
-
-
-def _check_constraints(workload: Workload, constraints: Constraints) -> None:
-    if constraints.use_all and workload.objective == "fewest-devices":
-        raise UsageError(
-            "--use-all takes every device, --objective fewest-devices as few as will do; give one of them"
-        )
 
 
 def certified(found: Found) -> Plan:

@@ -1,9 +1,10 @@
 """The devices a person has, and the links that join their hosts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS
+from apportion.types.errors import ClusterError
+from apportion.types.units import FORMAT_BYTES, WEIGHT_BITS, format_bytes
 
 DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "xpu", "npu"]
 """All can be planned for; the engine runs those of catalog.runnable."""
@@ -157,6 +158,27 @@ class Cluster:
 
     def device(self, device_id: str) -> Device:
         return next(device for device in self.devices if device.id == device_id)
+
+    def with_reserve(self, device_id: str, num_bytes: int) -> "Cluster":
+        """With so many bytes more of a device kept unused. Raises ClusterError where it has not so many."""
+        device = self.device(device_id)
+        if num_bytes >= device.usable_bytes:
+            kept = f", of which {format_bytes(device.reserved_bytes)} are kept already" * (
+                device.reserved_bytes > 0
+            )
+            raise ClusterError(
+                f"{format_bytes(num_bytes)} cannot be kept unused on {device_id}: it has"
+                f" {format_bytes(device.memory_bytes)}{kept}; give less, or exclude it"
+            )
+        return self._with(replace(device, reserved_bytes=device.reserved_bytes + num_bytes))
+
+    def with_memory(self, device_id: str, num_bytes: int) -> "Cluster":
+        """With so many bytes of a device for the engine, of which nothing is kept unused."""
+        return self._with(replace(self.device(device_id), memory_bytes=num_bytes, reserved_bytes=0))
+
+    def _with(self, changed: Device) -> "Cluster":
+        devices = tuple(changed if device.id == changed.id else device for device in self.devices)
+        return replace(self, devices=devices)
 
     def link(self, src_device_id: str, dst_device_id: str) -> Link | None:
         """The link between two devices' hosts, None where there is none."""

@@ -7,7 +7,9 @@ from apportion.cost.kv_capacity import with_most_kv
 from apportion.cost.memory import kv_blocks
 from apportion.cost.service import least_kv_tokens
 from apportion.planner.build import make_plan
+from apportion.planner.infeasible.constraints import without_device
 from apportion.types.cluster import Cluster, Device, Link
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.errors import ClusterError, PlanError, UsageError
 from apportion.types.plan import Plan
 from apportion.types.workload import Workload
@@ -26,6 +28,12 @@ class Changes:
     """None, or nothing, where it stays as it is."""
 
     remove: tuple[str, ...] = ()
+    reserve: tuple[tuple[str, int], ...] = ()
+    """Bytes kept unused on a device, beside those that are already."""
+    memory: tuple[tuple[str, int], ...] = ()
+    """What the engine may use of a device."""
+    constraints: Constraints = UNCONSTRAINED
+    """Beside those of the plan; stages by hand instead of its own."""
     add: tuple[Device, ...] = ()
     links: tuple[LinkChange, ...] = ()
     context_tokens: int | None = None
@@ -52,7 +60,16 @@ def what_if(plan: Plan, changes: Changes) -> Plan:
     if filled:  # as --kv-tokens max: planned for the least, then given what is left
         workload = replace(workload, kv_tokens=least_kv_tokens(workload))
     cluster = changed_cluster(plan.cluster, changes)
-    after = make_plan(plan.model, cluster, workload, weight_formats, plan.constraints)
+    constraints = changed_constraints(plan.constraints, changes)
+    streams = any(stage.streamed_layers for stage in plan.stages)
+    after = make_plan(
+        plan.model,
+        cluster,
+        workload,
+        weight_formats,
+        constraints,
+        streaming=streams or not constraints.stages,
+    )
     return with_most_kv(after) if filled else after
 
 
@@ -72,10 +89,34 @@ def changed_cluster(cluster: Cluster, changes: Changes) -> Cluster:
     if not devices:
         raise ClusterError(f"all {len(known)} devices are removed; keep one, or add one")
     links = list(cluster.links)
+    devices = list(_resized(Cluster(devices=tuple(devices), links=()), changes).devices)
     for change in changes.links:
         link = _named_link(Cluster(devices=tuple(devices), links=tuple(links)), change.name)
         links[links.index(link)] = replace(link, bytes_per_s=change.bytes_per_s)
     return replace(cluster, devices=tuple(devices), links=tuple(links))
+
+
+def _resized(cluster: Cluster, changes: Changes) -> Cluster:
+    for device_id, num_bytes in changes.memory:
+        cluster = cluster.with_memory(device_id, num_bytes)
+    for device_id, num_bytes in changes.reserve:
+        cluster = cluster.with_reserve(device_id, num_bytes)
+    return cluster
+
+
+def changed_constraints(before: Constraints, changes: Changes) -> Constraints:
+    """Those of the plan and the further ones. Raises UsageError for a device that is removed and has to take part."""
+    asked = changes.constraints
+    both = replace(
+        before,
+        use_all=before.use_all or asked.use_all,
+        excluded=(*before.excluded, *(name for name in asked.excluded if name not in before.excluded)),
+        pins=(*before.pins, *(pin for pin in asked.pins if pin not in before.pins)),
+        stages=asked.stages or before.stages,
+    )
+    for device_id in changes.remove:
+        both = without_device(both, device_id)
+    return both
 
 
 def _kv_format(before: str | None, asked: str | None) -> str | None:

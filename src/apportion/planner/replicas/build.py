@@ -7,6 +7,7 @@ import numpy as np
 
 from apportion.planner.build import certified
 from apportion.planner.found import Found
+from apportion.planner.infeasible.constraints import check_constraints
 from apportion.planner.replicas.bound import MAX_SETS, certify_replicas
 from apportion.planner.replicas.device_sets import DeviceSets
 from apportion.planner.replicas.guesses import best_guess
@@ -36,6 +37,7 @@ def make_replicated_plan(
     disjoint sets of devices that hold the model.
     """
     check_workload(workload, num_replicas)
+    check_constraints(model, cluster, workload, constraints)
     check_replicable(constraints)
     task = Task(
         model=model,

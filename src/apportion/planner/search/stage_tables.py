@@ -20,6 +20,7 @@ from apportion.planner.stages.places import allowed_ranges
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
 LinkCost = Callable[[Timing | None], float]
 """Infinite where there is no link, or it may not be used."""
 
@@ -117,8 +118,8 @@ class StageTables:
     def _in_place(self, by_stop: FloatArray, places: BoolArray | None) -> FloatArray:
         if places is None:
             return by_stop
-        stops = np.arange(len(by_stop))[:, None]
-        starts = stops - 1 - np.arange(by_stop.shape[1])
+        stops: IntArray = np.arange(len(by_stop))[:, None]
+        starts: IntArray = stops - 1 - np.arange(by_stop.shape[1])
         return np.where((starts >= 0) & places[np.maximum(starts, 0), stops], by_stop, inf)
 
     def host_choices(self, limit: float) -> list[HostChoices]:
