@@ -7,7 +7,7 @@ from apportion.planner.found import Found
 from apportion.planner.infeasible.error import least_bytes
 from apportion.planner.named_stages import name_devices
 from apportion.planner.problem import Problem, microbatch_candidates
-from apportion.planner.search.division import Division, Search, StageKinds, possible_groups
+from apportion.planner.search.division import Division, Group, Search, StageKinds, is_exact, possible_groups
 from apportion.planner.search.limits import WithinLimits
 from apportion.planner.stages.formats import group_problems, keeps_limits, widened
 from apportion.planner.stages.shares import GroupMemory
@@ -29,6 +29,7 @@ def search(
         return None
     kinds = kinds or StageKinds(problem.model)
     groups = possible_groups(problem)
+    _check_exact(problem, groups)
     memories = [
         [GroupMemory(one, group.devices, kinds) for one in group_problems(problem, group.devices, kinds)]
         for group in groups
@@ -36,7 +37,6 @@ def search(
     best: tuple[float, Division, int] | None = None
     for number in microbatches or microbatch_candidates(problem.workload, len(problem.cluster.devices)):
         searched = Search(problem, number, groups, memories, kinds)
-        _check_exact(problem, searched)
         division = searched.best(cutoff)
         if division is None and cutoff == inf:
             return None  # memory and links do not depend on the number
@@ -55,8 +55,9 @@ def _named(problem: Problem, division: Division, searched: int) -> Found:
     return Found(problem=problem, stages=stages, microbatches=number, value=value)
 
 
-def _check_exact(problem: Problem, searched: Search) -> None:
-    if searched.exact:
+def _check_exact(problem: Problem, groups: Sequence[Group]) -> None:
+    """Raises UsageError for what only an exact search keeps to."""
+    if is_exact(problem, groups):
         return
     number = len(problem.cluster.devices)
     if problem.max_devices is not None:

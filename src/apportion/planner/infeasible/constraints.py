@@ -125,7 +125,7 @@ def constraints_error(
     dropped = [typed for typed, rest in parts if fits(rest)]
     if not dropped and not (len(parts) > 1 and fits(UNCONSTRAINED)):
         return None
-    without = " or ".join(f"without {typed}" for typed in dropped) or "without all of them"
+    without = " or ".join(f"without {typed}" for typed in dropped) or "with none of them"
     short = "; ".join([*_too_large(problem.narrowest()), ""])
     others = ", or ".join(helping())
     return InfeasibleError(

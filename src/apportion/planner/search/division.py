@@ -25,7 +25,14 @@ from apportion.planner.search.selection import (
 )
 from apportion.planner.search.stage_tables import StageTables
 from apportion.planner.stages.axes import StageKind
-from apportion.planner.stages.groups import Group, device_kinds, first_alike, group_link, possible_groups
+from apportion.planner.stages.groups import (
+    Group,
+    device_axes,
+    device_kinds,
+    first_alike,
+    group_link,
+    possible_groups,
+)
 from apportion.planner.stages.kinds import StageKinds, stage_kind
 from apportion.planner.stages.options import (
     Options,
@@ -125,7 +132,7 @@ class Search:
     @property
     def exact(self) -> bool:
         """Whether all divisions are searched, but for shares that are not among the options."""
-        return num_states(self.tables.axes.available) * len(self.groups) <= MAX_WAYS
+        return is_exact(self.problem, self.groups)
 
     def best(self, cutoff: float = inf) -> Division | None:
         """None where there is none with a value below `cutoff`."""
@@ -247,6 +254,11 @@ class Search:
     def _hop_s(self, src: str, dst: str) -> float:
         hop = self.tables.joins.hop(src, dst, 1)
         return inf if hop is None else self.goal.path_s(hop)
+
+
+def is_exact(problem: Problem, groups: Sequence[Group]) -> bool:
+    """Whether all divisions are searched: the ways to use the devices are not too many."""
+    return num_states(device_axes(problem).available) * len(groups) <= MAX_WAYS
 
 
 def path_only(goal: Goal) -> Goal:

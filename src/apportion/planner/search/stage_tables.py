@@ -49,6 +49,7 @@ class StageTables:
         self._placed_kinds = [None if places is None else self._kinds_of(places) for places in self.places]
         stops = np.arange(problem.model.num_layers + 1)
         starts = stops[:, None] - 1 - np.arange(problem.model.num_layers)
+        self._starts: IntArray = starts
         self._by_stop = np.where(starts >= 0, kinds.index[np.maximum(starts, 0), stops[:, None]], -1)
 
     def _kinds_of(self, places: BoolArray) -> BoolArray:
@@ -118,8 +119,8 @@ class StageTables:
     def _in_place(self, by_stop: FloatArray, places: BoolArray | None) -> FloatArray:
         if places is None:
             return by_stop
-        stops: IntArray = np.arange(len(by_stop))[:, None]
-        starts: IntArray = stops - 1 - np.arange(by_stop.shape[1])
+        starts = self._starts[:, : by_stop.shape[1]]
+        stops = np.arange(len(by_stop))[:, None]
         return np.where((starts >= 0) & places[np.maximum(starts, 0), stops], by_stop, inf)
 
     def host_choices(self, limit: float) -> list[HostChoices]:

@@ -116,16 +116,28 @@ def possible_groups(problem: Problem) -> tuple[Group, ...]:
 
 
 def _host_groups(problem: Problem, host: str) -> Iterator[Group]:
-    kinds = device_kinds(problem.cluster.devices, problem.constraints)
     most = min(problem.model.kv_heads, _num_granules(problem), problem.max_devices or inf)
     joined = host_link(problem.cluster, host, host) is not None
-    ranges = [range(len(kind) + 1 if kind[0].host == host else 1) for kind in kinds]
-    for counts in product(*ranges):
+    kinds = device_kinds(problem.cluster.devices, problem.constraints)
+    for counts in _host_counts(problem.constraints, kinds, host):
         size = sum(counts)
         if _allowed(problem, size) and (size == 1 or (joined and 1 < size <= most)):
             devices = tuple(d for kind, count in zip(kinds, counts, strict=True) for d in kind[:count])
             if _have_cores(problem, devices) and _is_possible(problem, devices):
                 yield Group(counts=counts, devices=devices)
+
+
+def _host_counts(constraints: Constraints, kinds: Sequence[Sequence[Device]], host: str) -> Iterator[Used]:
+    """So many of each kind of a host; the devices of a stage by hand together alone."""
+    here = [kind[0].host == host for kind in kinds]
+    stages = [constraints.stage_of(kind[0].id) for kind in kinds]
+    free = [inside and stage is None for inside, stage in zip(here, stages, strict=True)]
+    yield from product(
+        *(range(len(kind) + 1 if inside else 1) for kind, inside in zip(kinds, free, strict=True))
+    )
+    for one in constraints.stages:
+        members = [inside and stage is one for inside, stage in zip(here, stages, strict=True)]
+        yield tuple(len(kind) if member else 0 for kind, member in zip(kinds, members, strict=True))
 
 
 def _allowed(problem: Problem, size: int) -> bool:
