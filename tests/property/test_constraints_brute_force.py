@@ -7,17 +7,20 @@ from math import floor, inf, isclose
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from property.test_communication_brute_force import EveryDivision, between, epsilon
 from property.test_planner_brute_force import BruteForce, compositions, dominates, problems
 from property.test_replicas_brute_force import Replicas, tasks
 
-from apportion.cost.estimate import entry_timing, hop_timing, stage_timing
+from apportion.cost.estimate import communication, entry_timing, hop_timing, stage_timing
 from apportion.planner.bounds.bound import certify
+from apportion.planner.communication.find import least_communication, prove_communication
 from apportion.planner.divide import search
 from apportion.planner.problem import make_problem
 from apportion.planner.replicas.build import make_replicated_plan, served
 from apportion.planner.verify.replicas import verify_replicas
 from apportion.types.constraints import Constraints, FixedStage, Pin
 from apportion.types.errors import InfeasibleError
+from apportion.types.workload import BalanceLimit
 
 
 class Constrained(BruteForce):
@@ -203,6 +206,66 @@ def test_replicas_with_constraints_equal_brute_force(task, asked):
     assert isclose(served(plan.replicas), best, rel_tol=1e-8)
     assert plan.certificate.lower_bound <= (1 + 1e-8) / best
     assert all(check.ok for check in verify_replicas(plan))
+
+
+class ConstrainedDivisions(EveryDivision):
+    """Of least communication: every division, and those left out that break a constraint."""
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        self.rules = Constrained(problem, 1)
+        self.stages = []
+
+    def extend(self, start, used, host, links_s, times_s):
+        if start < self.model.num_layers or self.rules.kept(tuple(self.stages), used):
+            yield from super().extend(start, used, host, links_s, times_s)
+
+    def options(self, group, start, stop):
+        for option in super().options(group, start, stop):
+            self.stages.append((group, start, stop))
+            yield option
+            self.stages.pop()
+
+    def fastest(self, group, start, stop, weight_format):
+        if not all(device.rate(weight_format) for device in group):
+            return None
+        shares = self.rules.shares(group)
+        stages = (self.brute.stage(group, start, stop, *pair, weight_format) for pair in shares)
+        return min((self.costs(stage, group) for stage in stages if self.brute.fits(stage)), default=None)
+
+
+def check_communication(problem, part):
+    problem = replace(problem, workload=replace(problem.workload, objective="communication"))
+    divisions = [
+        (links_s, epsilon(times_s, False)) for links_s, times_s, _ in ConstrainedDivisions(problem).all()
+    ]
+    if not divisions:
+        assert least_communication(problem) is None
+        return
+    limit = inf if part is None else between([reached for _, reached in divisions], part)
+    if part is not None:
+        asked = BalanceLimit(seconds=limit)
+        problem = replace(problem, workload=replace(problem.workload, balance=asked))
+    best = min(links_s for links_s, reached in divisions if reached < limit)
+    found = least_communication(problem)
+    reached = communication(problem.model, problem.cluster, problem.workload, found.stages).total_s
+    assert isclose(reached, best, rel_tol=1e-9)
+    assert prove_communication(found.problem, reached).seconds <= best * (1 + 1e-9)
+    assert prove_communication(found.problem, 1.5 * reached).seconds <= best * (1 + 1e-9)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(constrained(max_layers=4), st.sampled_from([None, 0.1, 0.5]))
+def test_least_communication_with_constraints_equals_brute_force(problem, part):
+    check_communication(problem, part)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(constrained(max_layers=5), st.sampled_from([None, 0.1, 0.3, 0.7]))
+def test_least_communication_with_constraints_at_length(problem, part):
+    check_communication(problem, part)
 
 
 @pytest.mark.nightly

@@ -252,9 +252,7 @@ def _arcs(tables: StageTables, goal: Goal) -> Arcs:
         least = np.where(np.isfinite(options.path_s), options.occupied_s, inf).min(axis=1)
         path_s = np.append(options.path_s.min(axis=1), inf)[tables.kinds.index]
         occupied_s = np.append(least, inf)[tables.kinds.index]
-        places = tables.places[number]
-        if places is not None:
-            path_s = np.where(places, path_s, inf)
+        path_s = tables.places.of_ranges(number, path_s)
         for src, host in enumerate(hosts):
             before = [joins.entry(group.host, group.size) if host == joins.home else None]
             before += [joins.hop(host, group.host, group.size)] * (num_layers - 1)

@@ -195,7 +195,7 @@ class LimitedBound:
     def _stage(self, step: Taken, cost: FloatArray) -> Timing:
         kinds, options = self.kinds, self.tables.options[step.group]
         numbers = np.flatnonzero((kinds.position == step.position) & (kinds.num_layers == step.num_layers))
-        kind = numbers[self.tables.placed(step.group, cost.min(axis=1))[numbers].argmin()]
+        kind = numbers[self.tables.places.of_kinds(step.group, cost.min(axis=1))[numbers].argmin()]
         option = cost[kind].argmin()
         return Timing(
             prefill_s=float(options.path_s[kind, option]), decode_s=float(options.occupied_s[kind, option])

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from apportion.planner.communication.tables import LinkTables
 from apportion.planner.communication.window import ROUNDING, Window
-from apportion.planner.stages.groups import least_used
 from apportion.types.workload import BalanceLimit
 
 FloatArray = NDArray[np.float64]
@@ -120,8 +119,9 @@ class CommunicationBound:
             for least_s, most_s, links_s in zip(
                 costs.least_step_s, costs.most_step_s, costs.least_links_s, strict=True
             ):
+                placed = self.tables.places.of_kinds(number, least_s)
                 kept = np.flatnonzero(
-                    np.isfinite(least_s) & (links_s + join + others <= self.value * (1 + SOLVER_TOLERANCE))
+                    np.isfinite(placed) & (links_s + join + others <= self.value * (1 + SOLVER_TOLERANCE))
                 )
                 whole = (
                     np.full(len(kept), number),
@@ -151,7 +151,7 @@ class _Program:
         self.num_hosts = len(tables.hosts)
         self.hosts = bound.host_of[items.group]
         self.sizes: IntArray = np.array([group.size for group in tables.groups])[items.group]
-        self.counts = np.array([group.counts for group in tables.groups])[items.group]
+        self.counts = np.array([tables.axes.used(group.counts) for group in tables.groups])[items.group]
         self.first, self.last = tables.kinds.has_embedding[items.kind], tables.kinds.has_head[items.kind]
         self.hops, self.hop_s = self._hops()
         self.num_columns = len(items) + len(self.hops) + self.num_hosts
@@ -176,7 +176,7 @@ class _Program:
         self._balance()
         value = self.bound.value
         costs = np.concatenate([self.items.links_s, self.hop_s, np.zeros(self.num_hosts)]) / value
-        devices = float(sum(len(kind) for kind in self.bound.tables.device_kinds))
+        devices = float(sum(self.bound.tables.axes.available))
         self.rows.append((costs, -inf, 1.0))
         most = np.full(self.num_columns, devices)
         most[-self.num_hosts :] = 1
@@ -227,9 +227,8 @@ class _Program:
         for sort, name in enumerate(tables.kinds.layers):
             total = tables.problem.model.layers.count(name)
             self._add(total, total, items=layers[:, sort])
-        needed = least_used(tables.problem)
-        for kind, devices in enumerate(tables.device_kinds):
-            self._add(needed[kind], len(devices), items=self.counts[:, kind])
+        for axis, (least, most) in enumerate(zip(tables.axes.least, tables.axes.available, strict=True)):
+            self._add(least, most, items=self.counts[:, axis])
 
     def _join(self) -> None:
         """As many hops into a host as stages there but for the first, out of it but for the last."""
@@ -251,8 +250,8 @@ class _Program:
                 self._add(0, inf, items=begun, hops=entered, host=(host, -1.0))
 
     def _devices(self, host: int) -> list[int]:
-        tables = self.bound.tables
-        return [len(kind) for kind in tables.device_kinds if kind[0].host == tables.hosts[host]]
+        axes, name = self.bound.tables.axes, self.bound.tables.hosts[host]
+        return [number for number, where in zip(axes.available, axes.hosts, strict=True) if where == name]
 
     def _sets(self) -> list[tuple[int, ...]]:
         """Of hosts, each of which is entered from outside, or has the first stage, where one of its hosts is in use."""

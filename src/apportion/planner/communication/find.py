@@ -16,7 +16,7 @@ from apportion.planner.named_stages import name_devices
 from apportion.planner.problem import Problem, chunk_candidates
 from apportion.planner.search.division import PlacedStage
 from apportion.planner.search.selection import num_states
-from apportion.planner.stages.groups import Group, device_kinds, possible_groups
+from apportion.planner.stages.groups import Group, device_axes, possible_groups
 from apportion.types.errors import InfeasibleError, UsageError
 from apportion.types.plan import Stage
 from apportion.types.units import format_seconds
@@ -59,9 +59,14 @@ def prove_communication(problem: Problem, value: float) -> Proven:
 def _searched_groups(problem: Problem) -> Sequence[Group]:
     """All, or where these are too many ways those of at most two, or one."""
     groups = possible_groups(problem)
-    states = num_states([len(kind) for kind in device_kinds(problem.cluster.devices)])
+    states = num_states(device_axes(problem).available)
+    laid = {frozenset(one.device_ids) for one in problem.constraints.stages}
     for most in (len(problem.cluster.devices), 2, 1):
-        searched = [group for group in groups if group.size <= most]
+        searched = [
+            group
+            for group in groups
+            if group.size <= most or frozenset(device.id for device in group.devices) in laid
+        ]
         if states * len(searched) <= MAX_WAYS:
             return searched
     raise UsageError(

@@ -22,7 +22,6 @@ from apportion.planner.communication.tables import LinkTables
 from apportion.planner.communication.window import Window, keeps_balance
 from apportion.planner.search.division import PlacedStage
 from apportion.planner.search.pipeline import Joined, Pipelines
-from apportion.planner.stages.groups import least_used
 from apportion.types.workload import BalanceLimit
 
 FloatArray = NDArray[np.float64]
@@ -86,23 +85,21 @@ class LeastCommunication:
     def __init__(self, tables: LinkTables) -> None:
         self.tables = tables
         problem = tables.problem
-        kind_counts = [len(kind) for kind in tables.device_kinds]
+        available = np.array(tables.axes.available)
         self.joined: Joined = tables.joined()
         self.pipelines = Pipelines(
             tables.groups,
             tables.hosts,
-            kind_counts,
+            tables.axes,
             problem.model.num_layers,
-            least_used=least_used(problem),
         )
-        radices = np.cumprod([1, *(number + 1 for number in kind_counts)])
-        self.used: NDArray[np.int64] = (
-            np.arange(radices[-1])[:, None] // radices[:-1] % (np.array(kind_counts) + 1)
-        )
+        radices = np.cumprod([1, *(available + 1)])
+        self.used: NDArray[np.int64] = np.arange(radices[-1])[:, None] // radices[:-1] % (available + 1)
+        self.counts = [tables.axes.used(group.counts) for group in tables.groups]
         finite = [costs.step_s[np.isfinite(costs.step_s)] for costs in tables.costs]
         self.times_s = np.concatenate(finite) if finite else np.empty(0)
         least = self.joined.entry.min(initial=inf) + self.joined.exit.min(initial=inf)
-        most = self.times_s.max(initial=0.0) * sum(kind_counts)
+        most = self.times_s.max(initial=0.0) * int(available.sum())
         self.per_second = TIE * least / most if most > 0 and np.isfinite(least) else 0.0
         self.listed = self.windows = 0
 
@@ -183,7 +180,9 @@ class LeastCommunication:
             allowed = (costs.step_s >= window.least_s) & (costs.step_s <= window.most_s)
             seconds = costs.links_s + self.per_second * np.where(allowed, costs.step_s, 0.0)
             by_format.append(np.where(allowed, seconds, inf))
-        by_stop = [self.tables.by_stop(seconds.min(axis=0)) for seconds in by_format]
+        by_stop = [
+            self.tables.by_stop(number, seconds.min(axis=0)) for number, seconds in enumerate(by_format)
+        ]
         return _Costs(by_format, by_stop, self.pipelines.costs(by_stop, self.joined))
 
     def _listed(
@@ -230,10 +229,10 @@ class LeastCommunication:
 
     def _longer(self, costs: _Costs, end: _End, tie: "count[int]") -> Iterator[_End]:
         """With one more stage in front."""
-        for number, group in enumerate(self.tables.groups):
+        for number, counts in enumerate(self.counts):
             before = end.state - self.pipelines.added[number]
             if self.tables.host_of[number] != end.host or bool(
-                (self.used[end.state] < np.array(group.counts)).any()
+                (self.used[end.state] < np.array(counts)).any()
             ):
                 continue
             by_format = costs.by_format[number]

@@ -23,12 +23,13 @@ from apportion.planner.stages.axes import make_shard
 from apportion.planner.stages.groups import (
     Group,
     common_formats,
-    device_kinds,
+    device_axes,
     first_alike,
     group_link,
 )
 from apportion.planner.stages.kinds import StageKinds
 from apportion.planner.stages.options import Options, numbered_options, pooled_options, share_pool
+from apportion.planner.stages.places import Places
 from apportion.planner.stages.relaxed import RelaxedGroup
 from apportion.planner.stages.share_costs import CostedShares, ShareCosts
 from apportion.planner.stages.shares import GroupMemory, GroupShares, StageChoice
@@ -73,7 +74,8 @@ class LinkTables:
         self.groups = groups
         self.steps = communication_steps(problem.workload)
         self.kinds = StageKinds(problem.model)
-        self.device_kinds = device_kinds(problem.cluster.devices)
+        self.axes = device_axes(problem)
+        self.places = Places(problem, [group.devices for group in groups], self.kinds)
         self.hosts = list(dict.fromkeys(device.host for device in problem.cluster.devices))
         self.host_of = [self.hosts.index(group.host) for group in groups]
         alike = first_alike(problem, groups)
@@ -101,10 +103,10 @@ class LinkTables:
             np.array([seconds(joins.exit(host)) for host in self.hosts]),
         )
 
-    def by_stop(self, by_kind: FloatArray) -> FloatArray:
-        """[stop, layers − 1], no wider than the most layers that have a finite figure."""
+    def by_stop(self, number: int, by_kind: FloatArray) -> FloatArray:
+        """[stop, layers − 1] of a group, no wider than the most layers that have a finite figure."""
         most = int(self.kinds.num_layers[np.isfinite(by_kind)].max(initial=0))
-        return np.append(by_kind, inf)[self._by_stop[:, :most]]
+        return self.places.of_stops(number, np.append(by_kind, inf)[self._by_stop[:, :most]])
 
     def _costs(self, group: Group) -> StageCosts:
         link = group_link(self.problem, group)

@@ -105,9 +105,9 @@ class WithinLimits:
             ):
                 continue
             joined = self._with(front.figures, np.array([[link.prefill_s]]), np.array([[link.decode_s]]))
-            places = self.searched.tables.places[number]
+            ranges = self.searched.tables.places.ranges[number]
             for stop in range(layer + 1, self.num_layers + 1):
-                if places is not None and not places[layer, stop]:
+                if ranges is not None and not ranges[layer, stop]:
                     continue
                 added = self._with_stage(joined, layer, stop, number, state)
                 if added is not None:

@@ -16,11 +16,9 @@ from apportion.planner.search.selection import FIRST, LAST, ONLY, Choice, HostCh
 from apportion.planner.stages.groups import Group, device_axes
 from apportion.planner.stages.kinds import StageKinds
 from apportion.planner.stages.options import Options
-from apportion.planner.stages.places import allowed_ranges
+from apportion.planner.stages.places import Places
 
 FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
 LinkCost = Callable[[Timing | None], float]
 """Infinite where there is no link, or it may not be used."""
 
@@ -43,25 +41,10 @@ class StageTables:
         """By group; those that are alike share them."""
         self.hosts = list(dict.fromkeys(device.host for device in problem.cluster.devices))
         self.axes = device_axes(problem)
-        tied = problem.constraints.tied
-        self.places = [allowed_ranges(problem, group.devices) if tied else None for group in groups]
-        """By group [start, stop] of the stages that it may be; None where that is any."""
-        self._placed_kinds = [None if places is None else self._kinds_of(places) for places in self.places]
+        self.places = Places(problem, [group.devices for group in groups], kinds)
         stops = np.arange(problem.model.num_layers + 1)
         starts = stops[:, None] - 1 - np.arange(problem.model.num_layers)
-        self._starts: IntArray = starts
         self._by_stop = np.where(starts >= 0, kinds.index[np.maximum(starts, 0), stops[:, None]], -1)
-
-    def _kinds_of(self, places: BoolArray) -> BoolArray:
-        """Kinds of stages that some stage in these places has."""
-        placed = np.zeros(len(self.kinds.kinds), dtype=bool)
-        placed[self.kinds.index[places]] = True
-        return placed
-
-    def placed(self, number: int, by_kind: FloatArray) -> FloatArray:
-        """Costs of a group's kinds of stages, infinite for those that have no place."""
-        kinds = self._placed_kinds[number]
-        return by_kind if kinds is None else np.where(kinds, by_kind, inf)
 
     def maxima(self) -> list[float]:
         """All that a stage or link may be occupied for, ascending."""
@@ -112,16 +95,8 @@ class StageTables:
                 most = int(self.kinds.num_layers[np.isfinite(path_s)].max(initial=0))
                 known[id(options)] = np.append(path_s, inf)[self._by_stop[:, :most]]
         return [
-            self._in_place(known[id(options)], places)
-            for options, places in zip(self.options, self.places, strict=True)
+            self.places.of_stops(number, known[id(options)]) for number, options in enumerate(self.options)
         ]
-
-    def _in_place(self, by_stop: FloatArray, places: BoolArray | None) -> FloatArray:
-        if places is None:
-            return by_stop
-        starts = self._starts[:, : by_stop.shape[1]]
-        stops = np.arange(len(by_stop))[:, None]
-        return np.where((starts >= 0) & places[np.maximum(starts, 0), stops], by_stop, inf)
 
     def host_choices(self, limit: float) -> list[HostChoices]:
         """The same by host, wherever in the model a stage of so many layers is cheapest."""
@@ -133,8 +108,9 @@ class StageTables:
         by_length: dict[int, FloatArray] = {}
         tables: list[FloatArray] = []
         for number, path_s in enumerate(by_kind):
-            if self.places[number] is not None:
-                tables.append(self._by_length(self.placed(number, path_s)))
+            placed = self.places.of_kinds(number, path_s)
+            if placed is not path_s:
+                tables.append(self._by_length(placed))
                 continue
             if id(path_s) not in by_length:
                 by_length[id(path_s)] = self._by_length(path_s)
