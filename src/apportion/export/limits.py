@@ -156,12 +156,20 @@ def engine_problems(
 
     Raises PlanError where the engine has no use for any of the devices.
     """
-    parts = list(_clusters(ability, cluster))
+    usable = tuple(device for device in cluster.devices if device.id not in constraints.excluded)
+    parts = list(_clusters(ability, replace(cluster, devices=usable)))
     if not parts:
         kinds = " or ".join(kind.upper() if kind != "metal" else "Metal" for kind in ability.kinds)
         raise PlanError(
             f"{ability.title} divides a model among {kinds} devices, and there are none; use --to llama.cpp"
         )
+    needed = constraints.used | {device.id for device in usable if constraints.use_all}
+    parts = [part for part in parts if needed <= {device.id for device in part.devices}]
+    if not parts:
+        raise PlanError(
+            f"{ability.title} cannot use {', '.join(sorted(needed))} together; leave out what asks for them"
+        )
+    constraints = replace(constraints, excluded=())
     for step_tokens in ability.steps:
         yield [
             _problem(ability, model, part, workload, constraints, size, step_tokens)

@@ -120,6 +120,11 @@ class Constraints:
         form = [self.engine.statement] if self.engine else groups[self.groups]
         return ", ".join([*form, *["every device in use"] * self.use_all, *excluded, *tied])
 
+    @property
+    def engine_alone(self) -> "Constraints":
+        """What is left of them without those that a user types beside --for."""
+        return Constraints(groups=self.groups, engine=self.engine) if self.engine else UNCONSTRAINED
+
     def parts(self) -> Iterator[tuple[str, "Constraints"]]:
         """Each constraint as it is typed, and all the others without it."""
         if self.engine is not None:

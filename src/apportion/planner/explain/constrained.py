@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from apportion.cost.estimate import plan_objective_value
 from apportion.planner.weigh import Division, best_division
-from apportion.types.constraints import UNCONSTRAINED, Constraints
+from apportion.types.constraints import Constraints
 from apportion.types.plan import Plan
 
 
@@ -20,7 +20,7 @@ class Dropped:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     best: Division
-    """Without any of the constraints."""
+    """Without any of the constraints, within what an engine can do where the plan is for one."""
     loss: float
     """As of `Dropped`, of all of them together."""
     dropped: tuple[Dropped, ...]
@@ -28,9 +28,10 @@ class Cost:
 
 
 def cost_of_constraints(plan: Plan) -> Cost | None:
-    """None of a plan that has no constraints."""
-    parts = tuple(plan.constraints.parts())
-    best = _best(plan, UNCONSTRAINED) if parts else None
+    """None of a plan that has no constraints but what an engine can do."""
+    rest = plan.constraints.engine_alone
+    parts = [part for part in plan.constraints.parts() if part[1].engine == rest.engine]
+    best = _best(plan, rest) if plan.constraints != rest else None
     if best is None:
         return None
     value = plan_objective_value(plan)
