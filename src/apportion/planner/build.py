@@ -126,24 +126,19 @@ def _found(
         elsewhere = (
             find_division(model, roomy.cluster, workload, weight_formats, constraints) if streaming else None
         )
-        raise host_memory_error(demand, elsewhere) if elsewhere else _nothing_fits(demand)
+        raise (
+            host_memory_error(demand, elsewhere) if elsewhere else _nothing_fits(demand, streaming=streaming)
+        )
     return found
 
 
-def _nothing_fits(demand: Demand) -> InfeasibleError:
+def _nothing_fits(demand: Demand, *, streaming: bool) -> InfeasibleError:
     model, cluster, workload = demand.model, demand.cluster, demand.workload
     chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
     problem = make_problem(model, cluster, workload, demand.weight_formats, chunk_tokens, demand.constraints)
 
     def fits_with(constraints: Constraints) -> bool:
-        return fits(
-            model,
-            cluster,
-            workload,
-            demand.weight_formats,
-            constraints,
-            streaming=demand.fits_streamed is None,
-        )
+        return fits(model, cluster, workload, demand.weight_formats, constraints, streaming=streaming)
 
     def helping() -> Sequence[str]:
         return tuple(changes(demand, least_memory(demand)))

@@ -121,7 +121,7 @@ def _host_groups(problem: Problem, host: str) -> Iterator[Group]:
     kinds = device_kinds(problem.cluster.devices, problem.constraints)
     for counts in _host_counts(problem.constraints, kinds, host):
         size = sum(counts)
-        if _allowed(problem, size) and (size == 1 or (joined and 1 < size <= most)):
+        if size and _allowed(problem, size) and (size == 1 or (joined and size <= most)):
             devices = tuple(d for kind, count in zip(kinds, counts, strict=True) for d in kind[:count])
             if _have_cores(problem, devices) and _is_possible(problem, devices):
                 yield Group(counts=counts, devices=devices)
