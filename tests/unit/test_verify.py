@@ -125,10 +125,10 @@ def test_plans_survive_the_file(plan, tmp_path):
     [
         (lambda d: d.update(version=99), "version 99"),
         (lambda d: d.update(extra=1), "p: extra: unknown key"),
-        (lambda d: d["stages"][0]["split"].update(more=1), "p: stages.0.split.more: unknown key"),
+        (lambda d: d["stages"][0]["split"].update(more=1), r"p: stages\[0\].split.more: unknown key"),
         (lambda d: d["workload"].update(concurrency=-1), "p: workload.concurrency: -1 is not"),
         (lambda d: d["estimate"].update(ttft_s=float("nan")), "p: estimate.ttft_s: nan is not"),
-        (lambda d: d["stages"][0]["split"].update(kv_heads="8"), "p: stages.0.split.kv_heads"),
+        (lambda d: d["stages"][0]["split"].update(kv_heads="8"), r"p: stages\[0\].split.kv_heads"),
         (lambda d: d.pop("model"), "p: model"),
         (lambda d: d.update(stages=[]), "p: stages: at least one"),
     ],

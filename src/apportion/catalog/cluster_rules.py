@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from apportion.types.cluster import Cache, Cluster, Device, Link
 from apportion.types.errors import ClusterError
+from apportion.types.soundness import SLOWEST, device_faults
 from apportion.types.units import format_bytes, parse_bytes
 
 INTRA_HOST_LATENCY_S, INTRA_HOST_BYTES_PER_S = 6e-6, 3e9
@@ -73,6 +74,8 @@ def make_cluster(
     _refuse_repeated("device id", (device.id for device in devices))
     _refuse_repeated("link", (" – ".join(sorted((link.src, link.dst))) for link in links))
     for device in devices:
+        for field, problem in device_faults(device):
+            raise ClusterError(f"device {device.id!r}: {field}: {problem}")
         if device.memory_bytes > MAX_MEMORY_BYTES:
             most = format_bytes(MAX_MEMORY_BYTES)
             raise ClusterError(f"device {device.id} has more memory than {most}; write it like 6GiB")
@@ -187,6 +190,8 @@ def parse_speed(text: str | None, place: str) -> float:
 def check_speed(speed: float, place: str) -> float:
     if not (isfinite(speed) and 0 < speed <= 1):
         raise ClusterError(f"{place}: speed {speed} is not in (0, 1]")
+    if speed < SLOWEST:
+        raise ClusterError(f"{place}: speed {speed:g} is below {SLOWEST:g}, the slowest that is emulated")
     return speed
 
 

@@ -1,13 +1,15 @@
-"""Plans as JSON: every key is known, every number finite and not negative."""
+"""Plans as JSON. What is read is not believed: every key is known, every number finite and within reason, every text
+printable, and the whole hangs together (`plan_structure`)."""
 
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from apportion.planner.outdated import outdated_error
+from apportion.planner.plan_structure import first_fault
 from apportion.types.errors import PlanError
 from apportion.types.files import write_file
 from apportion.types.json_text import parse_json
@@ -16,6 +18,43 @@ from apportion.types.plan import PLAN_VERSION, Plan
 from apportion.types.replicated import ReplicatedPlan
 
 Planned = Plan | ReplicatedPlan
+Place = tuple[str | int, ...]
+"""Keys and indices that lead to a value."""
+
+_MOST = 1e18
+"""Of any figure: beyond it, products of a few have no finite value."""
+_MOST_SHOWN = 40
+_POSITIVE = frozenset(
+    (
+        "concurrency",
+        "prompt_tokens",
+        "output_tokens",
+        "max_context_tokens",
+        "kv_tokens",
+        "most_sequences",
+        "arrival_rate",
+        "ttft_limit_s",
+        "tpot_limit_s",
+        "hidden_size",
+        "q_heads",
+        "kv_heads",
+        "head_dim",
+        "kv_lora_rank",
+        "ffn_columns",
+        "vocab_rows",
+        "window_tokens",
+        "block_tokens",
+        "num_kv_blocks",
+        "microbatches",
+        "chunk_tokens",
+        "value",
+        "lower_bound",
+        "memory_bytes",
+        "host_cores",
+        "ffn_block_columns",
+    )
+)
+"""Of these nothing has none."""
 
 _PLAN = cast(TypeAdapter[Planned], TypeAdapter(Plan))
 _REPLICATED = cast(TypeAdapter[Planned], TypeAdapter(ReplicatedPlan))
@@ -71,14 +110,12 @@ def parse_planned(text: str, source: str) -> Planned:
         plan = adapter.validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = _path(first["loc"])
         raise PlanError(f"{source}: {place}: {first['msg'].lower()}") from None
     _check_keys(document, adapter.dump_python(plan, mode="json"), source)
-    if isinstance(plan, ReplicatedPlan) and not plan.replicas:
-        raise PlanError(f"{source}: replicas: at least one is needed")
-    for one in plan.replicas if isinstance(plan, ReplicatedPlan) else (plan,):
-        if not one.stages:
-            raise PlanError(f"{source}: stages: at least one is needed")
+    fault = first_fault(plan)
+    if fault is not None:
+        raise PlanError(f"{source}: {fault[0]}: {fault[1]}")
     return plan
 
 
@@ -92,30 +129,57 @@ def _document(text: str, source: str) -> dict[str, object]:
     document = cast(dict[str, object], given)
     if document.get("version") != PLAN_VERSION:
         raise outdated_error(document, source)
-    _check_numbers(document, source)
+    for place, value in _leaves(document, ()):
+        problem = _value_problem(place, value)
+        if problem is not None:
+            raise PlanError(f"{source}: {_path(place)}: {problem}")
     return document
 
 
-def _check_numbers(value: object, place: str) -> None:
-    if isinstance(value, (int, float)) and not (isfinite(value) and value >= 0):
-        raise PlanError(f"{place}: {value} is not a finite number ≥ 0")
-    for key, item in _items(value):
-        _check_numbers(item, f"{place}: {key}" if ": " not in place else f"{place}.{key}")
+def _path(place: Place) -> str:
+    """`stages[1].layer_start`."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in place]
+    return "".join(steps).removeprefix(".")
 
 
-def _check_keys(given: object, known: object, place: str) -> None:
+def _value_problem(place: Place, value: object) -> str | None:
+    if isinstance(value, str):
+        return None if value.isprintable() else f"{value!r} cannot be printed"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if not 0 <= value <= _MOST or isnan(value):
+        return f"{_shown(value)} is not a finite number ≥ 0" + (f" and ≤ {_MOST:g}" if value > _MOST else "")
+    if value == 0 and place[-1] in _POSITIVE:
+        return "it is 0, and must be more"
+    return None
+
+
+def _shown(value: float) -> str:
+    text = str(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
+def _leaves(value: object, place: Place) -> Iterator[tuple[Place, object]]:
+    inner = _items(value)
+    if not inner:
+        yield place, value
+    for key, item in inner:
+        yield from _leaves(item, (*place, key))
+
+
+def _check_keys(given: object, known: object, source: str, place: Place = ()) -> None:
     inner = dict(_items(known))
     for key, item in _items(given):
-        here = f"{place}: {key}" if ": " not in place else f"{place}.{key}"
         if key not in inner:
-            near = near_names(key, tuple(inner))
-            raise PlanError(f"{here}: unknown key" + (f"; did you mean {one_of(near)}?" if near else ""))
-        _check_keys(item, inner[key], here)
+            near = near_names(str(key), [str(name) for name in inner])
+            meant = f"; did you mean {one_of(near)}?" if near else ""
+            raise PlanError(f"{source}: {_path((*place, key))}: unknown key{meant}")
+        _check_keys(item, inner[key], source, (*place, key))
 
 
-def _items(value: object) -> list[tuple[str, object]]:
+def _items(value: object) -> list[tuple[str | int, object]]:
     if isinstance(value, Mapping):
         return [(str(key), item) for key, item in cast(Mapping[object, object], value).items()]
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [(str(index), item) for index, item in enumerate(cast(Sequence[object], value))]
+        return list(enumerate(cast(Sequence[object], value)))
     return []

@@ -13,9 +13,10 @@ from typing import Any
 from apportion.probe.processor import cpu_model, num_cores
 from apportion.probe.watch import BUSY_SHARE, QUIET, Conditions
 from apportion.types.cache import cache_folder
-from apportion.types.cpu import CpuRates
+from apportion.types.cpu import CpuRates, rates_per_format
 from apportion.types.files import replace_file
 from apportion.types.json_text import parse_json
+from apportion.types.soundness import is_rate
 
 VERSION = 2
 
@@ -27,16 +28,23 @@ def probe_file() -> Path:
 def read_rates() -> dict[int, CpuRates]:
     """By number of threads; {} where nothing is known."""
     try:
-        return {int(threads): CpuRates(**rates) for threads, rates in _document()["threads"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
+        by_threads = {int(threads): CpuRates(**rates) for threads, rates in _document()["threads"].items()}
+        return by_threads if all(map(_is_sound, by_threads.values())) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _is_sound(rates: CpuRates) -> bool:
+    by_format = rates.flops_per_s
+    figures = [figure for name, figure in asdict(rates).items() if name != "flops_per_s"]
+    return set(by_format) == set(rates_per_format(1.0)) and all(map(is_rate, (*figures, *by_format.values())))
 
 
 def read_disk_rate() -> float | None:
     """Bytes/s past the page cache; None where that is not known."""
     try:
         rate = _document()["disk_bytes_per_s"]
-        return None if rate is None else float(rate)
+        return float(rate) if is_rate(rate) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
