@@ -1,4 +1,7 @@
-"""`python -m apportion`."""
+"""`python -m apportion`.
+
+What Python itself imports before the first line here comes out of the current folder, as in any `python -m`; the
+command `apportion` and `python -P -m apportion` import nothing from there."""
 
 import sys
 

@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
+from faults.processes import assert_gone, children
 from parity.tiny_models import make_checkpoint
 from plans import cpu_device, hand_plan
 
@@ -38,25 +37,6 @@ RUN_LONG = [
 @pytest.fixture
 def demo_plan() -> Plan:
     return hand_plan(read_model_spec(resolve_model("demo", weights=True)), [[1], [3, 1]], [3, 5])
-
-
-def worker_pids(pid: int) -> list[int]:
-    """Every process below `pid`, the forkserver's among them."""
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-
-
-def assert_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 10
-    while alive := [pid for pid in pids if psutil.pid_exists(pid) and not is_zombie(pid)]:
-        assert time.monotonic() < deadline, f"still running: {alive}"
-        time.sleep(0.05)
-
-
-def is_zombie(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_a_killed_worker_is_named_and_the_others_end(demo_plan: Plan):
@@ -102,7 +82,7 @@ def start_long_run() -> tuple[subprocess.Popen[str], list[int]]:
     assert process.stdout is not None
     while "ROMEO" not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
-    pids = worker_pids(process.pid)
+    pids = children(process.pid)
     assert len(pids) >= 3  # forkserver (and resource tracker), two workers
     return process, pids
 

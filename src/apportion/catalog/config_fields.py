@@ -35,6 +35,12 @@ class ConfigFields:
     def get(self, name: str) -> object:
         return self._values.get(name, self._defaults.get(name))
 
+    def text(self, name: str) -> str | None:
+        value = self.get(name)
+        if value is not None and not isinstance(value, str):
+            raise self.invalid(name, "a string")
+        return value
+
     def positive(self, name: str) -> int:
         value = self.optional_positive(name)
         if value is None:

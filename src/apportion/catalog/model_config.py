@@ -90,7 +90,7 @@ def model_spec(fields: ConfigFields, name: str) -> ModelSpec:
 
 
 def _family_name(fields: ConfigFields) -> str:
-    name = fields.get("model_type")
+    name = fields.text("model_type")
     if name is None:
         raise ModelError(f"{fields.file} lacks 'model_type'; name a transformers model's folder")
     if name not in FAMILIES:
@@ -204,7 +204,7 @@ def _max_context(fields: ConfigFields) -> int:
 
 
 def _checkpoint_format(fields: ConfigFields) -> str:
-    name = fields.get("dtype") or fields.get("torch_dtype") or "float32"
+    name = fields.text("dtype") or fields.text("torch_dtype") or "float32"
     if name not in _FORMATS:
         field_name = "dtype" if fields.get("dtype") else "torch_dtype"
         raise fields.invalid(field_name, f"one of {', '.join(_FORMATS)}")

@@ -7,6 +7,7 @@ its parent vanishes, or on any error, which it reports first. Sibling of this pr
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -56,6 +57,7 @@ def run_worker(place: WorkerPlace) -> None:
     """Entry point of the process."""
     gc.freeze()  # what was imported stays, and its pages stay shared with the other workers
     gc.enable()
+    sys.excepthook = sys.__excepthook__
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     coordinator = Outbox(place.run_dir, COORDINATOR)

@@ -228,10 +228,22 @@ def _map_file(file: Path) -> dict[str, StoredTensor]:
                 f"{file} has {file_bytes} bytes, its header expects {data_start + data_bytes};"
                 " download it again"
             )
+        _check_apart(file, entries)
         data = np.memmap(file, dtype=np.uint8, mode="r")
         return {name: _map_tensor(file, name, entry, data, data_start) for name, entry in entries.items()}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _corrupt(file, repr(error)) from error
+
+
+def _check_apart(file: Path, entries: dict[str, Any]) -> None:
+    """Raises ModelError where two tensors share bytes."""
+    last, stop = "", 0
+    for name, (begin, end) in sorted(
+        ((name, entry["data_offsets"]) for name, entry in entries.items()), key=lambda one: one[1]
+    ):
+        if begin < stop and begin < end:
+            raise _corrupt(file, f"tensors '{last}' and '{name}' overlap")
+        last, stop = name, max(stop, end)
 
 
 def _read_header(file: Path, file_bytes: int) -> tuple[dict[str, Any], int]:

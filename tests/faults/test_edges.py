@@ -1,0 +1,471 @@
+"""What surrounds a run: the current folder, the temporary one, full disks, locales, limits, signals. Each costs one
+line and an exit code, and leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+from command import small_model
+from faults.processes import assert_gone, children
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from plans import hand_plan
+
+import apportion
+from apportion.catalog.hub import resolve_model
+from apportion.catalog.model_config import read_model_spec
+from apportion.parallel.links import COORDINATOR
+from apportion.runtime import private_folder, silence
+from apportion.runtime.engine import Engine
+from apportion.types.children import python
+from apportion.types.errors import EngineError
+from apportion.types.plan import Plan
+from apportion.types.request import Request, SamplingParams
+
+COMMAND = str(Path(sys.executable).with_name("apportion"))
+TWO = "a=cpu:40MiB, b=cpu:40MiB"
+RUN = ("run", "demo", "ROMEO:", "--devices", TWO, "--max-tokens", "4")
+PLAN = ("plan", "demo", "--devices", TWO)
+LONG = (*RUN[:-1], "900", "--ignore-eos", "--devices", "a=cpu:40MiB@0.2, b=cpu:40MiB@0.2")
+
+
+def run(
+    *command: str,
+    cwd: Path | None = None,
+    shell: str = "",
+    environment: Mapping[str, str] = {},
+) -> subprocess.CompletedProcess[bytes]:
+    """The command, after what `shell` sets."""
+    given = {key: value for key, value in environment.items() if value}
+    without = {key for key, value in environment.items() if not value}
+    kept = {key: value for key, value in os.environ.items() if key not in without}
+    return subprocess.run(
+        ["bash", "-c", f'{shell}\nexec "$@"', "bash", *command],
+        cwd=cwd,
+        env={**kept, **given},
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def one_line(done: subprocess.CompletedProcess[bytes], code: int, message: str = "") -> None:
+    """The last line of stderr is the error; others may only say what a plan rests on."""
+    errors = done.stderr.decode(errors="replace")
+    assert done.returncode == code, errors
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("apportion: error: "), errors
+    assert message in errors
+
+
+# The current folder
+
+
+def imported_modules() -> set[str]:
+    """All that planning and running import, and the whole standard library."""
+    program = (
+        "import sys, pkgutil, importlib, apportion\n"
+        "for module in pkgutil.walk_packages(apportion.__path__, 'apportion.'):\n"
+        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(python("-c", program), capture_output=True, text=True, check=True)
+    names = {*done.stdout.split(), *sys.stdlib_module_names}
+    return {name for name in names if name.isidentifier() and name != "__main__"}
+
+
+def before_any_program() -> set[str]:
+    """What `python -m` itself imports, and takes out of the current folder whatever it is to run."""
+    program = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "program.py").write_text(program)
+        done = subprocess.run(
+            [sys.executable, "-m", "program"], cwd=folder, capture_output=True, text=True, check=True
+        )
+    return set(done.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder with a module of every name: each leaves its name in a file when it is imported."""
+    folder = tmp_path_factory.mktemp("planted")
+    small_model(folder)
+    for name in imported_modules():
+        (folder / f"{name}.py").write_text(
+            f"import posix\nposix.close(posix.open({str(folder / 'ran')!r}, posix.O_CREAT | posix.O_WRONLY))\n"
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (COMMAND, "plan", ".", "--devices", "a=cpu:64MiB", "--context", "64", "--no-calibration"),
+        (COMMAND, *RUN),
+        (sys.executable, "-m", "apportion", "plan", "demo", "--devices", "a=cpu:64MiB"),
+        (sys.executable, "-m", "apportion", *RUN),
+    ],
+    ids=["plan", "run", "-m plan", "-m run"],
+)
+def test_no_code_of_the_current_folder_runs(planted: Path, command: tuple[str, ...]):
+    if command[1] == "-m":
+        for name in ("apportion", *before_any_program()):
+            (planted / f"{name}.py").unlink(missing_ok=True)
+    done = run(*command, cwd=planted)
+    assert not (planted / "ran").exists()
+    assert done.returncode == 0, done.stderr.decode()
+    assert Path(apportion.__file__).parent.name == "apportion"
+
+
+def test_numba_takes_no_cache_from_the_current_folder(tmp_path: Path):
+    (tmp_path / ".numba_config.yaml").write_text(f"cache_dir: {tmp_path}/cache\n")
+    assert run(COMMAND, *RUN, cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "cache").exists()
+
+
+# Temporary folders
+
+
+def test_a_long_temporary_folder_is_passed_over(tmp_path: Path):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    done = run(COMMAND, *RUN, environment={"TMPDIR": str(long)})
+    assert done.returncode == 0, done.stderr.decode()
+    assert list(long.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGHUP, 129), (signal.SIGQUIT, -3), (signal.SIGKILL, -9), (signal.SIGINT, 130)],
+)
+def test_nothing_is_left_of_a_run_that_was_ended(tmp_path: Path, number: signal.Signals, code: int):
+    """At once, or by the next to start where the run could do nothing."""
+    process = started(tmp_path)
+    below = children(process.pid)
+    process.send_signal(number)
+    if number is signal.SIGINT:
+        time.sleep(0.02)
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert b"Traceback" not in errors
+    assert_gone(below)
+    if code < 0:
+        private_folder._sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_a_living_process_is_left(tmp_path: Path):
+    folder = private_folder._locked(tmp_path)
+    private_folder._sweep(tmp_path)
+    assert folder.exists()
+
+
+def started(temporary: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [COMMAND, *LONG],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    assert process.stdout is not None
+    while b"ROMEO" not in process.stdout.readline():
+        assert process.poll() is None
+    return process
+
+
+def test_all_processes_end_with_the_command(tmp_path: Path):
+    """None runs on for a second: they are looked for as soon as the command has ended."""
+    log = tmp_path / "pids"
+    process = subprocess.Popen([COMMAND, *RUN], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seen: set[int] = set()
+    while process.poll() is None:
+        seen |= set(children(process.pid))
+        time.sleep(0.02)
+    log.write_text(" ".join(map(str, seen)))
+    assert seen
+    assert_gone(seen, within_s=0.5)
+
+
+# Full disks
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A file system without room."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    try:
+        with (folder / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+    except OSError:
+        pass
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_temporary_folder_is_passed_over_or_told(full: Path):
+    done = run(COMMAND, *RUN, environment={"TMPDIR": str(full)})
+    assert done.returncode == 0 or (done.returncode == 4 and b"Traceback" not in done.stderr)
+
+
+def test_a_full_cache_costs_nothing_but_time(full: Path):
+    done = run(COMMAND, *RUN, environment={"XDG_CACHE_HOME": str(full)})
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_an_old_file_outlives_a_full_disk(full: Path):
+    old = full / "plan.json"
+    old.write_bytes(b"")
+    done = run(COMMAND, *PLAN, "--out", str(old))
+    one_line(done, 2, "plan.json")
+    assert [path.name for path in full.iterdir() if path.name != "filler"] == ["plan.json"]
+
+
+def test_full_output_is_one_line():
+    done = run(COMMAND, *PLAN, shell="exec >/dev/full")
+    one_line(done, 4, "No space left")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (*PLAN, "--out"),
+        (*PLAN, "--plot"),
+        (*RUN, "--stats-json"),
+        ("bench", "demo", "--devices", TWO, "--trace"),
+        ("probe", "--out"),
+    ],
+    ids=lambda words: words[-1],
+)
+@pytest.mark.parametrize("place", ["missing/file.svg", "."])
+def test_output_files_are_checked_before_the_work(tmp_path: Path, command: tuple[str, ...], place: str):
+    begun_s = time.monotonic()
+    done = run(COMMAND, *command, str(tmp_path / place), cwd=tmp_path)
+    one_line(done, 2, command[-1])
+    assert b"tokens/s" not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert time.monotonic() - begun_s < 60
+
+
+# Text and numbers
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "POSIX"},
+    ],
+    ids=["C", "ascii", "POSIX"],
+)
+def test_any_locale_will_do(environment: dict[str, str]):
+    done = run(COMMAND, *PLAN, "--why", environment=environment)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "demo", b"\xff\xfe", "--devices", TWO),
+        ("run", "demo", "", "--devices", TWO),
+        ("run", "demo", "x", "--devices", TWO, "--seed", str(2**64)),
+        ("run", "demo", "x", "--devices", TWO, "--max-tokens", str(2**64)),
+        ("run", "demo", "x", "--devices", TWO, "--temperature", "nan"),
+        ("plan", "demo", "--devices", "a=cpu:64MiB@1e-300"),
+        ("plan", "demo", "--devices", "../../x=cpu:64MiB"),
+        ("plan", "demo", "--devices", "coordinator=cpu:64MiB"),
+        ("plan", "demo", "--devices", "..=cpu:64MiB"),
+    ],
+    ids=str,
+)
+def test_what_is_typed_is_refused_in_one_line(command: tuple[str, ...]):
+    one_line(run(COMMAND, *command), 2)  # pyright: ignore[reportArgumentType]
+
+
+NESTED = "[" * 10**5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+        "plan.json",
+        "cluster.toml",
+    ],
+)
+def test_deep_nesting_in_any_file_is_one_line(tmp_path: Path, name: str):
+    demo = resolve_model("demo", weights=True)
+    for file in demo.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).write_text(f"a = {NESTED}" if name.endswith("toml") else NESTED)
+    options = {"plan.json": ("--plan", name), "cluster.toml": ("--cluster", name)}.get(name, ())
+    one_line(run(COMMAND, "run", str(tmp_path), "x", *options, cwd=tmp_path), 2)
+
+
+@pytest.mark.parametrize("name", ["probe.json", "calibration.json"])
+def test_deep_nesting_in_a_file_of_ours_is_as_none(tmp_path: Path, name: str):
+    (tmp_path / "apportion").mkdir()
+    (tmp_path / "apportion" / name).write_text(NESTED)
+    assert run(COMMAND, *PLAN, environment={"XDG_CACHE_HOME": str(tmp_path)}).returncode == 0
+
+
+# Limits of the shell
+
+
+@pytest.mark.parametrize("limit", ["-n 14", "-n 24", "-v 700000", "-v 400000", "-u 1"])
+def test_small_limits_are_one_line_or_enough(limit: str):
+    done = run(COMMAND, *RUN, shell=f"ulimit {limit}")
+    if done.returncode:
+        assert done.returncode != 130, "it looks like Ctrl-C"
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        one_line(done, 4)
+
+
+# Compiled code
+
+
+def test_damaged_compiled_code_is_compiled_again(tmp_path: Path):
+    """Whatever byte of it is wrong, or missing."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    program = (
+        "from apportion.runtime.pacing import Pacer, _start\n"
+        "Pacer(0.5).settle()\n"
+        "print(sum(_start.stats.cache_hits.values()))"
+    )
+
+    def hits() -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    assert hits() == 0
+    assert hits() == 1
+    files = [path for path in tmp_path.rglob("*lambda*") if path.suffix in (".nbi", ".nbc")]
+    assert files
+    for number, path in enumerate(files):
+        content = path.read_bytes()
+        damaged = [content[:-1], b"", bytes(len(content)), content[:99] + b"\x00" + content[100:]]
+        path.write_bytes(damaged[number % len(damaged)])
+    assert hits() == 0
+    assert hits() == 1
+    for folder in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
+        folder.chmod(0o777)
+    assert hits() in (0, 1)  # from beside the source
+
+
+# Workers that say nothing
+
+
+@pytest.fixture
+def demo_plan() -> Plan:
+    return hand_plan(read_model_spec(resolve_model("demo", weights=True)), [[1], [1], [1]], [3, 3, 2])
+
+
+def test_a_stopped_worker_is_named(demo_plan: Plan, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(silence, "LEAST_S", 1.0)
+    engine = Engine(demo_plan, resolve_model("demo", weights=True), [])
+    with pytest.raises(EngineError, match=r"worker of device d1 is stopped"), engine:
+        for number, _ in enumerate(engine.generate([LONG_REQUEST])):
+            if number == 3:
+                os.kill(engine._processes["d1"].pid or 0, signal.SIGSTOP)
+
+
+LONG_REQUEST = Request(id=0, prompt_ids=(5, 6, 7), sampling=SamplingParams(max_tokens=50, ignore_eos=True))
+
+
+class _Process:
+    pid = os.getpid()
+
+
+def test_who_answers_is_not_blamed_and_who_computes_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    now_s = [0.0]
+    monkeypatch.setattr(silence.time, "monotonic", lambda: now_s[0])
+    computed_s = {"busy": 0.0, "idle": 0.0}
+    monkeypatch.setattr(silence.Silence, "_cpu_s", lambda _, device_id: computed_s[device_id])
+    processes = dict.fromkeys(("busy", "idle"), _Process())
+    watch = silence.Silence(processes, ("busy", "idle"), limit_s=30)  # pyright: ignore[reportArgumentType]
+    asked = False
+    while not asked:
+        now_s[0] += 0.5
+        computed_s["busy"] += 0.5
+        asked = watch.look()
+    assert 29 <= now_s[0] <= 31
+    watch.answered("idle")
+    with pytest.raises(EngineError, match="device busy computes without end"):
+        while True:
+            now_s[0] += 0.5
+            computed_s["busy"] += 0.5
+            assert not watch.look()
+    assert now_s[0] >= 10 * 30
+    begun_s = now_s[0]
+    watch = silence.Silence(processes, ("busy", "idle"), limit_s=30)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(EngineError, match="device idle does not answer"):
+        while True:
+            now_s[0] += 0.5
+            computed_s["busy"] += 0.5
+            watch.look()
+    assert now_s[0] - begun_s < 40
+
+
+@given(st.lists(st.floats(0.05, 500), min_size=1, max_size=60))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_time_in_which_the_engine_itself_is_stopped_does_not_count(gaps: list[float]):
+    now_s = [0.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(silence.time, "monotonic", lambda: now_s[0])
+        watch = silence.Silence({"d": _Process()}, ("d",), limit_s=1e9)  # pyright: ignore[reportArgumentType]
+        for gap in gaps:
+            now_s[0] += gap
+            watch.look()
+    assert watch._passed_s <= len(gaps)
+
+
+# Names
+
+
+def test_sockets_have_numbers(demo_plan: Plan):
+    with Engine(demo_plan, resolve_model("demo", weights=True), []):
+        names = {path.name for path in private_folder.private_folder().rglob("*") if path.is_socket()}
+    assert {COORDINATOR, "0", "1", "2"} <= names
+
+
+def test_replicas_end_when_interrupted(tmp_path: Path):
+    """Even while one of their workers is stopped."""
+    process = subprocess.Popen(
+        [COMMAND, *RUN[:-1], "900", "--ignore-eos", "--replicas", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    while b"ROMEO" not in process.stdout.readline():
+        assert process.poll() is None
+    below = children(process.pid)
+    for pid in below:
+        if psutil.Process(pid).ppid() != process.pid:
+            os.kill(pid, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130, errors.decode()
+    assert_gone(below)
+    assert json.dumps(errors.decode()).count("Traceback") == 0
