@@ -4,7 +4,6 @@ A version is not translated: what it was proven for may have another meaning now
 file itself (`--cluster old-plan.json`), and what was asked stands in its workload.
 """
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from apportion.planner.plan_structure import cluster_fault
 from apportion.types.cluster import Cluster
 from apportion.types.errors import PlanError
+from apportion.types.json_text import parse_json
 from apportion.types.plan import PLAN_VERSION
 
 _CLUSTER = TypeAdapter(Cluster)
@@ -81,14 +82,17 @@ def _asked(document: Table) -> list[tuple[str, str]]:
 def read_planned_cluster(path: Path) -> Cluster:
     """The cluster in a plan of any version, with the fields that are known now. Raises PlanError."""
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        given = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise PlanError(f"cannot read cluster {path}: {error}") from None
     found = _cluster(_table(given))
     if found is None or not found.devices:
         raise PlanError(
             f"{path} holds no cluster of a plan; name a TOML file, or a plan that `plan --out` wrote"
         )
+    fault = cluster_fault(found)
+    if fault is not None:
+        raise PlanError(f"{path}: {fault[0]}: {fault[1]}")
     return found
 
 

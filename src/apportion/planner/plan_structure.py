@@ -13,6 +13,7 @@ from apportion.cost.kv_capacity import kv_rooms
 from apportion.cost.memory import kv_blocks, plan_memory
 from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.stages.streamed import streams_as_it_can
+from apportion.types.cluster import Cluster
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Plan, Stage
 from apportion.types.replicated import ReplicatedPlan
@@ -30,7 +31,7 @@ def first_fault(plan: Plan | ReplicatedPlan) -> Fault | None:
 def _replicated_faults(plan: ReplicatedPlan) -> Iterator[Fault]:
     if not plan.replicas:
         yield "replicas", "at least one is needed"
-    yield from _cluster_faults(plan)
+    yield from _cluster_faults(plan.cluster)
     for number, replica in enumerate(plan.replicas):
         yield from ((f"replicas[{number}].{place}", problem) for place, problem in _faults(replica))
         if replica.model != plan.replicas[0].model:
@@ -47,7 +48,7 @@ def _faults(plan: Plan) -> Iterator[Fault]:
     if not plan.stages:
         yield "stages", "at least one is needed"
         return
-    yield from _cluster_faults(plan)
+    yield from _cluster_faults(plan.cluster)
     yield from _model_faults(plan.model)
     yield from _workload_faults(plan.workload)
     yield from _stage_faults(plan)
@@ -58,8 +59,12 @@ def _faults(plan: Plan) -> Iterator[Fault]:
     yield from _figure_faults(plan)
 
 
-def _cluster_faults(plan: Plan | ReplicatedPlan) -> Iterator[Fault]:
-    cluster = plan.cluster
+def cluster_fault(cluster: Cluster) -> Fault | None:
+    """Of one that was read by itself."""
+    return next(_cluster_faults(cluster), None)
+
+
+def _cluster_faults(cluster: Cluster) -> Iterator[Fault]:
     for number, device in enumerate(cluster.devices):
         yield from ((f"cluster.devices[{number}].{field}", what) for field, what in device_faults(device))
     for number, link in enumerate(cluster.links):
