@@ -5,6 +5,7 @@ import pytest
 from command import small_model
 from planned import cluster, cpu, llama, workload
 
+from apportion.catalog.cluster_text import parse_devices
 from apportion.cli.main import exit_code
 from apportion.cost.kv_capacity import with_most_kv
 from apportion.planner.build import make_plan
@@ -178,15 +179,66 @@ def test_an_added_device_is_put_on_a_host(plan_file, capsys):
     assert (extra["host"], extra["memory_bytes"], extra["speed"]) == ("tower", 20 * 2**30, 0.9)
 
 
+def changed(plan, tmp_path, capsys, *arguments):
+    file = tmp_path / "plan.json"
+    write_plan(plan, file)
+    assert exit_code(["whatif", str(file), *arguments, "--json"]) == 0
+    return parse_plan(json.dumps(json.loads(capsys.readouterr().out)["plan"]), "")
+
+
+def ids(plan):
+    return [(device.host, device.id) for device in plan.cluster.devices]
+
+
+@pytest.fixture(scope="module")
+def one_host():
+    return make_plan(llama(), parse_devices("rtx-3060-12gb", lambda _: []), workload(), ("bf16",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "added"),
+    [
+        (["rtx-4070"], ["rtx-4070"]),
+        (["local:rtx-4070"], ["rtx-4070"]),
+        (["rtx-4070:10GiB"], ["rtx-4070"]),
+        (["rtx-3060-12gb"], ["rtx-3060-12gb-2"]),
+        (["2x rtx-3060-12gb"], ["rtx-3060-12gb-1", "rtx-3060-12gb-2"]),
+        (["rtx-3060-12gb", "--add", "rtx-3060-12gb"], ["rtx-3060-12gb-2", "rtx-3060-12gb-3"]),
+        (["new=rtx-4070"], ["new"]),
+    ],
+)
+def test_a_card_is_added_by_its_name(one_host, arguments, added, tmp_path, capsys):
+    after = changed(one_host, tmp_path, capsys, "--add", *arguments)
+    assert ids(after) == [("local", name) for name in ("rtx-3060-12gb", *added)]
+
+
+def test_constraints_and_memory_are_changed(plan, tmp_path, capsys):
+    after = changed(
+        plan, tmp_path, capsys, "--pin", "chip=0-1", "--memory", "chip=8GiB", "--reserve", "chip=1GiB"
+    )
+    assert after.stages[0].split.device_ids == ("chip",)
+    chip = after.cluster.device("chip")
+    assert (chip.memory_bytes, chip.reserved_bytes) == (8 * 2**30, 2**30)
+    without = changed(after, tmp_path, capsys, "--exclude", "tower")
+    assert without.device_ids == ("chip",)
+    assert without.constraints.pins == after.constraints.pins
+    with pytest.raises(UsageError, match="held to --pin chip=0-1: it cannot do without chip"):
+        what_if(after, Changes(remove=("chip",)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--remove", "x"], 2, "devices: card, chip"),
+        (["--remove", "x"], 2, "--remove: unknown device 'x'; there is card, chip"),
         (["--link", "a-b=1Gbit"], 2, "links: tower-tower"),
         (["--link", "a-b"], 2, "write it like tower-laptop=10Gbit"),
         (["--link", "tower-laptop=fast"], 2, "write it like 1Gbit/s"),
-        (["--add", "x=cpu:1GiB"], 2, "the plan has several hosts; write it like tower:name=cpu:600MiB"),
-        (["--add", "attic:x=cpu:1GiB"], 2, "no host 'attic'"),
+        (["--add", "x=cpu:1GiB"], 2, "the plan has several hosts; write tower:x=cpu:1GiB or laptop:x"),
+        (["--add", "attic:x=cpu:1GiB"], 2, "unknown host 'attic'; there is tower, laptop"),
+        (["--add", "rtx-4070"], 2, "write tower:rtx-4070 or laptop:rtx-4070"),
+        (["--add", "tower:rtx-407"], 2, "rtx-4070"),
+        (["--memory", "chip"], 2, "--memory 'chip'"),
+        (["--exclude", "card", "--pin", "card"], 2, "card is excluded and is to take part"),
         (["--add", "tower:x"], 2, "write it like"),
         (["--remove", "card", "--concurrency", "64"], 3, "try"),
         (["--context", "99999"], 2, "8192"),

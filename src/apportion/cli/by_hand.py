@@ -28,7 +28,9 @@ def read_constraints(
     """Raises UsageError."""
     return Constraints(
         use_all=bool(use_all),
-        excluded=tuple(dict.fromkeys(one for name in excluded or () for one in _excluded(cluster, name))),
+        excluded=tuple(
+            dict.fromkeys(one for name in excluded or () for one in named_devices(cluster, name, "--exclude"))
+        ),
         pins=tuple(_pin(model, cluster, text) for text in pins or ()),
         stages=tuple(_stage(cluster, text) for text in stages or ()),
     )
@@ -43,12 +45,12 @@ def known_device(cluster: "Cluster", name: str, option: str) -> str:
     raise UsageError(f"{option}: {unknown_name('device', name, spellings)}")
 
 
-def _excluded(cluster: "Cluster", name: str) -> tuple[str, ...]:
-    """One device, or all of a host."""
+def named_devices(cluster: "Cluster", name: str, option: str) -> tuple[str, ...]:
+    """One device, or all of a host. Raises UsageError."""
     of_host = tuple(device.id for device in cluster.devices if device.host == name.strip())
     if of_host and name.strip() not in {device.id for device in cluster.devices}:
         return of_host
-    return (known_device(cluster, name, "--exclude"),)
+    return (known_device(cluster, name, option),)
 
 
 def sizes_by_device(

@@ -1,13 +1,18 @@
 """`apportion whatif`: a plan's problem with changes, planned again and set beside it."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apportion.cli import options
+from apportion.cli.by_hand import named_devices, read_constraints, sizes_by_device
 from apportion.types.errors import ClusterError
+from apportion.types.names import unknown_name
 
 if TYPE_CHECKING:
     from apportion.planner.explain.whatif import LinkChange
@@ -20,7 +25,7 @@ Remove = Annotated[
     typer.Option(
         metavar="DEVICE",
         rich_help_panel=options.DEVICES_PANEL,
-        help="A device to do without. May be repeated.",
+        help="A device, or a host, to do without. Repeat.",
     ),
 ]
 Add = Annotated[
@@ -28,8 +33,7 @@ Add = Annotated[
     typer.Option(
         metavar="DEVICE",
         rich_help_panel=options.DEVICES_PANEL,
-        help='A device as for --devices, like "old=cpu:600MiB@0.5"; where the plan has several hosts, with its host '
-        'before it: "tower:old=cpu:600MiB". May be repeated.',
+        help="Devices as for --devices, like 'rtx-4070' or '2x rtx-4070'; of several hosts 'tower:rtx-4070'. Repeat.",
     ),
 ]
 LinkOption = Annotated[
@@ -41,6 +45,14 @@ LinkOption = Annotated[
         help='Another bandwidth between two hosts, like "tower-laptop=10Gbit". May be repeated.',
     ),
 ]
+Memory = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DEVICE=SIZE",
+        rich_help_panel=options.DEVICES_PANEL,
+        help="Other memory for a device: 'laptop=12GiB'. Repeat.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print figures, reasons and plan as JSON.")]
 
 
@@ -49,6 +61,12 @@ def whatif(
     remove: Remove = None,
     add: Add = None,
     link: LinkOption = None,
+    memory: Memory = None,
+    reserve: options.Reserve = None,
+    stage: options.FixedStages = None,
+    pin: options.Pins = None,
+    exclude: options.Exclude = None,
+    use_all: options.UseAll = False,
     context: options.Context = None,
     concurrency: options.Concurrency = None,
     weights: options.Weights = None,
@@ -61,18 +79,27 @@ def whatif(
 
     from apportion.cli.render_whatif import print_whatif, whatif_json
     from apportion.cli.weights import changed_formats
-    from apportion.planner.explain.whatif import Changes, what_if
+    from apportion.planner.explain.whatif import Changes, changed_cluster, what_if
     from apportion.planner.plan_file import read_plan
 
     before = read_plan(file, replica)
     changes = Changes(
-        remove=tuple(remove or ()),
-        add=tuple(device for text in add or () for device in _devices(text, before.cluster)),
+        remove=tuple(one for name in remove or () for one in named_devices(before.cluster, name, "--remove")),
+        add=_added(add or (), before.cluster),
         links=tuple(_link(text) for text in link or ()),
         context_tokens=context,
         concurrency=concurrency,
         weight_formats=changed_formats(before.model, weights),
         kv_format=None if kv_format is None else kv_format.value,
+    )
+    cluster = changed_cluster(before.cluster, changes)
+    changes = replace(
+        changes,
+        memory=sizes_by_device(cluster, memory, "--memory"),
+        reserve=sizes_by_device(cluster, reserve, "--reserve"),
+        constraints=read_constraints(
+            before.model, cluster, stages=stage, pins=pin, excluded=exclude, use_all=use_all
+        ),
     )
     after = what_if(before, changes)
     if as_json:
@@ -81,28 +108,54 @@ def whatif(
         print_whatif(Console(), before, after)
 
 
+def _added(texts: Sequence[str], cluster: "Cluster") -> "tuple[Device, ...]":
+    found: list[Device] = []
+    for text in texts:
+        found += _devices(text, replace(cluster, devices=(*cluster.devices, *found)))
+    return tuple(found)
+
+
 def _devices(text: str, cluster: "Cluster") -> "tuple[Device, ...]":
-    """Devices written as for --devices, on the host named before them or the only one there is.
+    """Devices written as for --devices, on the host named before them or the only one there is; without a name of their
+    own they are called what they are, with a number where that is taken.
 
     A CPU shares this machine's cores with the CPUs that its host has already.
     """
-    from dataclasses import replace
-
     from apportion.catalog.cluster_text import parse_devices
     from apportion.probe.local import all_local_devices
+    from apportion.types.cluster import LOCAL_HOST
 
     hosts = list(dict.fromkeys(device.host for device in cluster.devices))
-    named, _, rest = text.partition(":")
-    if "=" in named:
-        named, rest = (hosts[0] if len(hosts) == 1 else ""), text
-    if named not in hosts:
-        problem = f"there is no host '{named}'" if named else "the plan has several hosts"
-        raise ClusterError(
-            f"--add '{text}': {problem}; write it like {hosts[0]}:name=cpu:600MiB; hosts: {', '.join(hosts)}"
-        )
-    sharing = sum(device.kind == "cpu" and device.host == named for device in cluster.devices)
-    added = parse_devices(rest, lambda number: all_local_devices(number + sharing))
-    return tuple(replace(device, host=named) for device in added.devices)
+    named, colon, rest = (part.strip() for part in text.partition(":"))
+    host = named if colon and named in hosts else None
+    sharing = sum(device.kind == "cpu" and device.host in (host, *hosts[:1]) for device in cluster.devices)
+    try:
+        added = parse_devices(
+            rest if host else text, lambda number: all_local_devices(number + sharing)
+        ).devices
+    except ClusterError as error:
+        raise ClusterError(str(error).replace("--devices", "--add", 1)) from None
+    elsewhere = [device.host for device in added if device.host != LOCAL_HOST]
+    if elsewhere:
+        raise ClusterError(f"--add '{text}': {unknown_name('host', elsewhere[0], hosts)}")
+    if host is None and len(hosts) > 1:
+        ways = " or ".join(f"{name}:{text}" for name in hosts[:3])
+        raise ClusterError(f"--add '{text}': the plan has several hosts; write {ways}")
+    taken = {device.id for device in cluster.devices}
+    names = [device.id for device in added] if "=" in text else _free_names(added, taken)
+    return tuple(
+        replace(device, id=name, host=host or hosts[0]) for device, name in zip(added, names, strict=True)
+    )
+
+
+def _free_names(added: "Sequence[Device]", taken: set[str]) -> list[str]:
+    """As the devices are called, or where any of these names is taken with the next numbers."""
+    names = [device.id for device in added]
+    if not taken.intersection(names):
+        return names
+    base = names[0].removesuffix("-1") if len(names) > 1 else names[0]
+    numbers = (number for number in count(2) if f"{base}-{number}" not in taken)
+    return [f"{base}-{next(numbers)}" for _ in names]
 
 
 def _link(text: str) -> "LinkChange":

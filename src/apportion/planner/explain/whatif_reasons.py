@@ -96,7 +96,8 @@ def _device_reasons(before: Plan, after: Plan) -> Iterator[str]:
         elif name not in was:
             yield f"{name} is new: {_holds(new[name]) if name in new else 'no better plan uses it'}"
         elif name in old and name not in new:
-            yield f"{name} is no longer in use: the best plan does without it"
+            excluded = name in after.constraints.excluded
+            yield f"{name} is {'excluded' if excluded else 'no longer in use: the best plan does without it'}"
         elif name in new and name not in old:
             yield f"{name} comes into use: {_holds(new[name])}"
         elif name in new and (old[name].layers, old[name].heads) != (new[name].layers, new[name].heads):
