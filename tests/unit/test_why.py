@@ -6,10 +6,11 @@ from planned import cluster, cpu, llama, workload
 
 from apportion.planner.baselines.stages import pipeline
 from apportion.planner.build import make_plan
-from apportion.planner.explain.forced import faster, forced_division
+from apportion.planner.explain.forced import faster
 from apportion.planner.explain.why import bottleneck_stage, explain, full_devices, links_in_use
 from apportion.planner.problem import alternatives, plan_problem
 from apportion.planner.weigh import weigh
+from apportion.types.constraints import Constraints
 from apportion.types.errors import InfeasibleError
 
 PAIR = [cpu("fast", 20, 1.0, host="x"), cpu("slow", 20, 0.25, host="y")]
@@ -78,13 +79,15 @@ def test_a_device_that_cannot_be_reached_is_not_usable():
     assert [part.division for part in explain(plan).left_out] == [None]
 
 
-def test_a_division_found_by_the_way_is_taken_where_it_is_better():
-    plan = planned(PAIR)
-    problem = plan_problem(plan)
-    fast, slow = plan.cluster.devices
-    best = min(weigh(one, pipeline(one, [(slow, 1), (fast, 11)])).value for one in alternatives(problem))
-    bad = weigh(problem, pipeline(problem, [(fast, 1), (slow, 11)]))
-    assert forced_division(plan, slow, [bad]).value == pytest.approx(best)
+def test_what_an_excluded_device_would_add():
+    """As though it were not excluded; the others are."""
+    devices = [*PAIR, cpu("third", 20, 0.1, host="y")]
+    asked = Constraints(excluded=("fast", "third"))
+    plan = make_plan(llama(), cluster(devices), workload(), ("fp32",), asked)
+    adds = {part.device_id: part.division for part in explain(plan).left_out}
+    assert adds["fast"].device_ids == {"fast"}
+    assert adds["third"].device_ids == {"slow", "third"}
+    assert [part.division for part in explain(plan).losses] == [None]
 
 
 def test_links_in_use():

@@ -272,6 +272,7 @@ FixedStages = Annotated[
     list[str] | None,
     typer.Option(
         "--stage",
+        metavar="DEVICE=LAYERS",
         rich_help_panel=DIVISION_PANEL,
         help="Divide by hand: 'gpu0=0-11', 'gpu1+gpu2=12-31' to share layers. Repeat; the rest is planned.",
     ),
@@ -280,17 +281,24 @@ Pins = Annotated[
     list[str] | None,
     typer.Option(
         "--pin",
+        metavar="DEVICE=LAYERS",
         rich_help_panel=DIVISION_PANEL,
         help="Layers a device must hold, among others: 'gpu0=0-3', 'gpu0=embedding', 'gpu0=head'. Repeat.",
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(rich_help_panel=DIVISION_PANEL, help="A device to give no layers. Repeat."),
+    typer.Option(
+        metavar="DEVICE",
+        rich_help_panel=DIVISION_PANEL,
+        help="A device, or a host, to give no layers. Repeat.",
+    ),
 ]
 Reserve = Annotated[
     list[str] | None,
-    typer.Option(rich_help_panel=DEVICES_PANEL, help="Memory to keep free: 'gpu0=2GiB'. Repeat."),
+    typer.Option(
+        metavar="DEVICE=SIZE", rich_help_panel=DEVICES_PANEL, help="Memory to keep free: 'gpu0=2GiB'. Repeat."
+    ),
 ]
 
 

@@ -21,11 +21,7 @@ def print_why(console: Console, plan: Plan, why: Why) -> None:
     console.print(reliefs)
     console.print(_device_table(plan, why))
     if any(part.division for part in why.left_out):
-        console.print(
-            "with a device left out: the best division found that uses it; a better one may exist, but with "
-            f"prefill chunks of {plan.chunk_tokens} none that beats this plan by more than its gap of "
-            f"{plan.certificate.gap:.2%}"
-        )
+        console.print("with a device left out: the best division that uses it")
 
 
 def _device_table(plan: Plan, why: Why) -> Table:

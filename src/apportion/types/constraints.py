@@ -116,9 +116,10 @@ class Constraints:
         """In words, "" where there are none."""
         groups = {"any": [], "even": ["equal shares in every group"], "none": ["one device a stage"]}
         excluded = [f"nothing on {', '.join(self.excluded)}"] if self.excluded else []
+        every = [f"every {'other ' if excluded else ''}device in use"] * self.use_all
         tied = [one.statement for one in (*self.pins, *self.stages)]
         form = [self.engine.statement] if self.engine else groups[self.groups]
-        return ", ".join([*form, *["every device in use"] * self.use_all, *excluded, *tied])
+        return ", ".join([*form, *excluded, *every, *tied])
 
     @property
     def engine_alone(self) -> "Constraints":

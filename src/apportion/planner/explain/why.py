@@ -50,18 +50,17 @@ class Why:
 
 def explain(plan: Plan) -> Why:
     losses = tuple(Part(device_id=name, division=_without(plan, name)) for name in plan.device_ids)
-    losing = [part.division for part in losses if part.division is not None]
-    unused = [device for device in plan.cluster.devices if device.id not in plan.device_ids]
+    unused = [device.id for device in plan.cluster.devices if device.id not in plan.device_ids]
     return Why(
         reliefs=tuple(sorted(_reliefs(plan), key=lambda relief: -relief.gain)),
         losses=losses,
-        left_out=tuple(
-            Part(device_id=device.id, division=forced_division(plan, device, losing)) for device in unused
-        ),
+        left_out=tuple(Part(device_id=name, division=forced_division(plan, name)) for name in unused),
     )
 
 
 def _without(plan: Plan, device_id: str) -> Division | None:
+    if device_id in plan.constraints.used:
+        return None
     devices = tuple(device for device in plan.cluster.devices if device.id != device_id)
     return replan(plan, replace(plan.cluster, devices=devices)) if devices else None
 
