@@ -2,20 +2,13 @@
 
 import json
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from apportion.cli.main import exit_code
-from apportion.runtime.dispatch import Dispatcher
-from apportion.types.request import Request, SamplingParams
 
 THREE = "a=cpu:40MiB, b=cpu:12MiB@0.5, c=cpu:40MiB@0.5"
 PROMPTS = ["ROMEO:", "JULIET:\nO", "First Citizen:", "KING", "What say"]
-
-
-def request(number: int, n: int = 1) -> Request:
-    return Request(id=number, prompt_ids=(1,), sampling=SamplingParams(max_tokens=1), n=n)
 
 
 def test_replicas_give_the_text_of_one_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -59,33 +52,3 @@ def test_one_of_the_replicas(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ):
         assert exit_code(refused) == 2
         assert message in capsys.readouterr().err
-
-
-def test_requests_go_where_there_is_most_room_for_its_share():
-    dispatcher = Dispatcher([4, 2], [request(i) for i in range(9)])
-    assert [dispatcher.replica_of[i] for i in range(6)] == [0, 0, 1, 0, 0, 1]
-    assert [one.id for one in dispatcher.take(1, wait=False) or []] == [2, 5]
-    assert dispatcher.take(1, wait=False) == []
-    for replica in (1, 1, 0):
-        dispatcher.finished(replica)
-    assert [one.id for one in dispatcher.take(1, wait=True) or []] == [6, 7]
-    assert dispatcher.take(1, wait=True) is None
-
-
-def test_more_samples_than_there_is_room_for():
-    dispatcher = Dispatcher([2, 1], [request(0, n=3), request(1, n=3), request(2)])
-    assert dispatcher.replica_of == {0: 0, 1: 1}
-    for _ in range(3):
-        dispatcher.finished(1)
-    assert dispatcher.replica_of[2] == 1
-
-
-def test_waiting_ends_when_stopped():
-    dispatcher = Dispatcher([1, 1], [request(i) for i in range(3)])
-    assert len(dispatcher.take(0, wait=True) or []) == 1
-    ended: list[object] = []
-    waiting = Thread(target=lambda: ended.append(dispatcher.take(0, wait=True)))
-    waiting.start()
-    dispatcher.stop()
-    waiting.join(5)
-    assert ended == [None]

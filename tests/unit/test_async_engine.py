@@ -235,7 +235,6 @@ def test_of_two_engines_the_one_with_room_is_taken():
     with AsyncEngine(fakes, [1, 3]) as engine:
         assert asyncio.run(all_of_them()) == [wanted(one) for one in requests]
     assert all(fake.steps for fake in fakes)
-    assert fakes[1].pipeline.computed_tokens > fakes[0].pipeline.computed_tokens
 
 
 def test_ids_that_are_open_are_refused():
@@ -253,3 +252,29 @@ def test_ids_that_are_open_are_refused():
 
     with AsyncEngine([fake], [8]) as engine:
         asyncio.run(twice())
+
+
+def test_requests_go_where_there_is_most_room_for_its_share():
+    """Of six sequences that two engines were planned for, the first takes four; the others wait until one ends."""
+    fakes, placed = [FakeEngine(), FakeEngine()], dict[int, int]()
+    for fake in fakes:
+        fake.allowed = 0
+    with AsyncEngine(fakes, [4, 2], placed=placed.__setitem__) as engine:
+        thread = threading.Thread(target=lambda: list(engine.stream([request(i, 4, 3) for i in range(9)])))
+        thread.start()
+        until(lambda: sum(fake.num_unfinished for fake in fakes) == 6)
+        assert [placed[i] for i in range(6)] == [0, 0, 1, 0, 0, 1]
+        assert len(placed) == 6
+        fakes[1].release()
+        until(lambda: len(placed) == 9)
+        assert [placed[i] for i in (6, 7, 8)] == [1, 1, 1]
+        fakes[0].release()
+        thread.join()
+
+
+def test_more_samples_than_there_is_room_for_go_to_an_idle_engine():
+    fakes, placed = [FakeEngine(), FakeEngine()], dict[int, int]()
+    with AsyncEngine(fakes, [2, 1], placed=placed.__setitem__) as engine:
+        drawn = list(engine.stream([request(0, 4, 3, n=3), request(1, 4, 3, n=3), request(2, 4, 3)]))
+    assert (placed[0], placed[1]) == (0, 1)
+    assert len(drawn) == 3 * (3 + 3 + 1)

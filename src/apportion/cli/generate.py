@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from apportion.cli.stop_signals import check_stop_signals
 from apportion.probe.hardware import hardware_names
 from apportion.probe.watch import Conditions, Watch
 from apportion.runtime.engine import Engine
+from apportion.runtime.pipelines import served
 from apportion.runtime.report import WorkerReport
 from apportion.runtime.text import Text
 from apportion.runtime.timing import Timing
@@ -36,23 +38,11 @@ def generate(
     """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
     console = Console(stderr=True)
     print_plan(console, plan, details=details, more=False)
-    terminal = Terminal(text, prompts, requests[0].n)
-    with Engine(
-        plan,
-        folder,
-        text.eos_token_ids,
-        preempt=preempt,
-        while_waiting=check_stop_signals,
-    ) as engine:
-        timing, watch = Timing(), Watch()
-        for event in engine.generate(requests):
-            timing.record(event)
-            terminal.show(event)
-            check_stop_signals()
-        conditions = watch.conditions()
+    ran = execute([plan], folder, text, prompts, requests, preempt=preempt)
+    (engine,), (timing,) = ran.engines, ran.timings
     stats = run_stats(
         plan,
-        terminal.outputs(),
+        ran.outputs,
         requests,
         timing,
         engine.sent_bytes(),
@@ -62,8 +52,58 @@ def generate(
     )
     print_run(console, stats, details=details)
     alone_tpot_s = timing.tpot_s if len(requests) == 1 else None
-    keep_measurements(console, plan, engine.reports, alone_tpot_s, conditions)
+    keep_measurements(console, plan, engine.reports, alone_tpot_s, ran.conditions)
     return stats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executed:
+    """What pipelines did with requests that came together. `timings` and `request_ids` are by pipeline."""
+
+    engines: Sequence[Engine]
+    outputs: list[Output]
+    whole: Timing
+    timings: list[Timing]
+    conditions: Conditions
+    request_ids: list[list[int]]
+
+
+def execute(
+    plans: Sequence[Plan],
+    folder: Path,
+    text: Text,
+    prompts: Sequence[str],
+    requests: Sequence[Request],
+    *,
+    preempt: PreemptMode,
+) -> Executed:
+    """Streams the texts to stdout. Every worker has ended when this returns or raises."""
+    terminal = Terminal(text, prompts, requests[0].n)
+    number_of: dict[int, int] = {}
+    with served(
+        plans,
+        folder,
+        text.eos_token_ids,
+        preempt=preempt,
+        max_open=len(requests),
+        while_waiting=check_stop_signals,
+        placed=number_of.__setitem__,
+    ) as serving:
+        whole, timings, watch = Timing(), [Timing() for _ in plans], Watch()
+        for event in serving.stream(requests):
+            whole.record(event)
+            timings[number_of[event.request_id]].record(event)
+            terminal.show(event)
+            check_stop_signals()
+        conditions = watch.conditions()
+    return Executed(
+        engines=serving.engines,
+        outputs=terminal.outputs(),
+        whole=whole,
+        timings=timings,
+        conditions=conditions,
+        request_ids=[sorted(i for i, number in number_of.items() if number == n) for n in range(len(plans))],
+    )
 
 
 def keep_measurements(

@@ -6,14 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from apportion.cli.generate import Terminal, keep_measurements
+from apportion.cli.generate import execute, keep_measurements
 from apportion.cli.prediction import Speed
 from apportion.cli.render_replicas import print_replicas
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
-from apportion.cli.stop_signals import check_stop_signals
-from apportion.probe.watch import Conditions, Watch
+from apportion.probe.watch import Conditions
 from apportion.runtime.engine import Engine
-from apportion.runtime.replicas import Replicas
 from apportion.runtime.text import Text
 from apportion.runtime.timing import Timing
 from apportion.types.replicated import ReplicatedPlan
@@ -45,30 +43,13 @@ def generate_replicas(
     """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
     console = Console(stderr=True)
     print_replicas(console, plan, details=details, more=False)
-    terminal = Terminal(text, prompts, requests[0].n)
-    served: list[set[int]] = [set() for _ in plan.replicas]
-    with Replicas(
-        plan.replicas,
-        folder,
-        text.eos_token_ids,
-        preempt=preempt,
-        while_waiting=check_stop_signals,
-    ) as replicas:
-        whole, each, watch = Timing(), [Timing() for _ in plan.replicas], Watch()
-        for number, event in replicas.generate(requests):
-            served[number].add(event.request_id)
-            for timing in (whole, each[number]):
-                timing.record(event)
-            terminal.show(event)
-            check_stop_signals()
-        conditions = watch.conditions()
-    outputs = terminal.outputs()
+    ran = execute(plan.replicas, folder, text, prompts, requests, preempt=preempt)
     stats = [
-        _stats(engine, [requests[i] for i in sorted(ids)], outputs, timing, preempt) if ids else None
-        for engine, ids, timing in zip(replicas.engines, served, each, strict=True)
+        _stats(engine, [requests[i] for i in ids], ran.outputs, timing, preempt) if ids else None
+        for engine, ids, timing in zip(ran.engines, ran.request_ids, ran.timings, strict=True)
     ]
-    _show(console, replicas.engines, stats, whole, conditions, details=details)
-    return ReplicasStats(outputs=outputs, measured=Speed.of(whole), replicas=stats)
+    _show(console, ran.engines, stats, ran.whole, ran.conditions, details=details)
+    return ReplicasStats(outputs=ran.outputs, measured=Speed.of(ran.whole), replicas=stats)
 
 
 def _stats(

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from threading import current_thread, main_thread
 
 _HANGUP = getattr(signal, "SIGHUP", None)
 """None where terminals do not hang up (Windows)."""
@@ -23,8 +24,9 @@ def ignore_stop_signals() -> None:
 
 
 def check_stop_signals() -> None:
-    """Raises again what a handler raised: that is lost where it strikes a destructor or a callback of a C library."""
-    if _received:
+    """Raises again what a handler raised: that is lost where it strikes a destructor or a callback of a C library. In
+    other threads nothing: the main one ends them."""
+    if _received and current_thread() is main_thread():
         if _received[0] == signal.SIGINT:
             raise KeyboardInterrupt
         sys.exit(128 + _received[0])

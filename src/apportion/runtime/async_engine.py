@@ -10,9 +10,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Condition, Lock, Thread
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from apportion.types.errors import ApportionError, EngineError, QueueFullError, UsageError
 from apportion.types.request import Request, TokenEvent
@@ -23,6 +23,7 @@ Drawn = TokenEvent | Exception
 
 MAX_OPEN = 1024
 """Requests that are waiting or running at once, where nothing else is said."""
+_LOOK_S = 0.1
 
 
 class SteppedEngine(Protocol):
@@ -48,11 +49,15 @@ class SteppedEngine(Protocol):
         ...
 
 
+Engine = TypeVar("Engine", bound=SteppedEngine)
+
+
 class _Lane:
     """One engine, its thread, and what the thread is asked to do between two steps."""
 
-    def __init__(self, engine: SteppedEngine, num_places: int) -> None:
+    def __init__(self, engine: SteppedEngine, number: int, num_places: int) -> None:
         self.engine = engine
+        self.number = number
         self.num_places = num_places
         self.num_taken = 0
         """Sequences that it was given and that have not ended."""
@@ -94,17 +99,29 @@ class _Stream:
         """None while it waits for one with room."""
 
 
-class AsyncEngine:
+class AsyncEngine(Generic[Engine]):
     """A context manager over engines that have started; they are not stopped in the end.
 
     `num_places` are the sequences that each engine was planned for. At most `max_open` requests are open at once:
-    further ones wait for one to end, or are refused. Request ids must differ among those that are open.
+    further ones wait for one to end, or are refused. Request ids must differ among those that are open. `while_waiting`
+    is called some times a second where `stream` waits; `placed` with a request's id and its engine's number.
     """
 
     def __init__(
-        self, engines: Sequence[SteppedEngine], num_places: Sequence[int], *, max_open: int = MAX_OPEN
+        self,
+        engines: Sequence[Engine],
+        num_places: Sequence[int],
+        *,
+        max_open: int = MAX_OPEN,
+        while_waiting: Callable[[], object] = lambda: None,
+        placed: Callable[[int, int], object] = lambda *_: None,
     ) -> None:
-        self._lanes = [_Lane(engine, num) for engine, num in zip(engines, num_places, strict=True)]
+        self.engines = engines
+        self._while_waiting, self._placed = while_waiting, placed
+        self._lanes = [
+            _Lane(engine, number, num)
+            for number, (engine, num) in enumerate(zip(engines, num_places, strict=True))
+        ]
         self._threads = [Thread(target=self._serve, args=(lane,), daemon=True) for lane in self._lanes]
         self._lock = Lock()
         self._open: dict[int, _Stream] = {}
@@ -177,7 +194,11 @@ class AsyncEngine:
                 handed_in.append(request)
             num_left = sum(request.n for request in handed_in)
             while num_left:
-                event = _raised(drawn.get())
+                try:
+                    event = _raised(drawn.get(timeout=_LOOK_S))
+                except Empty:
+                    self._while_waiting()
+                    continue
                 num_left -= event.finish_reason is not None
                 yield event
         finally:
@@ -262,6 +283,7 @@ class AsyncEngine:
             self._unplaced.popleft()
             stream.lane = lane
             lane.num_taken += stream.request.n
+            self._placed(stream.request.id, lane.number)
             lane.ask(lambda lane=lane, stream=stream: self._submit(lane, stream))
 
     def _lane_for(self, num: int) -> _Lane | None:

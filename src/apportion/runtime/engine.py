@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from apportion.parallel.batches import BatchPacker
@@ -61,7 +62,7 @@ class Engine:
     ) -> None:
         self.plan = plan
         self._while_waiting = while_waiting
-        self._given_up = False
+        self._woken = Event()
         self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids, plan.step_costs, preempt)
         self.reports: dict[str, WorkerReport] = {}
         self._folder, self._cores = folder, cores
@@ -108,8 +109,18 @@ class Engine:
         """Ends a request; it yields no further token. False where it is not running."""
         return self.scheduler.cancel(request_id)
 
+    @property
+    def num_unfinished(self) -> int:
+        """Requests."""
+        return self.scheduler.num_unfinished
+
+    def wake(self) -> None:
+        """Ends a wait in `step`, or the next one, from any thread."""
+        self._woken.set()
+        self._inbox.wake()
+
     def step(self) -> list[TokenEvent]:
-        """Starts every microbatch that can run and waits for one to finish; [] where there is no work."""
+        """Starts every microbatch that can run and waits for one to finish; [] where there is no work, or if woken."""
         with self.meter.spend("schedule"):
             while (batch := self.scheduler.schedule()) is not None:
                 header = self._packer.pack(batch)
@@ -118,6 +129,8 @@ class Engine:
         if not self.scheduler.num_in_flight:
             return []
         result = self._receive(Kind.RESULT, self.plan.device_ids)
+        if result is None:
+            return []
         self.meter.num_steps += 1
         with self.meter.spend("complete"):
             return self.scheduler.complete(unpack_result(result))
@@ -138,10 +151,6 @@ class Engine:
         """Ends the workers and returns their last reports."""
         return self._ask_all(Kind.STOP, Kind.STOPPED)
 
-    def give_up(self) -> None:
-        """From another thread: whoever waits for the workers gets an EngineError."""
-        self._given_up = True
-
     def sent_bytes(self) -> dict[tuple[str, str], int]:
         """Tensor bytes on every directed link between devices, from the workers' last reports."""
         return {
@@ -159,19 +168,26 @@ class Engine:
     def _await_all(self, kind: Kind) -> None:
         missing = set(self.plan.device_ids)
         while missing:
-            report = WorkerReport(**unpack(self._receive(kind, missing)))
+            header = self._receive(kind, missing)
+            if header is None:
+                continue
+            report = WorkerReport(**unpack(header))
             self.reports[report.device_id] = report
             missing.discard(report.device_id)
             if kind is Kind.STOPPED:
                 self._left.add(report.device_id)
 
-    def _receive(self, wanted: Kind, missing: Iterable[str]) -> bytes:
-        """The header of the next message of that kind, from one of the workers in `missing`; results still on their way
-        while stopping are dropped."""
+    def _receive(self, wanted: Kind, missing: Iterable[str]) -> bytes | None:
+        """The header of the next message of that kind, from one of the workers in `missing`; None once woken. Results
+        still on their way while stopping are dropped."""
         limit_s = load_limit_s(self.plan) if wanted is Kind.READY else step_limit_s(self.plan)
         silence = Silence(self._processes, missing, limit_s)
         while True:
-            message = self._inbox.receive(_POLL_S) or self._last_words(silence)
+            message = self._inbox.receive(_POLL_S)
+            if message is None and self._woken.is_set():
+                self._woken.clear()
+                return None
+            message = message or self._last_words(silence)
             if message is None:
                 continue
             kind, header = message.kind, message.header
@@ -186,8 +202,6 @@ class Engine:
         """Of a worker that is gone, after a silent moment. Raises EngineError where it left none, or one that lives has
         been silent for too long."""
         self._while_waiting()
-        if self._given_up:
-            raise EngineError("the run was given up")
         dead = self._dead_worker()
         if dead is None:
             if silence.look():
