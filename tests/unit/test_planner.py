@@ -1,6 +1,6 @@
 from dataclasses import replace
 from math import isclose
-from time import perf_counter
+from time import process_time
 
 import pytest
 from planned import cluster, cpu, llama, workload
@@ -24,9 +24,9 @@ def spread(devices):
 
 @pytest.mark.parametrize(("objective", "concurrency"), [("latency", 1), ("throughput", 4)])
 def test_four_devices_and_twelve_layers_in_a_second(objective, concurrency):
-    start = perf_counter()
+    start = process_time()
     plan = make_plan(llama(), cluster(FOUR), workload(objective, concurrency), ("fp32",))
-    assert perf_counter() - start < 5  # 0.2 to 0.6 s on an idle machine
+    assert process_time() - start < 5  # of a core's time: 0.5 to 2
     assert isclose(plan.certificate.value, plan_objective_value(plan))
     assert 0 <= plan.certificate.gap < 0.01
     assert plan.memory == plan_memory(plan)

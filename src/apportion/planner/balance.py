@@ -16,8 +16,8 @@ from apportion.cost.shard import Shard
 from apportion.cost.statements import epsilon_s
 from apportion.cost.traffic import group_link
 from apportion.planner.problem import Problem
-from apportion.planner.search.division import StageKinds
 from apportion.planner.stages.axes import StageKind, make_shard
+from apportion.planner.stages.kinds import kinds_of
 from apportion.planner.stages.streamed import fewest_streamed, may_stream
 from apportion.types.cluster import Device
 from apportion.types.plan import Balance, Stage
@@ -40,7 +40,7 @@ class StageTimes:
         self.num_layers = problem.model.num_layers
         steps = microbatch_steps(problem.workload, problem.capacity.chunk_tokens, microbatches)
         self.step, self.overlapping = steps.decode, steps.overlapping
-        self.kinds = StageKinds(problem.model)
+        self.kinds = kinds_of(problem.model)
         self._seconds: dict[tuple[int, int], float] = {}
 
     def seconds(self, index: int, start: int, stop: int) -> float:

@@ -7,9 +7,10 @@ from apportion.planner.found import Found
 from apportion.planner.infeasible.error import least_bytes
 from apportion.planner.named_stages import name_devices
 from apportion.planner.problem import Problem, microbatch_candidates
-from apportion.planner.search.division import Division, Group, Search, StageKinds, is_exact, possible_groups
+from apportion.planner.search.division import Division, Group, Search, is_exact, possible_groups
 from apportion.planner.search.limits import WithinLimits
 from apportion.planner.stages.formats import group_problems, keeps_limits, widened
+from apportion.planner.stages.kinds import StageKinds, kinds_of
 from apportion.planner.stages.shares import GroupMemory
 from apportion.types.errors import UsageError
 from apportion.types.plan import Stage
@@ -27,7 +28,7 @@ def search(
         device.usable_bytes for device in problem.cluster.devices
     ):
         return None
-    kinds = kinds or StageKinds(problem.model)
+    kinds = kinds or kinds_of(problem.model)
     groups = possible_groups(problem)
     _check_exact(problem, groups)
     memories = [

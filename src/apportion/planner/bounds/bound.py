@@ -28,7 +28,7 @@ from apportion.planner.search.selection import cheapest_selection, num_states
 from apportion.planner.search.stage_tables import StageTables
 from apportion.planner.stages.formats import group_problems
 from apportion.planner.stages.groups import Group, first_alike, group_link, possible_groups
-from apportion.planner.stages.kinds import StageKinds
+from apportion.planner.stages.kinds import StageKinds, kinds_of
 from apportion.planner.stages.least_options import exact_options, quick_options
 from apportion.planner.stages.options import Options, are_numbered, joined_options
 from apportion.planner.stages.share_costs import ShareCosts
@@ -90,7 +90,7 @@ def bound_of(problem: Problem, microbatches: int, value: float, kinds: StageKind
 
 
 def _without(problems: Sequence[Problem], value: float) -> Bound:
-    groups, kinds = possible_groups(problems[0]), StageKinds(problems[0].model)
+    groups, kinds = possible_groups(problems[0]), kinds_of(problems[0].model)
     bounds = (
         _Bounds(one, microbatches, groups, kinds, value).best(RELAXED_GAP, PART)
         for one in problems

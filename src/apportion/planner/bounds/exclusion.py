@@ -9,7 +9,7 @@ from apportion.planner.bounds.limited_bound import LimitedBound
 from apportion.planner.bounds.ways import Ways
 from apportion.planner.problem import Problem
 from apportion.planner.stages.groups import possible_groups
-from apportion.planner.stages.kinds import StageKinds
+from apportion.planner.stages.kinds import kinds_of
 
 MAX_PARTS = 400
 """That are looked into before giving up."""
@@ -19,7 +19,7 @@ class Exclusion:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.groups = possible_groups(problem)
-        self.kinds = StageKinds(problem.model)
+        self.kinds = kinds_of(problem.model)
         self._bounds: dict[Ways, LimitedBound] = {}
 
     def excludes(self, ways: Ways, seconds: float, max_devices: int | None = None) -> bool:

@@ -27,7 +27,7 @@ from apportion.planner.stages.groups import (
     first_alike,
     group_link,
 )
-from apportion.planner.stages.kinds import StageKinds
+from apportion.planner.stages.kinds import kinds_of
 from apportion.planner.stages.options import Options, numbered_options, pooled_options, share_pool
 from apportion.planner.stages.places import Places
 from apportion.planner.stages.relaxed import RelaxedGroup
@@ -73,7 +73,7 @@ class LinkTables:
         self.problem = problem
         self.groups = groups
         self.steps = communication_steps(problem.workload)
-        self.kinds = StageKinds(problem.model)
+        self.kinds = kinds_of(problem.model)
         self.axes = device_axes(problem)
         self.places = Places(problem, [group.devices for group in groups], self.kinds)
         self.hosts = list(dict.fromkeys(device.host for device in problem.cluster.devices))

@@ -12,7 +12,7 @@ from apportion.planner.problem import Problem, chunk_candidates, chunk_choices, 
 from apportion.planner.replicas.ceilings import Ceilings, Way
 from apportion.planner.replicas.device_sets import DeviceSets, sequence_shares
 from apportion.planner.stages.groups import Used
-from apportion.planner.stages.kinds import StageKinds
+from apportion.planner.stages.kinds import kinds_of
 from apportion.types.cluster import Cluster
 from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.model import ModelSpec
@@ -79,7 +79,7 @@ class ReplicaSets:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.sets = DeviceSets(task.cluster, task.constraints)
-        self.kinds = StageKinds(task.model)
+        self.kinds = kinds_of(task.model)
         self.shares = sequence_shares(task.most_sequences)
         self.ceilings = Ceilings(task.problem(task.cluster, 1, task.smallest_chunk), self.sets)
         self.ways = self.ceilings.ways(self.shares)

@@ -1,9 +1,10 @@
 """The kinds of stages a model has: a stage's cost on given devices depends on its kind alone."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ def stage_kind(model: ModelSpec, start: int, stop: int) -> StageKind:
     )
 
 
+T = TypeVar("T")
+MAX_KNOWN = 800
+"""Groups' costs that are kept, of one number of microbatches and chunk each: some 100 KB."""
 Memory = tuple[str, int]
 """A device's kind and threads: what a member's needs depend on beside its share and its place."""
 Place = tuple[int, int]
@@ -71,6 +75,15 @@ class StageKinds:
         self._empty: dict[tuple[Capacity, Formats, Place, Memory], list[Room]] = {}
         self._rooms: dict[tuple[Capacity, Formats], dict[tuple[int, Place, int, Memory], Room]] = {}
         self._bytes: dict[tuple[Capacity, Formats, Place, Memory], IntArray] = {}
+        self._known: dict[Hashable, object] = {}
+
+    def known(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, which follows from the key and the model: made once while it is among the last ones."""
+        if key not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[key] = make()
+        return cast(T, self._known[key])
 
     def bytes(
         self, capacity: Capacity, formats: Formats, device: Device, *, rank: int, size: int
@@ -111,6 +124,12 @@ class StageKinds:
             first: dict[object, list[Room]] = {}
             self._empty[key] = [_room(kind, room, first) for kind in self.kinds]
         return self._empty[key]
+
+
+@lru_cache(maxsize=4)
+def kinds_of(model: ModelSpec) -> StageKinds:
+    """The model's, with what is known of its groups' costs from one plan to the next."""
+    return StageKinds(model)
 
 
 def _room(kind: StageKind, room: Callable[[StageKind], Room], first: dict[object, list[Room]]) -> Room:

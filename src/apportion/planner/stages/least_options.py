@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 
 from apportion.cost.estimate import Steps
 from apportion.cost.objective import Goal
-from apportion.planner.stages.options import Options, numbered_options, one_format, optimistic_options
+from apportion.planner.stages.options import (
+    Options,
+    are_numbered,
+    numbered_options,
+    one_format,
+    optimistic_options,
+    remembered,
+)
 from apportion.planner.stages.relaxed import RelaxedGroup
 from apportion.planner.stages.share_costs import ShareCosts
 
@@ -19,9 +26,10 @@ STEPS = 32
 
 def exact_options(costs: ShareCosts, goal: Goal) -> Options:
     """With every member's memory."""
-    options = numbered_options(costs, goal)
-    if options is not None:
-        return options
+    return numbered_options(costs, goal) or remembered(costs, "exact", goal, _exact)
+
+
+def _exact(costs: ShareCosts, goal: Goal) -> Options:
     relaxed = _relaxed(costs)
     least = np.full((len(costs.kinds.kinds), 2), inf)
     possible = costs.possible()
@@ -31,9 +39,10 @@ def exact_options(costs: ShareCosts, goal: Goal) -> Options:
 
 def quick_options(costs: ShareCosts, goal: Goal) -> Options:
     """With members' memory in sum."""
-    options = optimistic_options(costs, goal)
-    if options is not None:
-        return options
+    return remembered(costs, "quick", goal, optimistic_options if are_numbered(costs) else _quick)
+
+
+def _quick(costs: ShareCosts, goal: Goal) -> Options:
     relaxed = _relaxed(costs)
     return _staircase(costs, goal, relaxed, costs.with_copies(relaxed.apart(goal), goal))
 

@@ -5,10 +5,10 @@ larger group's come from a pool: the best shares (stages/shares.py) of some kind
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb, inf
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,9 +116,21 @@ def are_numbered(costs: ShareCosts) -> bool:
 
 def numbered_options(costs: ShareCosts, goal: Goal) -> Options | None:
     """The options among all shares; None where they are too many."""
+    return remembered(costs, "numbered", goal, _numbered) if are_numbered(costs) else None
+
+
+def remembered(
+    costs: ShareCosts, name: str, goal: Goal, make: Callable[[ShareCosts, Goal], Options]
+) -> Options:
+    """Of this name and goal, made once."""
+    key = (name, goal, are_numbered(costs))
+    if key not in costs.known:
+        costs.known[key] = make(costs, goal)
+    return cast(Options, costs.known[key])
+
+
+def _numbered(costs: ShareCosts, goal: Goal) -> Options:
     few = _unlimited(costs)
-    if few is None:
-        return None
     numbers = np.arange(len(costs.kinds.kinds))
     free = costs.holds(few.heads, few.granules, numbers).all(axis=1)
     blocks = [_best_of(costs, goal, few, numbers[free])]
@@ -167,20 +179,16 @@ def pooled_options(costs: ShareCosts, goal: Goal, pool: Sequence[Shares]) -> Opt
     return Options(path_s, occupied_s, np.tile(kept, (num_kinds, 1)), heads, granules, one_format(heads))
 
 
-def optimistic_options(costs: ShareCosts, goal: Goal) -> Options | None:
+def optimistic_options(costs: ShareCosts, goal: Goal) -> Options:
     """At least as good as `numbered_options`, and quicker: members' memory counts in sum only."""
     numbered = _unlimited(costs)
-    if numbered is None:
-        return None
     block = _best_of(costs, goal, numbered, costs.possible(), limited=False)
     return _padded([block], len(costs.kinds.kinds), numbered.heads, numbered.granules)
 
 
-def _unlimited(costs: ShareCosts) -> CostedShares | None:
-    """Memory apart, every stage is best with one of these shares; None where they are too many to be numbered."""
+def _unlimited(costs: ShareCosts) -> CostedShares:
+    """Memory apart, every stage is best with one of these shares, which can be numbered."""
     layers = costs.kinds.layers
-    if not are_numbered(costs):
-        return None
     heads, granules = _all_shares(costs)
     quick = _undominated(np.concatenate([costs.attention_s(layer, heads) for layer in layers], axis=1))
     ffn = [costs.ffn_s(layer, granules) for layer in layers]
@@ -254,7 +262,9 @@ def _padded(blocks: Sequence[Block], num_kinds: int, heads: IntArray, granules: 
         path_s[block.numbers, columns] = block.path_s
         occupied_s[block.numbers, columns] = block.occupied_s
         share[block.numbers, columns] = block.share
-    return Options(path_s, occupied_s, share, heads, granules, one_format(heads))
+    used, share = np.unique(np.maximum(share, 0), return_inverse=True)  # few of many
+    heads, granules = heads[used], granules[used]
+    return Options(path_s, occupied_s, share.reshape(path_s.shape), heads, granules, one_format(heads))
 
 
 def one_format(heads: IntArray) -> IntArray:

@@ -3,7 +3,7 @@
 A stage's seconds are affine in how many layers of each sort it has, so each sort of layer is costed once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,12 @@ class CostedShares:
     head_s: FloatArray
 
 
+def is_anywhere(problem: Problem, device: Device) -> bool:
+    """Whether the device may have a stage that is not the first."""
+    engine, main = problem.constraints.engine, coordinator_host(problem.cluster)
+    return engine is None or not engine.cpu_first or device.kind != "cpu" or device.host != main
+
+
 class ShareCosts:
     """Costs on one group in one weight format; times are pairs (whole prompt, one decode step) in the last axis."""
 
@@ -46,6 +52,8 @@ class ShareCosts:
         self, problem: Problem, devices: Sequence[Device], link: Link | None, steps: Steps, kinds: StageKinds
     ) -> None:
         self.problem = problem
+        self.known: dict[Hashable, object] = {}
+        """What others make of these costs: the options for a goal."""
         self.devices = at_work(problem.cluster, devices, overlapping=steps.overlapping)
         self.link = link
         self.steps = (*steps.prefill, steps.decode)
@@ -191,15 +199,9 @@ class ShareCosts:
         problem = self.problem
         device, size = self.devices[rank], len(self.devices)
         needed = self.kinds.bytes(problem.capacity, problem.formats, device, rank=rank, size=size)
-        if self._anywhere(device):
+        if is_anywhere(problem, device):
             return needed
         return np.where(self.kinds.has_embedding[:, None], needed, NOWHERE_BYTES)
-
-    def _anywhere(self, device: Device) -> bool:
-        """Whether the device may have a stage that is not the first."""
-        engine = self.problem.constraints.engine
-        main = coordinator_host(self.problem.cluster)
-        return engine is None or not engine.cpu_first or device.kind != "cpu" or device.host != main
 
     def fits(self, heads: IntArray, granules: IntArray, numbers: IntArray) -> NDArray[np.bool_]:
         """[kind, share]: whether every member holds its own."""

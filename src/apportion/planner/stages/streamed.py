@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from apportion.cost.estimate import Steps
 from apportion.cost.group_step import Members, stage_members
+from apportion.cost.host_memory import at_work
 from apportion.cost.memory import shard_memory
 from apportion.cost.objective import Goal
 from apportion.cost.shard import LayerCounts
@@ -27,8 +28,9 @@ from apportion.cost.streaming import (
 )
 from apportion.planner.problem import Problem
 from apportion.planner.stages.axes import Room, StageKind, ffn_granule, make_shard
+from apportion.planner.stages.groups import device_figures
 from apportion.planner.stages.kinds import StageKinds
-from apportion.planner.stages.share_costs import CostedShares, ShareCosts, Shares
+from apportion.planner.stages.share_costs import CostedShares, ShareCosts, Shares, is_anywhere
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import LayerSpec
 from apportion.types.plan import Stage
@@ -47,7 +49,18 @@ def group_costs(
     problem: Problem, devices: Sequence[Device], link: Link | None, steps: Steps, kinds: StageKinds
 ) -> ShareCosts:
     costs = StreamedCosts if may_stream(problem, devices) else ShareCosts
-    return costs(problem, devices, link, steps, kinds)
+    computing = at_work(problem.cluster, devices, overlapping=steps.overlapping)
+    key = (
+        costs,
+        tuple(device_figures(device) for device in (*devices, *computing)),
+        tuple(is_anywhere(problem, device) for device in devices),
+        link and (link.latency_s, link.bytes_per_s),
+        steps,
+        problem.capacity,
+        problem.formats,
+        problem.constraints.groups,
+    )
+    return kinds.known(key, lambda: costs(problem, devices, link, steps, kinds))
 
 
 def fewest_streamed(problem: Problem, members: Members) -> LayerCounts | None:
