@@ -30,6 +30,7 @@ from apportion.planner.problem import Problem
 from apportion.planner.stages.axes import Room, StageKind, ffn_granule, make_shard
 from apportion.planner.stages.groups import device_figures
 from apportion.planner.stages.kinds import StageKinds
+from apportion.planner.stages.places import fixed_shares
 from apportion.planner.stages.share_costs import CostedShares, ShareCosts, Shares, is_anywhere
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.model import LayerSpec
@@ -58,7 +59,7 @@ def group_costs(
         steps,
         problem.capacity,
         problem.formats,
-        problem.constraints.groups,
+        fixed_shares(problem, devices),
     )
     return kinds.known(key, lambda: costs(problem, devices, link, steps, kinds))
 
