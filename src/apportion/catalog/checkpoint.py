@@ -34,7 +34,7 @@ def with_checkpoint(
     other tensors than those described."""
     tensors = [tensor for tensor in headers if not _NOT_PARAMETERS.fullmatch(tensor.name)]
     if quantisation is None:
-        spec = replace(spec, checkpoint_format=_format(tensors))
+        spec = replace(spec, checkpoint_format=checkpoint_format(tensors))
     by_layer: dict[int, list[TensorHeader]] = defaultdict(list)
     outside: dict[str, TensorHeader] = {}
     for tensor in tensors:
@@ -54,7 +54,7 @@ def with_checkpoint(
     )
 
 
-def _format(tensors: Sequence[TensorHeader]) -> str:
+def checkpoint_format(tensors: Sequence[TensorHeader]) -> str:
     """The format that holds most of the parameters."""
     elements: Counter[str] = Counter()
     for tensor in tensors:

@@ -41,6 +41,10 @@ class ConfigFields:
             raise self.invalid(name, "a string")
         return value
 
+    def all(self) -> dict[str, object]:
+        """What is given, without defaults."""
+        return dict(self._values)
+
     def positive(self, name: str) -> int:
         value = self.optional_positive(name)
         if value is None:

@@ -205,5 +205,14 @@ FAMILIES: dict[str, Family] = {
         runnable=False,
     ),
 }
+SAME_LAYOUT = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+    "kimi_k2": "deepseek_v3",
+    "mimo": "qwen2",
+}
+"""Other families whose layers hold the same; they are planned alone."""
 RUNNABLE = frozenset(name for name, family in FAMILIES.items() if family.runnable)
 """Families that the engine runs; the others can only be planned."""

@@ -43,12 +43,38 @@ _FIELDS = {
     "first_k_dense_replace": "leading_dense_block_count",
     "original_max_position_embeddings": "rope.scaling.original_context_length",
 }
+_MORE_FIELDS = {
+    "kv_lora_rank": "attention.kv_lora_rank",
+    "sliding_window": "attention.sliding_window",
+    "ssm_state_size": "ssm.state_size",
+    "num_kv_shared_layers": "attention.shared_kv_layers",
+}
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Computed from the config elsewhere, so no parameters."""
 _LATENT = ("deepseek_v3",)
 """Families with multi-head latent attention."""
 _EXPERT_WIDTH_ALONE = ("gpt_oss",)
 """Families whose config calls the experts' width `intermediate_size`."""
+
+
+def is_known(gguf: Gguf) -> bool:
+    return str(gguf.metadata.get("general.architecture")) in _FAMILIES
+
+
+def unknown_fields(gguf: Gguf) -> tuple[ConfigFields, str, str]:
+    """What the metadata say of any architecture, its name, and the format of what is not quantised. Raises
+    ModelError."""
+    architecture = gguf.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture.isprintable():
+        raise ModelError(f"{gguf.path} names no architecture; it is not a language model's file")
+    if gguf.metadata.get(f"{architecture}.attention.causal") is False:
+        raise ModelError(f"{gguf.path}: '{architecture}' is an encoder, which cannot be planned")
+    values = {
+        name: gguf.metadata.get(f"{architecture}.{key}") for name, key in (_FIELDS | _MORE_FIELDS).items()
+    }
+    fields = {name: value for name, value in values.items() if value is not None}
+    main = {"float32": "fp32", "bfloat16": "bf16"}.get(FLOAT_TYPES.get(_main_type(gguf), ""), "fp16")
+    return ConfigFields(gguf.path, {**fields, "num_hidden_layers": _num_layers(gguf)}, {}), architecture, main
 
 
 def gguf_fields(gguf: Gguf) -> ConfigFields:

@@ -65,16 +65,20 @@ _BLOCK_ELEMENTS = {name: elements for name, elements, _ in TENSOR_TYPES.values()
 
 def with_gguf_bytes(gguf: Gguf, spec: ModelSpec) -> ModelSpec:
     """The spec as it is where no tensor of the file is quantised."""
+    if all(tensor.type_name in FLOAT_TYPES for tensor in gguf.tensors.values()):
+        return spec
+    return with_stored(spec, stored_name(gguf), "gguf", _stored(gguf, spec.num_layers))
+
+
+def stored_name(gguf: Gguf) -> str:
+    """Of a quantised file: what its type is called, or else the type of most elements."""
     quantised = Counter[str]()
     for tensor in gguf.tensors.values():
         if tensor.type_name not in FLOAT_TYPES:
             quantised[tensor.type_name] += tensor.num_elements
-    if not quantised:
-        return spec
     file_type = gguf.metadata.get("general.file_type")
     main_type = quantised.most_common(1)[0][0]
-    name = _FILE_TYPES.get(file_type, main_type) if isinstance(file_type, int) else main_type
-    return with_stored(spec, name, "gguf", _stored(gguf, spec.num_layers))
+    return _FILE_TYPES.get(file_type, main_type) if isinstance(file_type, int) else main_type
 
 
 def block_number(name: str) -> int:

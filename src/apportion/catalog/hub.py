@@ -10,7 +10,7 @@ from apportion.types.names import one_of
 
 DEMO = "demo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-CONFIG_FILES = ["config.json", "generation_config.json"]
+CONFIG_FILES = ["config.json", "generation_config.json", "hf_quant_config.json"]
 MODEL_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
 
 

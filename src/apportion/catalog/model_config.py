@@ -13,14 +13,17 @@ from pathlib import Path
 from apportion.catalog.attention import Attention, present, read_attention
 from apportion.catalog.checkpoint import with_checkpoint
 from apportion.catalog.config_fields import ConfigFields
-from apportion.catalog.families import FAMILIES, Family
-from apportion.catalog.gguf_config import GGUF_SUFFIX, check_gguf, gguf_fields
+from apportion.catalog.described import Description, described_spec
+from apportion.catalog.families import FAMILIES, SAME_LAYOUT, Family
+from apportion.catalog.general import general_gguf, general_spec, with_named_parts
+from apportion.catalog.gguf_config import GGUF_SUFFIX, check_gguf, gguf_fields, is_known, unknown_fields
 from apportion.catalog.gguf_file import read_gguf
 from apportion.catalog.gguf_stored import with_gguf_bytes
 from apportion.catalog.known_models import CATALOGUE
-from apportion.catalog.quantisation import read_quantisation
+from apportion.catalog.quantisation import Quantisation, read_quantisation
 from apportion.catalog.quantised_config import with_formula
-from apportion.catalog.safetensors_header import read_headers
+from apportion.catalog.safetensors_header import TensorHeader, read_headers
+from apportion.catalog.wrapped_config import language_fields
 from apportion.types.errors import ModelError
 from apportion.types.model import LayerSpec, ModelSpec, Parameters
 
@@ -32,19 +35,71 @@ MAX_LAYERS, MAX_PARAMETERS = 1024, 10**14
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-def read_model_spec(path: Path) -> ModelSpec:
-    """The model in a folder with a config.json, of a config.json itself or of a GGUF file. Raises ModelError."""
+def read_model_spec(path: Path | Description) -> ModelSpec:
+    """The model in a folder with a config.json, of a config.json itself or of a GGUF file, or described by hand. Raises
+    ModelError, and UsageError for a description."""
+    if isinstance(path, Description):
+        return _identified(described_spec(path))
     if path.suffix == GGUF_SUFFIX and not path.is_dir():
         gguf = read_gguf(path)
+        if not is_known(gguf):
+            fields, architecture, float_format = unknown_fields(gguf)
+            return _identified(general_gguf(gguf, fields, architecture, float_format))
         spec = model_spec(gguf_fields(gguf), path.stem)
         check_gguf(gguf, spec)
         return with_gguf_bytes(gguf, spec)
     file = path if path.is_file() else path / "config.json"
-    fields = ConfigFields.read(file)
-    spec, quantisation = model_spec(fields, _name(file)), read_quantisation(fields)
-    if path.is_dir() and (tensors := read_headers(path)) is not None:
+    whole = ConfigFields.read(file)
+    fields = language_fields(whole)
+    quantisation = read_quantisation(fields)
+    tensors = read_headers(path) if path.is_dir() else None
+    if not _as_a_known_family(whole, fields, tensors):
+        family, float_format = _model_type(whole), _checkpoint_format(fields)
+        spec = general_spec(whole, fields, _name(file), family, float_format, tensors, quantisation)
+        return _identified(_saying_dtype(spec, fields))
+    spec = model_spec(fields, _name(file))
+    if fields is not whole:
+        spec = _wrapped(spec, _model_type(whole))
+    if tensors is not None:
         return with_checkpoint(path, spec, tensors, quantisation)
-    return spec if quantisation is None else with_formula(spec, quantisation)
+    spec = _saying_dtype(spec, fields)
+    if quantisation is None:
+        return spec
+    by_name = _by_name(fields, quantisation)
+    return with_named_parts(spec, fields, quantisation) if by_name else with_formula(spec, quantisation)
+
+
+def _by_name(fields: ConfigFields, quantisation: Quantisation) -> bool:
+    """Where modules of one part of a layer are quantised in several ways, or some are not."""
+    family = FAMILIES[SAME_LAYOUT.get(_model_type(fields), _model_type(fields))]
+    return bool(quantisation.others) or (family.dense_first and bool(quantisation.kept))
+
+
+def _as_a_known_family(
+    whole: ConfigFields, fields: ConfigFields, tensors: tuple[TensorHeader, ...] | None
+) -> bool:
+    """Whether its counts follow from the fields. Files of a model that also sees have other names."""
+    name = _model_type(fields)
+    return SAME_LAYOUT.get(name, name) in FAMILIES and (fields is whole or tensors is None)
+
+
+def _wrapped(spec: ModelSpec, family: str) -> ModelSpec:
+    note = "the language model alone is planned; what sees and hears beside it is left out"
+    return _identified(replace(spec, family=family, notes=(*spec.notes, note)))
+
+
+def _identified(spec: ModelSpec) -> ModelSpec:
+    if spec.num_parameters > MAX_PARAMETERS:
+        raise ModelError(f"{spec.name} is described with {spec.num_parameters} parameters; check its sizes")
+    return replace(spec, fingerprint=_fingerprint(spec))
+
+
+def _saying_dtype(spec: ModelSpec, fields: ConfigFields) -> ModelSpec:
+    if fields.get("dtype") or fields.get("torch_dtype"):
+        return spec
+    return replace(
+        spec, notes=(*spec.notes, "config.json names no dtype: weights are taken to be of 16 bits (bf16)")
+    )
 
 
 def _name(file: Path) -> str:
@@ -55,7 +110,7 @@ def _name(file: Path) -> str:
 
 def model_spec(fields: ConfigFields, name: str) -> ModelSpec:
     family_name = _family_name(fields)
-    family = FAMILIES[family_name]
+    family = FAMILIES[SAME_LAYOUT.get(family_name, family_name)]
     fields = fields.over(family.defaults)
     attention = read_attention(fields, family)
     num_layers = fields.positive("num_hidden_layers")
@@ -90,17 +145,19 @@ def model_spec(fields: ConfigFields, name: str) -> ModelSpec:
 
 
 def _family_name(fields: ConfigFields) -> str:
+    name = _model_type(fields)
+    if fields.flag("use_bidirectional_attention"):
+        raise ModelError(f"{fields.file}: 'use_bidirectional_attention' is true; use a causal language model")
+    return name
+
+
+def _model_type(fields: ConfigFields) -> str:
     name = fields.text("model_type")
     if name is None:
         raise ModelError(f"{fields.file} lacks 'model_type'; name a transformers model's folder")
-    if name not in FAMILIES:
-        supported = ", ".join(FAMILIES)
-        raise ModelError(
-            f"{fields.file}: model_type {json.dumps(name)} is not supported; choose one of {supported}"
-        )
-    if fields.flag("use_bidirectional_attention"):
-        raise ModelError(f"{fields.file}: 'use_bidirectional_attention' is true; use a causal language model")
-    return str(name)
+    if not name or not name.isprintable():
+        raise fields.invalid("model_type", "a name")
+    return name
 
 
 def _is_moe_layer(fields: ConfigFields, family: Family, layer: int) -> bool:
@@ -204,11 +261,11 @@ def _max_context(fields: ConfigFields) -> int:
 
 
 def _checkpoint_format(fields: ConfigFields) -> str:
-    name = fields.text("dtype") or fields.text("torch_dtype") or "float32"
+    name = fields.text("dtype") or fields.text("torch_dtype") or "bfloat16"
     if name not in _FORMATS:
         field_name = "dtype" if fields.get("dtype") else "torch_dtype"
         raise fields.invalid(field_name, f"one of {', '.join(_FORMATS)}")
-    return _FORMATS[str(name)]
+    return _FORMATS[name]
 
 
 def _fingerprint(spec: ModelSpec) -> str:

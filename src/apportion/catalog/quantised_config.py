@@ -30,7 +30,8 @@ class _Formula:
 
     def tables(self) -> Iterator[StoredTensor]:
         spec = self._spec
-        yield StoredTensor(layer=None, part="embedding", num_bytes=spec.embedding_params * self._float_bytes)
+        bits = self._method.embedding_bits or Fraction(8 * self._float_bytes)
+        yield StoredTensor(layer=None, part="embedding", num_bytes=ceil(spec.embedding_params * bits / 8))
         yield StoredTensor(layer=None, part="outside", num_bytes=spec.hidden_size * self._float_bytes)
         if not spec.tied_embeddings:
             bits = self._method.head_bits or Fraction(8 * self._float_bytes)

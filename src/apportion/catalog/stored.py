@@ -8,8 +8,9 @@ from typing import Literal
 
 from apportion.types.model import LayerSpec, ModelSpec, StoredWeights
 
-Part = Literal["attention", "ffn", "replicated", "embedding", "head", "outside"]
-"""Of a layer: cut by KV heads, by FFN columns, or on every member. Of the rest: a vocabulary table, or neither."""
+Part = Literal["attention", "ffn", "replicated", "embedding", "head", "outside", "beside_embedding"]
+"""Of a layer: cut by KV heads, by FFN columns, or on every member. Of the rest: a vocabulary table, or neither,
+with the head or with the embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,7 @@ def with_stored(
             head_row_bytes=embedding_row_bytes if spec.tied_embeddings else head_row_bytes,
             outside_bytes=outside["outside"] + embedding_rest + head_rest,
             ffn_block_columns=block_columns,
+            beside_embedding_bytes=outside["beside_embedding"],
         ),
     )
 

@@ -14,6 +14,7 @@ from apportion.cli.options import PlanChoices, StreamChoice, cluster_from_option
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
+    from apportion.catalog.described import Description
     from apportion.types.cluster import Cluster
     from apportion.types.constraints import Constraints
     from apportion.types.model import ModelSpec
@@ -43,14 +44,16 @@ def plan_from_options(
 
 
 def ask(
-    model_path: Path, choices: PlanChoices, when_measured: Callable[["ModelSpec"], None] = lambda _: None
+    source: "Path | Description",
+    choices: PlanChoices,
+    when_measured: Callable[["ModelSpec"], None] = lambda _: None,
 ) -> Asked:
     from apportion.catalog.model_config import read_model_spec
-    from apportion.cli.weights import AUTO, chosen_formats
+    from apportion.cli.weights import AUTO, chosen_formats, with_asked_weights
 
     check_engine(choices)
     swap_bytes = _swap_bytes(choices.swap_space)
-    model = read_model_spec(model_path)
+    model = with_asked_weights(read_model_spec(source), choices.weights)
     workload = workload_from_options(model, choices)
     cluster = cluster_from_options(choices)
     for device_id, num_bytes in sizes_by_device(cluster, choices.reserve, "--reserve"):

@@ -19,7 +19,16 @@ def assumptions(plan: "Planned") -> list[str]:
             for link in links
         ),
         *_widened(plan),
+        *_of_model(plan),
     ]
+
+
+def _of_model(plan: "Planned") -> list[str]:
+    from apportion.cost.window_saving import window_saving
+    from apportion.types.plan import Plan
+
+    one = plan if isinstance(plan, Plan) else plan.replicas[0]
+    return [*(f"of the model: {note}" for note in one.model.notes), *window_saving(one)]
 
 
 def _of_devices(devices: "list[Device]") -> list[str]:

@@ -69,6 +69,7 @@ def plan(
     plot: Plot = None,
 ) -> None:
     """Divide a model among devices, and prove how good the division is."""
+    from apportion.catalog.described import described
     from apportion.catalog.hub import resolve_model
 
     if as_json and (compare or why):
@@ -78,7 +79,7 @@ def plan(
     number = number_asked(replicas)
     if number != 1:
         refuse_beside(compare=compare, why=why)
-    made = planned_replicas(resolve_model(model, weights=False), choices, number)
+    made = planned_replicas(described(model) or resolve_model(model, weights=False), choices, number)
     _write(made, out, plot)
     _show(made, as_json=as_json, compare=compare, why=why, details=details)
 

@@ -10,6 +10,7 @@ from apportion.cli.options import PlanChoices
 from apportion.types.errors import InfeasibleError, UsageError
 
 if TYPE_CHECKING:
+    from apportion.catalog.described import Description
     from apportion.planner.plan_file import Planned
     from apportion.types.model import ModelSpec
     from apportion.types.plan import Plan
@@ -32,7 +33,7 @@ def refuse_beside(*, compare: bool, why: bool) -> None:
 
 
 def planned_replicas(
-    model_path: Path,
+    source: "Path | Description",
     choices: PlanChoices,
     number: int | None,
     when_measured: Callable[["ModelSpec"], None] = lambda _: None,
@@ -40,7 +41,7 @@ def planned_replicas(
     """The ordinary plan for one replica, and where any number will do and none holds all its weights.
 
     Raises UsageError, InfeasibleError."""
-    asked = ask(model_path, choices, when_measured)
+    asked = ask(source, choices, when_measured)
     if number == 1:
         return plan_asked(asked, choices)
     from apportion.planner.replicas.build import check_workload, make_replicated_plan

@@ -9,10 +9,31 @@ from apportion.types.names import unknown_name
 AUTO = "auto"
 
 
+def with_asked_weights(model: ModelSpec, text: str | None) -> ModelSpec:
+    """The model as if its files were in the format that is named, where it is one of quantised files. Raises
+    UsageError for two of these."""
+    from apportion.catalog.named_weights import named_weights, with_named_weights
+
+    known = weight_formats(model)
+    asked = [part.strip() for part in (text or "").split(",") if part.strip() not in known]
+    named = dict.fromkeys(name for part in asked if (name := named_weights(part)) is not None)
+    if len(named) > 1:
+        raise UsageError(f"--weights: {' and '.join(named)} are two formats of files; name one of them")
+    for name in named:
+        model = with_named_weights(model, name)
+    return model
+
+
 def parse_weights(text: str, model: ModelSpec, own_format: str) -> tuple[str, ...]:
     """ "int8,auto" -> ("bf16", "int8") for a model whose own format is bf16; widest first. Raises UsageError."""
-    names = [own_format if name == AUTO else name for name in (part.strip() for part in text.split(","))]
+    from apportion.catalog.named_weights import named_weights
+
     known = weight_formats(model)
+    parts = [part.strip() for part in text.split(",")]
+    names = [
+        own_format if name == AUTO else name if name in known else named_weights(name) or name
+        for name in parts
+    ]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UsageError(f"--weights: {unknown_name('weight format', unknown[0], (*known, AUTO))}")

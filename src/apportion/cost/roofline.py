@@ -150,7 +150,7 @@ def _attention_work(
     """FLOPs and bytes, of numbers or of arrays of them."""
     tokens, attended, context, sequences = counts
     flops = kv_heads * (2 * layer.per_kv_head.count * tokens + 2 * model.attention_products(layer) * attended)
-    if model.kv_lora_rank is not None:
+    if model.kv_lora_rank is not None or layer.cache is not None:
         flops = flops + 2 * layer.replicated.count * tokens
     weights = kv_heads * parameters_bytes(layer.per_kv_head, formats) + parameters_bytes(
         layer.replicated, formats

@@ -157,6 +157,19 @@ class ModelSpec:
         )
 
     @property
+    def active_parameters(self) -> int:
+        """Those that one token meets: all but the experts that it is not routed to."""
+        idle = sum(
+            self.ffn_columns
+            * layer.per_ffn_column.count
+            * (layer.num_experts - layer.experts_per_token)
+            // layer.num_experts
+            for layer in self.layers
+            if layer.num_experts
+        )
+        return self.num_parameters - idle
+
+    @property
     def num_parameters(self) -> int:
         """Of the whole model: layers, vocabulary tables, final norm."""
         layers = sum(self.layer_parameters(layer) for layer in range(self.num_layers))
