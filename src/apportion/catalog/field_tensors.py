@@ -5,7 +5,7 @@ Layers are taken to be of the common form: grouped or latent attention, a gated 
 """
 
 from collections.abc import Iterator
-from math import ceil
+from fractions import Fraction
 from typing import cast
 
 from apportion.catalog.config_fields import ConfigFields
@@ -139,7 +139,7 @@ def _block_width(ffn: ConfigFields, hidden: int) -> int:
         return width
     if not isinstance(multiple, int | float) or isinstance(multiple, bool) or not 0 < multiple < 1000:
         raise ffn.invalid("ffn_mult", "a number")
-    return _BLOCK_MULTIPLE * ceil(int(2 * multiple * hidden / 3) / _BLOCK_MULTIPLE)
+    return _BLOCK_MULTIPLE * -(-int(2 * Fraction(multiple) * hidden / 3) // _BLOCK_MULTIPLE)
 
 
 def _first(fields: ConfigFields, names: tuple[str, ...]) -> int | None:

@@ -122,8 +122,14 @@ def _method(own: ConfigFields) -> str:
 
 
 def _kept(own: ConfigFields) -> tuple[re.Pattern[str], ...]:
-    names = [name for key in _KEPT_KEYS for name in own.items(key) or ()]
-    return tuple(_pattern(own, str(name)) for name in names)
+    return tuple(_pattern(own, name) for key in _KEPT_KEYS for name in _names(own, key))
+
+
+def _names(own: ConfigFields, key: str) -> list[str]:
+    names = own.items(key) or []
+    if not all(isinstance(name, str) for name in names):
+        raise own.invalid(key, "a list of names")
+    return cast(list[str], names)
 
 
 def _pattern(own: ConfigFields, name: str) -> re.Pattern[str]:

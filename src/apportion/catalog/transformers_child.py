@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
 
 from apportion.catalog.config_fields import ConfigFields
 from apportion.catalog.tensor_roles import NamedTensor
+from apportion.types.children import python
 
 CHILD_LIMIT_S = 300
 """It takes 5 to 10 s of CPU, most of it imports."""
@@ -26,7 +26,7 @@ def ask_transformers(fields: ConfigFields, content: dict[str, object]) -> Descri
     The child runs transformers' classes alone, never code of a model's folder, and has no folder on its path."""
     if find_spec("transformers") is None or find_spec("torch") is None:
         return "transformers is not installed (pip install 'apportion[run]')"
-    command = [sys.executable, "-P", "-m", "apportion.model.hf.describe"]
+    command = python("-m", "apportion.model.hf.describe")
     try:
         child = subprocess.run(
             command,
