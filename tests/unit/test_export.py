@@ -12,8 +12,9 @@ from planned import cluster, cpu, llama
 from plans import hand_plan
 
 from apportion.cli.engine_planner import EnginePlanner
-from apportion.cost.estimate import estimate
-from apportion.cost.kv_capacity import with_most_kv
+from apportion.cost.estimate import estimate, plan_estimate
+from apportion.cost.kv_capacity import with_kv_rooms, with_most_kv
+from apportion.cost.memory import plan_memory
 from apportion.export.engines import ENGINES
 from apportion.export.limits import ABILITIES, compute_buffer_bytes
 from apportion.export.price import division_tokens_per_s
@@ -55,7 +56,9 @@ def plan_of(groups, layers, devices):
         chunk_tokens=256,
     )
     workload = replace(plan.workload, prompt_tokens=512, output_tokens=128)
-    return replace(plan, cluster=cluster(devices), workload=workload)
+    certificate = replace(plan.certificate, value=1.0, lower_bound=1.0)  # what is read has one above 0
+    plan = replace(plan, cluster=cluster(devices), workload=workload, certificate=certificate)
+    return with_kv_rooms(replace(plan, memory=plan_memory(plan), estimate=plan_estimate(plan)))
 
 
 @pytest.fixture

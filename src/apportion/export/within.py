@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol
 
-from apportion.cost.kv_capacity import with_most_kv
+from apportion.cost.kv_capacity import with_kv_rooms, with_most_kv
 from apportion.cost.memory import kv_blocks, plan_memory
 from apportion.cost.service import least_kv_tokens
 from apportion.export.limits import (
@@ -128,13 +128,17 @@ def _as_it_is(plan: Plan, engine: str) -> Plan | None:
             if not _executes(ability, plan, problem):
                 continue
             held = replace(
-                plan, cluster=problem.cluster, workload=problem.workload, constraints=problem.constraints
+                plan,
+                cluster=problem.cluster,
+                workload=problem.workload,
+                constraints=problem.constraints,
+                num_swap_blocks=0,
             )
             memory = plan_memory(held)
             if all(
                 used.total_bytes <= held.cluster.device(name).memory_bytes for name, used in memory.items()
             ):
-                return replace(held, memory=memory, num_swap_blocks=0)
+                return with_kv_rooms(replace(held, memory=memory))
     return None
 
 

@@ -47,6 +47,8 @@ _POSITIVE = frozenset(
         "num_kv_blocks",
         "microbatches",
         "chunk_tokens",
+        "group_size",
+        "step_tokens",
         "value",
         "lower_bound",
         "memory_bytes",
