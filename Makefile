@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEVICES := "laptop=cpu:12MiB@0.5, desk=cpu:13MiB, old=cpu:9MiB@0.3"
 
-.PHONY: run test check clean
+.PHONY: run test test-nightly check clean
 
 run: .venv/run.stamp
 	$(BIN)/apportion run demo "ROMEO:" --devices $(DEVICES) --max-tokens 150 --temperature 0.8 --seed 3
 
 test: .venv/test.stamp
 	$(BIN)/pytest
+
+test-nightly: .venv/test.stamp
+	$(BIN)/python scripts/nightly.py
 
 check: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -1,0 +1,101 @@
+"""Runs every test marked `nightly`, two at a time, and writes what came of it to docs/nightly.md.
+
+    python scripts/nightly.py [--seed 20261201] [--jobs 2] [NODE ...]
+
+Each test is a process of its own with the same seed for hypothesis, so one that fails is repeated by the line it prints.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "nightly.md"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    node: str
+    passed: bool
+    wall_s: float
+    report: str
+
+
+def nodes() -> list[str]:
+    found = _pytest("--collect-only", "-q").stdout.splitlines()
+    return [line for line in found if "::" in line]
+
+
+def run(node: str, seed: int) -> Outcome:
+    begun_s = time.monotonic()
+    done = _pytest("-q", f"--hypothesis-seed={seed}", node)
+    wall_s = time.monotonic() - begun_s
+    outcome = Outcome(node, done.returncode == 0, wall_s, done.stdout + done.stderr)
+    print(f"{'passed' if outcome.passed else 'FAILED'} {wall_s:7.0f} s  {node}", flush=True)
+    if not outcome.passed:
+        print(outcome.report, flush=True)
+        print(f"again: pytest -m nightly --hypothesis-seed={seed} '{node}'", flush=True)
+    return outcome
+
+
+def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-m", "nightly", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def page(outcomes: list[Outcome], seed: int, wall_s: float) -> str:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    failed = sum(not outcome.passed for outcome in outcomes)
+    head = [
+        "# The long tests",
+        "",
+        f"`make test-nightly`, {datetime.now(UTC):%Y-%m-%d}, commit {commit}: {len(outcomes) - failed} passed,"
+        f" {failed} failed, in {wall_s / 60:.0f} minutes on {os.cpu_count()} cores ({_processor()}, Python"
+        f" {platform.python_version()}), hypothesis' seed {seed}.",
+        "",
+        "| test | seconds | |",
+        "|---|---|---|",
+    ]
+    rows = [
+        f"| `{outcome.node}` | {outcome.wall_s:.0f} | {'passed' if outcome.passed else 'failed'} |"
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.node)
+    ]
+    return "\n".join([*head, *rows, ""])
+
+
+def _processor() -> str:
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _cpuinfo() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=int(f"{datetime.now(UTC):%Y%m%d}"))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("nodes", nargs="*")
+    given = parser.parse_args()
+    asked = given.nodes or nodes()
+    begun_s = time.monotonic()
+    with ThreadPoolExecutor(given.jobs) as pool:
+        outcomes = list(pool.map(lambda node: run(node, given.seed), asked))
+    if not given.nodes:
+        PAGE.write_text(page(outcomes, given.seed, time.monotonic() - begun_s))
+    sys.exit(any(not outcome.passed for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()
