@@ -2,7 +2,7 @@
 
     python scripts/nightly.py [--seed 20261201] [--jobs 2] [NODE ...]
 
-Each test is a process of its own with the same seed for hypothesis, so one that fails is repeated by the line it prints.
+Each test is a process of its own, all with one seed for hypothesis; what fails is repeated by the line it prints.
 """
 
 import argparse
@@ -29,8 +29,10 @@ class Outcome:
 
 
 def nodes() -> list[str]:
+    """Test functions with all their parameters; those against enumeration first, as they take longest."""
     found = _pytest("--collect-only", "-q").stdout.splitlines()
-    return [line for line in found if "::" in line]
+    functions = dict.fromkeys(line.split("[")[0] for line in found if "::" in line)
+    return sorted(functions, key=lambda node: "tests/property" not in node)
 
 
 def run(node: str, seed: int) -> Outcome:
