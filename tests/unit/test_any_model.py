@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from apportion.catalog import general
 from apportion.catalog.cluster_text import parse_devices
@@ -246,6 +247,24 @@ def test_the_child_process_says_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(general, "ask_transformers", ask_transformers)
     monkeypatch.chdir(folder)
     assert read_model_spec(folder) == here
+
+
+def test_files_of_an_unknown_family_are_what_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Exact sizes from safetensors headers: no class is asked, and a head that is tied is counted once."""
+    monkeypatch.setattr(general, "ask_transformers", lambda *_: pytest.fail("asked"))
+    config = GPTNeoXConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, vocab_size=200
+    )
+    model: Any = GPTNeoXForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    spec = read_model_spec(tmp_path)
+    assert spec.family == "gpt_neox"
+    assert spec.num_parameters == sum(one.numel() for one in model.parameters())
+    assert spec.checkpoint_format == "fp32"
+    assert [spec.kv_elements(layer, 4) for layer in spec.layers] == [128] * 3
+    (tmp_path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ModelError, match="is not a whole safetensors file"):
+        read_model_spec(tmp_path)
 
 
 def test_without_transformers_the_fields_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from apportion.catalog.known_models import known_config
 from apportion.catalog.model_config import read_model_spec
@@ -174,6 +176,38 @@ def test_model_optimizer_s_own_file(tmp_path: Path):
     held = stored_bytes(read_model_spec(tmp_path))
     attention = 4 * 4 * 1024 * 1024
     assert held == 2 * attention + (MATRICES - attention) * 4.5 / 8 + 4 * TABLE + NORMS
+
+
+def test_a_folder_of_mlx(tmp_path: Path):
+    """Four bits packed in 32, a 16-bit scale and bias for 64 elements, tables too: what its files hold is planned."""
+    config = {"quantization": {"group_size": 64, "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(SIZES | config))
+    square, wide, tall = (1024, 1024), (4096, 1024), (1024, 4096)
+    layer = dict.fromkeys((f"self_attn.{name}_proj" for name in "qkvo"), square)
+    layer |= {"mlp.gate_proj": wide, "mlp.up_proj": wide, "mlp.down_proj": tall}
+    shapes = {f"model.layers.{n}.{name}": shape for n in range(4) for name, shape in layer.items()}
+    shapes |= {"model.embed_tokens": (1000, 1024), "lm_head": (1000, 1024)}
+    tensors: dict[str, Any] = {}
+    for name, (rows, columns) in shapes.items():
+        tensors[f"{name}.weight"] = np.zeros((rows, columns // 8), dtype=np.uint32)
+        for beside in ("scales", "biases"):
+            tensors[f"{name}.{beside}"] = np.zeros((rows, columns // 64), dtype=np.float16)
+    norms = [f"model.layers.{n}.{name}_layernorm" for n in range(4) for name in ("input", "post_attention")]
+    tensors |= {f"{name}.weight": np.zeros(1024, dtype=np.float16) for name in (*norms, "model.norm")}
+    save_file(tensors, tmp_path / "model.safetensors")
+    spec = read_model_spec(tmp_path)
+    assert spec.stored is not None
+    assert spec.stored.format == "mlx-4bit"
+    assert stored_bytes(spec) == sum(one.nbytes for one in tensors.values())
+    assert stored_bytes(spec) == stored_bytes(read_model_spec(tmp_path / "config.json"))
+
+
+def test_what_if_the_weights_were_quantised(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = str(tmp_path / "plan.json")
+    assert exit_code(["plan", "qwen3-8b", "--devices", "rtx-3090", "--out", out, "--no-calibration"]) == 0
+    capsys.readouterr()
+    assert exit_code(["whatif", out, "--weights", "q4_k_m"]) == 0
+    assert "q4_k_m" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

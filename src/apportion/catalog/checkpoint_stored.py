@@ -11,7 +11,7 @@ from apportion.catalog.stored import Part, StoredTensor
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 
-PACKED = ("U8", "I32", "I64")
+PACKED = ("U8", "I32", "U32", "I64")
 """Types of tensors whose shapes are not those of what they hold."""
 _MATRIX = re.compile(
     r".*layers\.\d+\.(?:self_attn|mlp|block_sparse_moe)\.(?:.+\.)?(w[123]|\w+?_proj(?:_with_mqa)?)(?:[._](.+))?"
@@ -31,6 +31,7 @@ _DATA = frozenset((None, "weight", "qweight", "weight_packed", "blocks", _TILES)
 _PIECES = _DATA | frozenset(
     (
         "bias",
+        "biases",
         "qzeros",
         "scales",
         "svh",

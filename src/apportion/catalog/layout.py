@@ -264,7 +264,5 @@ def _notes(found: SortedTensors, facts: Facts, attentions: Sequence[_Attention])
     if any(
         one.role == "index_key" or "compressor" in one.tensor.name for layer in found.layers for one in layer
     ):
-        notes.append(
-            "attention is sparse; its cache and time are counted as if every token were kept and read"
-        )
+        notes.append("attention is sparse: its time is counted as if every token of the context were read")
     return tuple(notes)

@@ -99,6 +99,8 @@ def read_quantisation(fields: ConfigFields) -> Quantisation | None:
         if fields.get("expert_dtype") == "fp4" and not read.others
         else ()
     )
+    if fp4:
+        read = replace(read, name=f"{read.name}+{MXFP4.name}")
     return replace(read, kept=(*read.kept, *_kept(own)), others=(*read.others, *fp4))
 
 
@@ -247,7 +249,8 @@ def _modelopt(own: ConfigFields) -> Quantisation:
     methods = {name: _layer_algorithm(own, entry) for name, entry in layers.items()}
     others = tuple((_pattern(own, name), method) for name, method in methods.items())
     if own.get("quant_method") == "fp8":
-        return replace(_fp8(own), others=others)
+        names = dict.fromkeys(("fp8", *(method.name for method in methods.values())))
+        return replace(_fp8(own), name="+".join(names), others=others)
     kept = (re.compile(".*"),)
     first = next(iter(methods.values()), None)
     if first is None:

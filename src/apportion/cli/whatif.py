@@ -78,11 +78,13 @@ def whatif(
     from rich.console import Console
 
     from apportion.cli.render_whatif import print_whatif, whatif_json
-    from apportion.cli.weights import changed_formats
+    from apportion.cli.weights import changed_formats, with_asked_weights
     from apportion.planner.explain.whatif import Changes, changed_cluster, what_if
     from apportion.planner.plan_file import read_plan
 
     before = read_plan(file, replica)
+    if before.model.stored is None:
+        before = replace(before, model=with_asked_weights(before.model, weights))
     changes = Changes(
         remove=tuple(one for name in remove or () for one in named_devices(before.cluster, name, "--remove")),
         add=_added(add or (), before.cluster),
