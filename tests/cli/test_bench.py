@@ -80,7 +80,7 @@ def test_a_given_plan_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["demo", "--concurrency", "1,none"], 2, "write numbers of sequences, like 1,4,16"),
         (["demo", "--concurrency", "0"], 2, "write numbers of sequences"),
         (["demo", "--concurrency", ""], 2, "write numbers of sequences"),
-        (["demo", "--trace", "no/such/folder/t.json"], 2, "no/such/folder is no folder"),
+        (["demo", "--trace", "no/such/folder/t.json"], 2, "there is no folder no/such/folder"),
         (["demo", "--prompt-tokens", "5000"], 2, "more than demo's 1024"),
         (["llama-3-8b"], 2, "can be planned by that name"),
         (["demo", "--devices", "a=cpu:2MiB, b=cpu:3MiB"], 3, ""),
