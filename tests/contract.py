@@ -12,7 +12,7 @@ from plans import cpu_device, hand_plan
 from apportion.catalog.model_config import read_model_spec
 from apportion.runtime.engine import Engine
 from apportion.types.cluster import StreamSource
-from apportion.types.plan import Plan
+from apportion.types.plan import DeviceMemory, Plan
 from apportion.types.request import Request, SamplingParams
 
 SHARE = 0.05
@@ -56,10 +56,20 @@ class Case:
 class Held:
     planned_bytes: int
     peak_bytes: int
+    planned_held_bytes: int
+    """Of `planned_bytes`, all but the workspace and the buffers of messages."""
+    held_bytes: int
 
     @property
     def ratio(self) -> float:
         return self.peak_bytes / self.planned_bytes
+
+    @property
+    def exact(self) -> bool:
+        """Whether the worker holds to the byte what is planned, and comes to no more than that and its workspace. How
+        much of its workspace it uses depends on the processor's kernels, and on how large steps happen to be."""
+        whole = self.held_bytes <= self.peak_bytes <= self.planned_bytes
+        return whole and self.held_bytes == self.planned_held_bytes
 
     @property
     def kept(self) -> bool:
@@ -83,7 +93,11 @@ def tight_plan(case: Case, config: Path) -> Plan:
             activation_format="fp32",
             kv_format=case.kv_format,
             devices=[
-                replace(cpu_device(name, memory_bytes.get(name, 2**40)), stream_from=case.stream_from)
+                replace(
+                    cpu_device(name, memory_bytes.get(name, 2**40)),
+                    stream_from=case.stream_from,
+                    stream_bytes_per_s=1e9,
+                )
                 for name in names
             ],
             streamed=case.streamed,
@@ -106,9 +120,18 @@ def drive(case: Case, seed: int = 1, rounds: int = 1) -> dict[str, Held]:
                 assert engine.scheduler.metrics().preemptions.num_recomputes == 0
             reports = engine.collect()
     return {
-        name: Held(planned_bytes=plan.memory[name].engine_bytes, peak_bytes=report.peak_bytes)
+        name: Held(
+            planned_bytes=plan.memory[name].engine_bytes,
+            peak_bytes=report.peak_bytes,
+            planned_held_bytes=_held_bytes(plan.memory[name]),
+            held_bytes=report.held_bytes,
+        )
         for name, report in reports.items()
     }
+
+
+def _held_bytes(memory: DeviceMemory) -> int:
+    return memory.weights_bytes + memory.stream_buffer_bytes + memory.kv_bytes
 
 
 def _requests(case: Case, lengths: random.Random, turn: int) -> list[Request]:

@@ -50,6 +50,7 @@ def report(meter: WorkMeter) -> WorkerReport:
         parameters=0,
         read_bytes=0,
         streamed_bytes=0,
+        held_bytes=0,
         peak_bytes=0,
         sent_bytes={},
         **meter.report(),

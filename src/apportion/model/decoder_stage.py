@@ -60,6 +60,11 @@ class DecoderStage:
     def streamed_bytes(self) -> int:
         return self._modules.stream.streamed_bytes if self._modules.stream else 0
 
+    @property
+    def held_bytes(self) -> int:
+        stream = self._modules.stream
+        return self.weights_bytes + self.kv_pool.kv_bytes + (stream.buffer_bytes if stream else 0)
+
     @torch.no_grad()
     def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
         program = self._programs[self._modules.stream.next_buffer if self._modules.stream else 0]

@@ -23,6 +23,11 @@ class StageModel(Protocol):
         """Weights brought from host memory since the start, layers of `Stage.streamed_layers` anew in every step."""
         ...
 
+    @property
+    def held_bytes(self) -> int:
+        """Weights, buffers of streamed layers and KV cache, as they were allocated."""
+        ...
+
     def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
         """One microbatch through the stage.
 

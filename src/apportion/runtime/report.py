@@ -51,6 +51,8 @@ class WorkerReport:
     """Of the checkpoint, once."""
     streamed_bytes: int
     """Of streamed layers' weights, in every step, since the start."""
+    held_bytes: int
+    """Weights, buffers of streamed layers and KV cache, as they were allocated."""
     peak_bytes: int
     sent_bytes: dict[str, int]
     work: dict[str, tuple[Any, ...]]

@@ -288,6 +288,7 @@ class _Worker:
             parameters=self._model.parameters,
             read_bytes=self._model.read_bytes,
             streamed_bytes=self._model.streamed_bytes - self._rehearsed_bytes,
+            held_bytes=self._model.held_bytes,
             peak_bytes=self._meter.peak_bytes(),
             sent_bytes=sent_bytes,
             **self._work.report(),

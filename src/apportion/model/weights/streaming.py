@@ -29,6 +29,8 @@ class LayerStream:
     def __init__(self, store: LayerStore, reader: ParameterReader, buffer_bytes: int) -> None:
         self.streamed_bytes = 0
         """That arrived so far."""
+        self.buffer_bytes = buffer_bytes * store.num_buffers
+        """Before they are rounded up to whole pages."""
         self._store = store
         self._reader = reader
         self._buffers = [LayerBuffer(buffer_bytes, reader.torch_device) for _ in range(store.num_buffers)]
