@@ -11,7 +11,7 @@ from apportion.cost.estimate import objective_value
 from apportion.cost.service import holds_requests
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.ways import all_ways
-from apportion.planner.divide import search
+from apportion.planner.divide import BETTER, search, search_all
 from apportion.planner.found import Found
 from apportion.planner.problem import (
     Problem,
@@ -25,9 +25,6 @@ from apportion.types.cluster import Cluster
 from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload
-
-BETTER = 1 - 1e-9
-"""Relative: less of a gain is rounding."""
 
 
 class Finder:
@@ -84,24 +81,27 @@ class Finder:
     ) -> bool:
         """Whether it is proven that with none of these numbers of sequences a division is below `cutoff`."""
         chunks = chunk_candidates(workload.max_context_tokens)
-        problem = self._problem(replace(workload, concurrency=sequences[0]), chunks[0], max_devices)
+        fewest = replace(workload, concurrency=sequences[0])
+        if not holds_requests(fewest):
+            return True
         ways = all_ways(chunks, sequences, self.num_devices)
-        return problem is None or Exclusion(problem).excludes(ways, cutoff * BETTER, max_devices)
+        exclusion = Exclusion(self._problem(fewest, chunks[0], max_devices))
+        return exclusion.excludes(ways, cutoff * BETTER, max_devices)
 
     def _best_of(
         self, chunks: Sequence[int], workload: Workload, max_devices: int | None, cutoff: float
     ) -> Found | None:
+        if not holds_requests(workload):
+            return None
+        if not workload.limited:
+            problems = [self._problem(workload, chunk, max_devices) for chunk in chunks]
+            return search_all(problems, cutoff)
         best: Found | None = None
-        exclusion: Exclusion | None = None
+        exclusion = Exclusion(self._problem(workload, chunks[0], max_devices))
         for chunk_tokens in chunks:
+            numbers = self._hopeful(exclusion, chunk_tokens, cutoff)
             problem = self._problem(workload, chunk_tokens, max_devices)
-            if problem is None:
-                return None
-            numbers: list[int] | None = None
-            if workload.limited:
-                exclusion = exclusion or Exclusion(problem)
-                numbers = self._hopeful(exclusion, chunk_tokens, cutoff)
-            found = search(problem, numbers, cutoff) if numbers != [] else None
+            found = search(problem, numbers, cutoff) if numbers else None
             if found is not None and (best is None or found.value < best.value):
                 best, cutoff = found, min(cutoff, found.value)
         return best
@@ -118,9 +118,7 @@ class Finder:
             if any(way.microbatches[0] <= number <= way.microbatches[1] for way in hopeful)
         ]
 
-    def _problem(self, workload: Workload, chunk_tokens: int, max_devices: int | None) -> Problem | None:
-        if not holds_requests(workload):
-            return None
+    def _problem(self, workload: Workload, chunk_tokens: int, max_devices: int | None) -> Problem:
         problem = make_problem(
             self.model, self.cluster, workload, self.weight_formats, chunk_tokens, self.constraints
         )

@@ -52,6 +52,7 @@ RELAXED_GAP = 2e-3
 """With shares that are too many to be numbered, whose relaxation leaves a gap of its own, not looked into."""
 PART = 0.05
 """Of a gap, that the bound need not find."""
+ROUGHLY = 0.1
 ROUGH = 1e-3
 """With so many, how far below the least the bound may be."""
 
@@ -87,6 +88,18 @@ def bound_of(problem: Problem, microbatches: int, value: float, kinds: StageKind
         if Exclusion(problem).excludes(way, value * (1 - SLACK)):
             return Bound(value * (1 - SLACK), LIMITED)
     return _Bounds(problem, microbatches, possible_groups(problem), kinds, value).best()
+
+
+def rough_bound(problem: Problem, microbatches: int, kinds: StageKinds) -> float:
+    """On the divisions for one number of microbatches, quickly and to a few percent; infinite where there is none."""
+    bounds = _Bounds(problem, microbatches, possible_groups(problem), kinds, inf)
+    return bounds.quick(ROUGHLY).seconds
+
+
+def none_below(problem: Problem, microbatches: int, value: float, kinds: StageKinds) -> bool:
+    """Whether it is quick to see that no division for one number of microbatches is below `value`."""
+    bounds = _Bounds(problem, microbatches, possible_groups(problem), kinds, value)
+    return bounds.quick(SLACK).seconds >= value * (1 - 3 * SLACK)
 
 
 def _without(problems: Sequence[Problem], value: float) -> Bound:
@@ -167,15 +180,25 @@ class _Bounds:
             sums = self._of_sums(quick_tables)
             if self._good(sums, fair):
                 return sums
-        quick, _ = self._of_selections(quick_tables, part)
+        tolerance = ROUGH if len(self.costs) > MANY_GROUPS else SLACK
+        quick, _ = self._of_selections(quick_tables, part, tolerance)
         if self._good(quick, good):
             return quick
         tables = self._tables(exact_options)
-        bound, is_path = self._of_selections(tables, part)
+        bound, is_path = self._of_selections(tables, part, tolerance)
         bound = max(quick, bound, key=lambda bound: bound.seconds)
         if self._good(bound, fair) or is_path:
             return bound
         return max(bound, self._of_paths(tables), key=lambda b: b.seconds)
+
+    def quick(self, tolerance: float) -> Bound:
+        """With members' memory in sum, in any order, and less than the best such bound by so much at most."""
+        tables = self._tables(quick_options)
+        if self.goal.objective == "latency":
+            sums = self._of_sums(tables)
+            if tolerance == ROUGHLY or self._good(sums, 3 * SLACK):
+                return sums
+        return self._of_selections(tables, 0.0, tolerance)[0]
 
     def _good(self, bound: Bound, gap: float) -> bool:
         return bound.seconds >= self.value * (1 - gap)
@@ -221,10 +244,10 @@ class _Bounds:
         if sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) > MAX_WAYS:
             return Bound(0.0, "too many groups on one host")
         found = cheapest_selection(hosts, self.problem.model.num_layers, self.problem.max_devices)
-        seconds = self.value if found is None else found[0]
+        seconds = inf if found is None else found[0]
         return Bound(min(seconds, self.value) * (1 - SLACK), SELECTED)
 
-    def _of_selections(self, tables: StageTables, part: float) -> tuple[Bound, bool]:
+    def _of_selections(self, tables: StageTables, part: float, tolerance: float) -> tuple[Bound, bool]:
         """With whether the selection that is the least is a single stage, so a path that could be taken."""
         layers = self.problem.model.num_layers
         hosts = tables.host_choices(inf)
@@ -236,10 +259,10 @@ class _Bounds:
             return None if found is None else Selected(found[0], limit, len(found[1]))
 
         cutoff = self.value * (1 - SLACK)
-        tolerance = ROUGH if len(self.costs) > MANY_GROUPS else SLACK
         found = minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance, part)
         seconds = cutoff if found is None else self.goal.combine(found.total, found.maximum)
-        seconds -= tolerance * seconds + part * (cutoff - seconds)
+        if isfinite(seconds):
+            seconds -= tolerance * seconds + (part * (cutoff - seconds) if part else 0.0)
         single = found is not None and found.num_stages == 1
         return Bound(seconds, SELECTED), single
 

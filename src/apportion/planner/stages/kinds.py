@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from apportion.cost.formats import Formats
 from apportion.cost.memory import Capacity
 from apportion.cost.shard import layer_counts
-from apportion.planner.stages.axes import Room, StageKind, member_room
+from apportion.planner.stages.axes import Room, StageKind, ffn_granule, member_room
 from apportion.types.cluster import Device
 from apportion.types.model import LayerSpec, ModelSpec
 
@@ -72,7 +72,6 @@ class StageKinds:
         self.position: IntArray = self.has_embedding + 2 * self.has_head
         """0: between others, 1: first, 2: last, 3: the only stage."""
         self._numbers = {kind: number for number, kind in enumerate(self.kinds)}
-        self._empty: dict[tuple[Capacity, Formats, Place, Memory], list[Room]] = {}
         self._rooms: dict[tuple[Capacity, Formats], dict[tuple[int, Place, int, Memory], Room]] = {}
         self._bytes: dict[tuple[Capacity, Formats, Place, Memory], IntArray] = {}
         self._known: dict[Hashable, object] = {}
@@ -92,9 +91,8 @@ class StageKinds:
         place = _place(rank, size)
         key = (capacity, formats, place, _memory(device))
         if key not in self._bytes:
-            rooms = self._empty_rooms(capacity, formats, device, place)
-            rows = [(-r.free_bytes, r.head_bytes, r.granule_bytes, r.row_bytes) for r in rooms]
-            self._bytes[key] = np.array(rows, dtype=np.int64)
+            room = partial(member_room, self.model, capacity, formats, _without_memory(device), *place)
+            self._bytes[key] = self._by_kind(room)
         return self._bytes[key]
 
     def rooms(
@@ -106,59 +104,46 @@ class StageKinds:
             (device.usable_bytes, _place(rank, len(devices)), number, _memory(device))
             for rank, device in enumerate(devices)
         ]
-        for key, device in zip(keys, devices, strict=True):
+        for rank, (key, device) in enumerate(zip(keys, devices, strict=True)):
             if key not in known:
-                usable_bytes, place, *_ = key
-                empty = self._empty_rooms(capacity, formats, device, place)[number]
-                known[key] = replace(empty, free_bytes=usable_bytes + empty.free_bytes)
+                needed = self.bytes(capacity, formats, device, rank=rank, size=len(devices))[number]
+                nothing, head, granule, row = (int(size) for size in needed)
+                known[key] = Room(
+                    free_bytes=device.usable_bytes - nothing,
+                    head_bytes=head,
+                    granule_bytes=granule,
+                    row_bytes=row,
+                    num_granules=self.model.ffn_columns // ffn_granule(self.model),
+                    vocab_rows=self.model.vocab_rows,
+                )
         return tuple(known[key] for key in keys)
 
     def number(self, kind: StageKind) -> int:
         return self._numbers[kind]
 
-    def _empty_rooms(self, capacity: Capacity, formats: Formats, device: Device, place: Place) -> list[Room]:
-        """By kind."""
-        key = (capacity, formats, place, _memory(device))
-        if key not in self._empty:
-            room = partial(member_room, self.model, capacity, formats, _without_memory(device), *place)
-            first: dict[object, list[Room]] = {}
-            self._empty[key] = [_room(kind, room, first) for kind in self.kinds]
-        return self._empty[key]
+    def _by_kind(self, room: Callable[[StageKind], Room]) -> IntArray:
+        """Kinds with the same sorts of layers, and ends, differ by as much for each further layer of a sort."""
+        needed = np.empty((len(self.kinds), 4), dtype=np.int64)
+        held = self.counts > 0
+        ends = np.column_stack([held, self.has_embedding, self.has_head])
+        distinct, of_kind = np.unique(ends, axis=0, return_inverse=True)
+        for place, (*has_sort, has_embedding, has_head) in enumerate(distinct.tolist()):
+            numbers = np.flatnonzero(of_kind.reshape(-1) == place)
+            sorts = [sort for sort, has in enumerate(has_sort) if has]
+            rows: list[tuple[int, ...]] = []
+            for more in (None, *sorts):  # with one layer of each sort, and one more of that
+                layers = tuple((self.layers[sort], 1 + (sort == more)) for sort in sorts)
+                one = room(StageKind(layers=layers, has_embedding=has_embedding, has_head=has_head))
+                rows.append((-one.free_bytes, one.head_bytes, one.granule_bytes, one.row_bytes))
+            base, *further = np.array(rows)
+            needed[numbers] = base + (self.counts[numbers][:, sorts] - 1) @ (np.array(further) - base)
+        return needed
 
 
 @lru_cache(maxsize=4)
 def kinds_of(model: ModelSpec) -> StageKinds:
     """The model's, with what is known of its groups' costs from one plan to the next."""
     return StageKinds(model)
-
-
-def _room(kind: StageKind, room: Callable[[StageKind], Room], first: dict[object, list[Room]]) -> Room:
-    """Kinds with layers of the same sorts, and the same ends, differ by as much for each further layer of a sort.
-
-    `first` has the rooms of those with one layer of each sort, then with two of one of them.
-    """
-    sorts = [layer for layer, _ in kind.layers]
-    ends = (tuple(sorts), kind.has_embedding, kind.has_head)
-    if ends not in first:
-        numbers = [[1] * len(sorts), *([1 + (a == b) for b in sorts] for a in sorts)]
-        first[ends] = [
-            room(replace(kind, layers=tuple(zip(sorts, counts, strict=True)))) for counts in numbers
-        ]
-    base, *further = first[ends]
-
-    def figure(of: Callable[[Room], int]) -> int:
-        more = (
-            (count - 1) * (of(two) - of(base)) for (_, count), two in zip(kind.layers, further, strict=True)
-        )
-        return of(base) + sum(more)
-
-    return replace(
-        base,
-        free_bytes=figure(lambda one: one.free_bytes),
-        head_bytes=figure(lambda one: one.head_bytes),
-        granule_bytes=figure(lambda one: one.granule_bytes),
-        row_bytes=figure(lambda one: one.row_bytes),
-    )
 
 
 def _place(rank: int, size: int) -> Place:
