@@ -262,9 +262,10 @@ def _padded(blocks: Sequence[Block], num_kinds: int, heads: IntArray, granules: 
         path_s[block.numbers, columns] = block.path_s
         occupied_s[block.numbers, columns] = block.occupied_s
         share[block.numbers, columns] = block.share
-    used, share = np.unique(np.maximum(share, 0), return_inverse=True)  # few of many
-    heads, granules = heads[used], granules[used]
-    return Options(path_s, occupied_s, share.reshape(path_s.shape), heads, granules, one_format(heads))
+    if len(heads) > 0:
+        used, rows = np.unique(np.maximum(share, 0), return_inverse=True)  # few of many
+        heads, granules, share = heads[used], granules[used], rows.reshape(share.shape)
+    return Options(path_s, occupied_s, share, heads, granules, one_format(heads))
 
 
 def one_format(heads: IntArray) -> IntArray:
