@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from math import inf
 
-from apportion.planner.bounds.bound import none_below, rough_bound
 from apportion.planner.found import Found
 from apportion.planner.infeasible.error import least_bytes
 from apportion.planner.named_stages import name_devices
@@ -15,9 +14,6 @@ from apportion.planner.stages.kinds import StageKinds, kinds_of
 from apportion.planner.stages.shares import GroupMemory
 from apportion.types.errors import UsageError
 from apportion.types.plan import Stage
-
-BETTER = 1 - 1e-9
-"""Relative: less of a gain is rounding."""
 
 
 def search(
@@ -49,27 +45,6 @@ def search(
         if found:
             best, cutoff = (*found, number), found[0]
     return None if best is None else _named(problem, best[1], best[2])
-
-
-def search_all(problems: Sequence[Problem], cutoff: float = inf) -> Found | None:
-    """The best of problems that differ in prefill chunk and coordinator's host, in any number of microbatches; those
-    that may be good first, and none that a bound excludes."""
-    if not problems:
-        return None
-    kinds = kinds_of(problems[0].model)
-    ways = [
-        (rough_bound(problem, number, kinds), place, problem, number)
-        for place, problem in enumerate(problems)
-        for number in microbatch_candidates(problem.workload, len(problem.cluster.devices))
-    ]
-    best: Found | None = None
-    for bound, _, problem, number in sorted(ways, key=lambda way: way[:2]):
-        if bound >= cutoff * BETTER or (cutoff < inf and none_below(problem, number, cutoff * BETTER, kinds)):
-            continue
-        found = search(problem, (number,), cutoff, kinds)
-        if found is not None and found.value < cutoff:
-            best, cutoff = found, found.value
-    return best
 
 
 def _named(problem: Problem, division: Division, searched: int) -> Found:

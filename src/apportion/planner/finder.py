@@ -9,9 +9,10 @@ from math import inf
 
 from apportion.cost.estimate import objective_value
 from apportion.cost.service import holds_requests
+from apportion.planner.bounds.bound import none_below, rough_bound
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.ways import all_ways
-from apportion.planner.divide import BETTER, search, search_all
+from apportion.planner.divide import search
 from apportion.planner.found import Found
 from apportion.planner.problem import (
     Problem,
@@ -21,10 +22,14 @@ from apportion.planner.problem import (
     microbatch_candidates,
     useful_chunks,
 )
+from apportion.planner.stages.kinds import kinds_of
 from apportion.types.cluster import Cluster
 from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload
+
+BETTER = 1 - 1e-9
+"""Relative: less of a gain is rounding."""
 
 
 class Finder:
@@ -95,7 +100,7 @@ class Finder:
             return None
         if not workload.limited:
             problems = [self._problem(workload, chunk, max_devices) for chunk in chunks]
-            return search_all(problems, cutoff)
+            return _search_all(problems, cutoff)
         best: Found | None = None
         exclusion = Exclusion(self._problem(workload, chunks[0], max_devices))
         for chunk_tokens in chunks:
@@ -123,3 +128,24 @@ class Finder:
             self.model, self.cluster, workload, self.weight_formats, chunk_tokens, self.constraints
         )
         return replace(problem, max_devices=max_devices, streaming=self.streaming)
+
+
+def _search_all(problems: Sequence[Problem], cutoff: float = inf) -> Found | None:
+    """The best of problems that differ in prefill chunk and coordinator's host, in any number of microbatches; those
+    that may be good first, and none that a bound excludes."""
+    if not problems:
+        return None
+    kinds = kinds_of(problems[0].model)
+    ways = [
+        (rough_bound(problem, number, kinds), place, problem, number)
+        for place, problem in enumerate(problems)
+        for number in microbatch_candidates(problem.workload, len(problem.cluster.devices))
+    ]
+    best: Found | None = None
+    for bound, _, problem, number in sorted(ways, key=lambda way: way[:2]):
+        if bound >= cutoff * BETTER or (cutoff < inf and none_below(problem, number, cutoff * BETTER, kinds)):
+            continue
+        found = search(problem, (number,), cutoff, kinds)
+        if found is not None and found.value < cutoff:
+            best, cutoff = found, found.value
+    return best
