@@ -34,8 +34,6 @@ _INLINE_BYTES = 2 * 2**10
 _PACKET_BYTES = 4 * 2**10
 _DATA = 64
 """Where a segment's data begins. Its first byte is 1 from writing to freeing."""
-_SEGMENT_BYTES = 2**30
-"""Of address space: any message fits any segment. Pages are there once they are written."""
 _BACKLOG = 128
 
 
@@ -96,7 +94,7 @@ class _Sender:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self._segments: list[mmap.mmap] = []
+        self._segments: list[_ReceivedSegment] = []
         self._taken: mmap.mmap | None = None
 
     def take(self) -> Message | None:
@@ -108,13 +106,12 @@ class _Sender:
         if not packet:
             return None
         for descriptor in descriptors:
-            self._segments.append(mmap.mmap(descriptor, 0))
-            os.close(descriptor)
+            self._segments.append(_ReceivedSegment(descriptor))
         sent_s, header_bytes, payload_bytes, kind_bytes, number = _HEAD.unpack_from(packet)
         kind_stop = _HEAD.size + kind_bytes
-        self._taken = self._segments[number - 1] if number else None
-        body = memoryview(packet)[kind_stop:] if self._taken is None else memoryview(self._taken)[_DATA:]
         stop = header_bytes + payload_bytes
+        self._taken = self._segments[number - 1].holding(_DATA + stop) if number else None
+        body = memoryview(packet)[kind_stop:] if self._taken is None else memoryview(self._taken)[_DATA:]
         kind = Kind(packet[_HEAD.size : kind_stop])
         return Message(kind, bytes(body[:header_bytes]), body[header_bytes:stop], sent_s)
 
@@ -122,6 +119,20 @@ class _Sender:
         if self._taken is not None:
             self._taken[0] = 0
             self._taken = None
+
+
+class _ReceivedSegment:
+    """The receiving end: as much of it is mapped as any message took."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+        self._mapped = mmap.mmap(descriptor, 0)
+
+    def holding(self, num_bytes: int) -> mmap.mmap:
+        if len(self._mapped) < num_bytes:
+            self._mapped = mmap.mmap(self._descriptor, 0)
+        return self._mapped
 
 
 class Outbox:
@@ -175,7 +186,7 @@ class _Segment:
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("apportion-link")
         weakref.finalize(self, os.close, self.descriptor)
-        os.ftruncate(self.descriptor, _SEGMENT_BYTES)
+        self._grow(mmap.PAGESIZE)
         self._state = mmap.mmap(self.descriptor, mmap.PAGESIZE)
 
     @property
@@ -183,7 +194,14 @@ class _Segment:
         return not self._state[0]
 
     def write(self, header: bytes, payload: bytes | memoryview) -> None:
-        assert _DATA + len(header) + len(payload) <= _SEGMENT_BYTES
+        stop = _DATA + len(header) + len(payload)
+        if stop > self._num_bytes:
+            self._grow(1 << (stop - 1).bit_length())
         written = os.pwritev(self.descriptor, [header, payload], _DATA)
         assert written == len(header) + len(payload)
         self._state[0] = 1
+
+    def _grow(self, num_bytes: int) -> None:
+        """Of the file; its pages are there once they are written."""
+        os.ftruncate(self.descriptor, num_bytes)
+        self._num_bytes = num_bytes
