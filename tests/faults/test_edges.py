@@ -331,13 +331,18 @@ def test_deep_nesting_in_a_file_of_ours_is_as_none(tmp_path: Path, name: str):
 # Limits of the shell
 
 
-@pytest.mark.parametrize("limit", ["-n 14", "-n 24", "-v 700000", "-v 400000", "-u 1"])
+@pytest.mark.parametrize("limit", ["-n 14", "-v 700000", "-v 400000"])
 def test_small_limits_are_one_line_or_enough(limit: str):
     done = run(COMMAND, *RUN, shell=f"ulimit {limit}")
     if done.returncode:
         assert done.returncode != 130, "it looks like Ctrl-C"
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         one_line(done, 4)
+
+
+def test_links_take_no_more_address_space_than_they_need():
+    done = run(COMMAND, *RUN, shell="ulimit -v 2000000")
+    assert done.returncode == 0, done.stderr.decode()
 
 
 # Compiled code

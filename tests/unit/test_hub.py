@@ -16,6 +16,7 @@ from apportion.catalog.hub import resolve_model
 from apportion.types.errors import ModelError
 
 COMMIT = "a" * 40
+REVISIONS: list[str] = []
 QUANTISED = b'{"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}'
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -26,6 +27,9 @@ FILES = {
 
 class Hub(BaseHTTPRequestHandler):
     requested: list[str]
+    looks: list[str]
+    revisions: list[str]
+    """Of the files that were asked for."""
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -36,24 +40,33 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, *, body: bool) -> None:
         if self.path.startswith("/api/models/org/tiny"):
             siblings = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
-            info = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "private": False}
+            info = {"id": "org/tiny", "sha": self.commit(), "siblings": siblings, "private": False}
             tree = [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                 for name, data in FILES.items()
             ]
             self.reply(200, json.dumps(tree if "/tree/" in self.path else info).encode(), body=body)
         elif (name := self.path.rsplit("/", 1)[-1]) in FILES and self.path.startswith("/org/tiny/resolve/"):
+            self.revisions.append(self.path.split("/")[4])
             if body:
                 self.requested.append(name)
             self.reply(200, FILES[name], body=body)
         else:
             self.reply(404, b"{}", body=body, error="RepoNotFound")
 
+    def commit(self) -> str:
+        """A branch moves on with every look at it."""
+        revision = self.path.partition("?")[0].rpartition("/")[2]
+        if len(revision) == len(COMMIT):
+            return revision
+        self.looks.append(revision)
+        return COMMIT if len(self.looks) == 1 else "b" * 40
+
     def reply(self, status: int, data: bytes, *, body: bool, error: str | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.path.split("/")[4] if "/resolve/" in self.path else COMMIT)
         self.send_header("Accept-Ranges", "bytes")
         if error:
             self.send_header("X-Error-Code", error)
@@ -68,7 +81,8 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[tuple[str, list[str]]]:
     requested: list[str] = []
-    handler = type("Handler", (Hub,), {"requested": requested})
+    handler = type("Handler", (Hub,), {"requested": requested, "revisions": REVISIONS, "looks": []})
+    REVISIONS.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -107,6 +121,13 @@ def test_download_fetches_what_is_asked_with_a_progress_bar(hub: tuple[str, list
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"], done.stderr
     assert sorted(requested) == ["config.json", "model.safetensors"]
     assert "100%" in done.stderr
+
+
+def test_weights_are_of_the_commit_whose_config_was_checked(hub: tuple[str, list[str]], tmp_path: Path):
+    """The branch `v1` has moved on in between."""
+    done = resolve(hub[0], tmp_path, "org/tiny@v1", weights=True)
+    assert set(REVISIONS) == {COMMIT}, done.stderr
+    assert done.stdout.strip().endswith(COMMIT)
 
 
 def test_weights_that_cannot_be_run_are_not_downloaded(

@@ -173,7 +173,9 @@ def test_a_silent_peer_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("key", ["", "short"])
-def test_nothing_listens_or_asks_beyond_loopback_without_a_key(key: str, capsys: pytest.CaptureFixture[str]):
+def test_nothing_listens_or_asks_beyond_loopback_without_a_key(
+    key: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
     with (
         pytest.raises(UsageError, match=r"listening on 0\.0\.0\.0.* needs --key"),
         listening(("0.0.0.0", 0), key),
@@ -181,7 +183,9 @@ def test_nothing_listens_or_asks_beyond_loopback_without_a_key(key: str, capsys:
         pass
     with pytest.raises(UsageError, match=r"asking tower .* needs --key"):
         probe_network({"tower": ("192.0.2.1", 7453)}, key, ignored)
-    assert exit_code(["probe", "--listen", "0.0.0.0", "--key", key]) == 2
+    file = tmp_path / "key"
+    file.write_text(key)
+    assert exit_code(["probe", "--listen", "0.0.0.0", "--key-file", str(file)]) == 2
     assert "at least 16 characters" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from apportion.types.errors import ModelError
 from apportion.types.names import one_of
 
 DEMO = "demo"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 CONFIG_FILES = ["config.json", "generation_config.json", "hf_quant_config.json"]
 MODEL_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
 
@@ -32,17 +32,19 @@ def resolve_model(name: str, *, weights: bool) -> Path:
     known = find_known_model(name)
     if known is not None and not weights:
         return known_config(known)
-    if HUB_ID.fullmatch(name) and not name.startswith("."):
-        folder = _download(name, CONFIG_FILES)
+    hub_id = HUB_ID.fullmatch(name)
+    if hub_id is not None and not name.startswith("."):
+        repository, revision = hub_id["repository"], hub_id["revision"]
+        folder = _download(repository, revision, CONFIG_FILES)
         if not weights:
             return folder
         check_files(folder)
-        return _download(name, MODEL_FILES)
+        return _download(repository, _commit(folder) or revision, MODEL_FILES)
     if known is not None:
         hub_ids = " or ".join(f"'{hub_id}'" for hub_id in known_models()[known]["hub_ids"][:2])
         raise ModelError(f"'{name}' can be planned by that name; to run it, name its hub id {hub_ids}")
     raise ModelError(
-        f"'{name}' is no folder, config.json or hub id (like 'org/name'){_suggest(name)};"
+        f"'{name}' is no folder, config.json or hub id (like 'org/name', or 'org/name@revision'){_suggest(name)};"
         " 'demo' is the bundled model"
     )
 
@@ -52,13 +54,27 @@ def _suggest(name: str) -> str:
     return f", nor in the catalogue; did you mean {one_of(near)}?" if near else ", nor in the catalogue"
 
 
-def _download(hub_id: str, patterns: list[str]) -> Path:
+def _commit(snapshot: Path) -> str | None:
+    """Of the files that were checked, so that the weights are not a later one's."""
+    return snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else None
+
+
+def _download(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
     """The hub's snapshot folder, with a progress bar; files already downloaded are not asked for again."""
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType] partly typed
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except RevisionNotFoundError:
+        raise ModelError(
+            f"the hub's '{hub_id}' has no revision '{revision}'; name a branch, tag or commit"
+        ) from None
     except RepositoryNotFoundError:
         raise ModelError(
             f"the hub has no model '{hub_id}' that you may read; check the name, or set HF_TOKEN"

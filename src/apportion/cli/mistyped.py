@@ -30,6 +30,7 @@ OPTIONS_MEANT = {
     "--max-num-seqs": "--concurrency",
     "--output": "--out",
     "--engine": "--to",
+    "--key": "--key-file",
 }
 """What other programs call it."""
 ENGINES_MEANT = {

@@ -1,5 +1,7 @@
 """`apportion probe`: what this machine's devices can do, and the links inside it and to other machines."""
 
+import os
+import sys
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
@@ -33,10 +35,13 @@ def probe(
         str | None,
         typer.Option(metavar="ADDRESS", help="Answer other machines' probes here, until Ctrl-C."),
     ] = None,
-    key: Annotated[
-        str,
-        typer.Option(envvar="APPORTION_KEY", help="Secret that the machines share, 16 characters or more."),
-    ] = "",
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the secret that the machines share, 16 characters or more; - reads it from stdin. "
+            "Default: the environment's APPORTION_KEY."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a file for --cluster.")] = None,
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Take as long as it needs, instead of 15 seconds.")
@@ -45,6 +50,7 @@ def probe(
     """Measure this machine's devices and links.
 
     With --hosts those of other machines too, and the network between."""
+    key = _key(key_file)
     if listen is not None:
         if hosts is not None or out is not None:
             raise UsageError("--listen only answers: give --hosts and --out on the machine that asks")
@@ -57,6 +63,16 @@ def probe(
     _save(machines[LOCAL_HOST], conditions)
     if out is not None:
         _write(machines, network, out)
+
+
+def _key(file: Path | None) -> str:
+    """Never from the command line, which everybody on a machine can read. Raises UsageError."""
+    if file is None:
+        return os.environ.get("APPORTION_KEY", "")
+    try:
+        return (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read --key-file {file}: {error}") from None
 
 
 def _listen(listen: str, key: str) -> None:

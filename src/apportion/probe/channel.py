@@ -127,4 +127,6 @@ def is_loopback(host: str) -> bool:
 def check_key(key: str, why: str) -> None:
     """Raises UsageError."""
     if len(key) < MIN_KEY_CHARACTERS:
-        raise UsageError(f"{why} needs --key (or APPORTION_KEY) of at least {MIN_KEY_CHARACTERS} characters")
+        raise UsageError(
+            f"{why} needs --key-file (or APPORTION_KEY) of at least {MIN_KEY_CHARACTERS} characters"
+        )

@@ -80,7 +80,7 @@ def _asked(name: str, address: Address, key: str, ask: Callable[[Channel], Answe
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ClusterError(
-            f"cannot measure {place} ({reason}); run `apportion probe --listen` there, with the same --key"
+            f"cannot measure {place} ({reason}); run `apportion probe --listen` there, with the same key"
         ) from None
 
 

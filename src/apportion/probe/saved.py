@@ -13,7 +13,7 @@ from typing import Any
 from apportion.probe.processor import cpu_model, num_cores
 from apportion.probe.watch import BUSY_SHARE, QUIET, Conditions
 from apportion.types.cache import cache_folder
-from apportion.types.cpu import CpuRates, rates_per_format
+from apportion.types.cpu import CpuRates
 from apportion.types.files import replace_file
 from apportion.types.json_text import parse_json
 from apportion.types.soundness import is_rate
@@ -37,7 +37,7 @@ def read_rates() -> dict[int, CpuRates]:
 def _is_sound(rates: CpuRates) -> bool:
     by_format = rates.flops_per_s
     figures = [figure for name, figure in asdict(rates).items() if name != "flops_per_s"]
-    return set(by_format) == set(rates_per_format(1.0)) and all(map(is_rate, (*figures, *by_format.values())))
+    return "fp32" in by_format and all(map(is_rate, (*figures, *by_format.values())))
 
 
 def read_disk_rate() -> float | None:

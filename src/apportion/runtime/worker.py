@@ -25,7 +25,7 @@ from apportion.model.attention import load_kernels
 from apportion.model.batch import FlatBatch
 from apportion.model.block_moves import BlockMover
 from apportion.model.build import build_stage, import_layers
-from apportion.model.sampling import NotFiniteError, sample
+from apportion.model.sampling import sample
 from apportion.model.stage import StageModel
 from apportion.model.weights.checkpoint import FORMAT_DTYPES, Checkpoint
 from apportion.model.weights.layer_store import layer_store
@@ -171,7 +171,10 @@ class _Worker:
             self._work.begin_step(message.sent_s)
             self._pacer.start()
             batch = self._unpacker.unpack(message.header)
-            self._step(batch, message.header, message.payload)
+            try:
+                self._step(batch, message.header, message.payload)
+            except ArithmeticError:  # logits that are none, or a softmax of what is none
+                raise self._not_finite(message.payload) from None
             self._work.end_step(batch)
             self._meter.stepped()
         self._coordinator.send(Kind.STOPPED, pack(asdict(self._report())))
@@ -225,20 +228,17 @@ class _Worker:
         for begun_s, ended_s in self._all_reduce.take_spans():
             self._work.spent("exchange", begun_s, ended_s)
         if self._stage.has_head:
-            try:
-                self._finish(batch, outputs)
-            except NotFiniteError:
-                raise self._not_finite(inputs) from None
+            self._finish(batch, outputs)
             return
         data = tensor_bytes(outputs)
         self._pacer.settle()
         for outbox in self._next.values():
             outbox.send(Kind.STEP, header, data)
 
-    def _not_finite(self, inputs: Tensor) -> EngineError:
-        """Says whose numbers they are: an embedding's input is always finite."""
+    def _not_finite(self, payload: memoryview) -> EngineError:
+        """Says whose numbers they are: the stage's own where it was handed finite ones, or token ids."""
         before = self._place.stage_index - 1
-        if bool(inputs.isfinite().all()):
+        if self._stage.has_embedding or bool(self._hidden(payload).isfinite().all()):
             whose = f"device {self._device.id} computed"
         else:
             devices = ", ".join(self._plan.stages[before].split.device_ids)
