@@ -34,13 +34,14 @@ def print_cost(console: Console, plan: Plan, cost: Cost) -> None:
 
 
 def _objective(plan: Plan) -> str:
-    return "one request" if plan.workload.objective == "latency" else "an output token"
+    of = {"latency": "one request", "communication": "links in a step"}
+    return of.get(plan.workload.objective, "an output token")
 
 
 def _rows(estimate: Estimate) -> tuple[tuple[str, str], ...]:
     return (
-        ("TTFT", format_seconds(estimate.ttft_s)),
-        ("TPOT", format_seconds(estimate.tpot_s)),
+        ("first token", format_seconds(estimate.ttft_s)),
+        ("every further one", format_seconds(estimate.tpot_s)),
         ("tokens/s", f"{estimate.tokens_per_s:.1f}"),
     )
 
@@ -58,7 +59,8 @@ def _layers(stages: tuple[Stage, ...]) -> dict[str, str]:
 def _conclusion(plan: Plan, cost: Cost) -> str:
     if cost.loss <= NOTHING:
         return f"{plan.constraints.statement}: this costs nothing, no plan is better"
+    links = " on links" if plan.workload.objective == "communication" else ""
     return (
-        f"{plan.constraints.statement}: this costs {cost.loss:.1%} more time. The bottleneck is"
-        f" {plan.estimate.bottleneck}; of the best plan it is {cost.best.estimate.bottleneck}"
+        f"{plan.constraints.statement}: this costs {cost.loss:.1%} more time{links}. The"
+        f" bottleneck is {plan.estimate.bottleneck}; of the best plan it is {cost.best.estimate.bottleneck}"
     )
