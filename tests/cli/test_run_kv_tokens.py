@@ -28,7 +28,7 @@ def test_prompts_that_share_too_little_give_the_same_text(tmp_path: Path, capsys
     short = run(tmp_path, "--kv-tokens", "40%", "--swap-space", "1MiB", "--preempt", "swap")
     shown = capsys.readouterr().err
     assert short["outputs"] == whole["outputs"]
-    assert "KV cache:" in shown
+    assert "tokens of KV cache" in shown
     assert "sequences swapped out" in shown
     for device in short["devices"]:
         assert device["peak_bytes"] <= device["planned_bytes"]

@@ -293,7 +293,7 @@ def test_known_families_start_no_child(tmp_path: Path, monkeypatch: pytest.Monke
     ("config", "message"),
     [
         ({"model_type": "t5"}, "an encoder with a decoder cannot be planned"),
-        ({"model_type": "bert"}, "an encoder cannot be planned"),
+        ({"model_type": "bert"}, "is an encoder, which cannot be planned"),
         ({"model_type": "nothing-known"}, "lacks 'num_hidden_layers'"),
         ({"model_type": ["llama"]}, "'model_type' is ["),
         ({"model_type": "new", "num_hidden_layers": [2, "3"], "hidden_size": 8}, "lacks 'vocab_size'"),

@@ -50,7 +50,9 @@ def lay_out(
     """`source` names the model in errors. Raises ModelError where no table or no layers are found."""
     found = sort_tensors(tensors, facts.num_layers)
     if "encoder" in found.prefix:
-        raise ModelError(f"{source}: an encoder cannot be planned; use a decoder-only language model")
+        raise ModelError(
+            f"{source}: '{family}' is an encoder, which cannot be planned; use a decoder-only language model"
+        )
     table = max(found.embedding, key=lambda one: one.elements, default=None)
     if table is None or len(table.shape) != 2 or not any(found.layers):
         raise ModelError(
