@@ -26,7 +26,7 @@ class Everything(BruteForce):
     def divisions(self, start, used, host, timings):
         """(devices in use, times of all stages and links) of every division."""
         if start == self.model.num_layers:
-            link = self.link(host, self.cluster.devices[0].host)
+            link = self.link(host, self.home)
             if link:
                 yield len(used), [*timings, exit_timing(link, self.steps)]
             return
@@ -48,7 +48,7 @@ def of_microbatches(problem, microbatches):
     sequences = problem.workload.concurrency
     chunks = -(-problem.workload.prompt_tokens // problem.capacity.chunk_tokens)
     brute = Everything(problem, microbatches)
-    for devices, times in brute.divisions(0, frozenset(), problem.cluster.devices[0].host, []):
+    for devices, times in brute.divisions(0, frozenset(), brute.home, []):
         prefill, decode = [t.prefill_s / chunks for t in times], [t.decode_s for t in times]
         # Requests are prefilled in order: the r-th's last chunk follows r·chunks − 1 others through the slowest.
         ttft_s = sum(

@@ -1,12 +1,11 @@
 """The planner against every division there is, written without it: all orders, groups, ranges and shares."""
 
 from collections import Counter
-from dataclasses import replace
 from itertools import combinations, product
 from math import inf, isclose
 
 import pytest
-from enumerated import every_microbatches
+from enumerated import every_microbatches, rank_order
 from hand_model import device as hand_device
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,16 +36,17 @@ def compositions(total, parts):
 class BruteForce:
     def __init__(self, problem: Problem, microbatches: int):
         self.problem, self.model, self.cluster = problem, problem.model, problem.cluster
+        self.home = problem.cluster.coordinator or problem.cluster.devices[0].host
         self.goal: Goal = problem.goal(microbatches)
         self.steps = problem.steps(microbatches)
         self.known: dict[object, list[Timing]] = {}
 
     def best(self) -> float:
-        return min(self.extend(0, frozenset(), self.cluster.devices[0].host, []), default=inf)
+        return min(self.extend(0, frozenset(), self.home, []), default=inf)
 
     def extend(self, start, used, host, timings):
         if start == self.model.num_layers:
-            link = self.link(host, self.cluster.devices[0].host)
+            link = self.link(host, self.home)
             if link:
                 yield self.goal.value([*timings, exit_timing(link, self.steps)])
             return
@@ -65,7 +65,7 @@ class BruteForce:
 
     def best_of_states(self) -> float:
         """The same without going twice from the same devices, host and layer, where both costs are no better."""
-        home = self.cluster.devices[0].host
+        home = self.home
         states = {(0, frozenset(), home): {(0.0, 0.0)}}
         for layer in range(self.model.num_layers):
             for state in [state for state in states if state[0] == layer]:
@@ -108,10 +108,8 @@ class BruteForce:
             yield stop, after, next_host, path, occupied
 
     def groups(self, used):
-        """Ranks follow the kinds of devices, in the cluster's order of the first of each."""
-        figures = [replace(device, id="") for device in self.cluster.devices]
-        ordered = sorted(self.cluster.devices, key=lambda device: figures.index(replace(device, id="")))
-        left = [device for device in ordered if device.id not in used]
+        """Ranks go by memory, then bandwidth, most first; of equal ones by all their figures."""
+        left = [device for device in rank_order(self.cluster.devices) if device.id not in used]
         for size in range(1, self.model.kv_heads + 1):
             for group in combinations(left, size):
                 if len({device.host for device in group}) == 1:

@@ -5,7 +5,7 @@ from itertools import product
 from math import inf, isclose
 
 import pytest
-from enumerated import every_chunk, every_microbatches
+from enumerated import every_chunk, every_coordinator, every_microbatches
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planned import cpu, llama, workload
@@ -19,7 +19,6 @@ from apportion.planner.replicas.build import make_replicated_plan, served
 from apportion.planner.replicas.device_sets import sub_cluster
 from apportion.planner.replicas.search import ReplicaSearch
 from apportion.planner.replicas.task import ReplicaSets, Task
-from apportion.planner.stages.groups import device_figures
 from apportion.planner.verify.replicas import verify_replicas
 from apportion.types.cluster import Cluster, Link
 from apportion.types.errors import InfeasibleError
@@ -56,31 +55,24 @@ class Replicas:
         return any(places)
 
     def rate(self, part, share) -> float:
-        """−inf where it does not fit. Devices alike come together, as in the planner."""
+        """−inf where it does not fit."""
         key = (tuple(device.id for device in part), share)
         if key not in self.known:
-            devices = self.task.cluster.devices
-            alike = [
-                next(i for i, other in enumerate(devices) if figures(other) == figures(one)) for one in part
-            ]
-            ordered = [
-                device for _, device in sorted(zip(alike, part, strict=True), key=lambda pair: pair[0])
-            ]
-            self.known[key] = self.least_s(sub_cluster(self.task.cluster, ordered), share)
+            self.known[key] = self.least_s(sub_cluster(self.task.cluster, part), share)
         return 1 / self.known[key] if self.known[key] < inf else -inf
 
     def least_s(self, cluster, share) -> float:
         workload = self.task.share(share)
-        return min(self.in_chunk(cluster, share, chunk) for chunk in every_chunk(workload))
+        return min(
+            self.in_chunk(where, share, chunk)
+            for where in every_coordinator(cluster)
+            for chunk in every_chunk(workload)
+        )
 
     def in_chunk(self, cluster, share, chunk) -> float:
         problem = self.task.problem(cluster, share, chunk)
         numbers = every_microbatches(problem.workload, len(cluster.devices))
         return min(BruteForce(problem, number).best() for number in numbers)
-
-
-def figures(device):
-    return device.host, device_figures(device)
 
 
 @st.composite

@@ -73,7 +73,7 @@ def test_cards_are_numbered_as_nvidia_smi_does():
     variables = exported.launches[0].variables
     assert variables["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert set(variables["CUDA_VISIBLE_DEVICES"].split(",")) == {"1", "2"}
-    assert any("1 is rtx-3090 on rig, 2 is rtx-4090 on rig" in note for note in exported.notes)
+    assert any("2 is rtx-4090 on rig, 1 is rtx-3090 on rig" in note for note in exported.notes)
 
 
 def test_the_export_is_the_best_that_the_engine_can_do():

@@ -36,9 +36,10 @@ def test_four_devices_and_twelve_layers_in_a_second(objective, concurrency):
 def test_shares_follow_the_devices_speeds():
     pair = [cpu("slow", 8, 0.25), cpu("fast", 8, 1.0)]
     split = make_plan(llama(), cluster(pair), workload(), ("fp32",)).stages[0].split
-    assert split.kv_heads == (2, 6) or split.kv_heads == (1, 7)
-    assert isclose(split.ffn_columns[1] / split.ffn_columns[0], 4, rel_tol=0.02)
-    assert isclose(split.vocab_rows[1] / split.vocab_rows[0], 4, rel_tol=0.02)
+    assert split.device_ids == ("fast", "slow")
+    assert split.kv_heads == (6, 2) or split.kv_heads == (7, 1)
+    assert isclose(split.ffn_columns[0] / split.ffn_columns[1], 4, rel_tol=0.02)
+    assert isclose(split.vocab_rows[0] / split.vocab_rows[1], 4, rel_tol=0.02)
 
 
 def test_memory_decides_where_speed_cannot():

@@ -74,9 +74,14 @@ def test_a_device_left_out_would_make_it_slower():
     assert left_out.division.value > plan.certificate.value
 
 
-def test_a_device_that_cannot_be_reached_is_not_usable():
-    plan = planned(PAIR, joined=False)
-    assert [part.division for part in explain(plan).left_out] == [None]
+def test_a_device_that_cannot_be_reached_works_by_itself():
+    """With the coordinator on its own host; whichever is named first, the better one is planned."""
+    for devices in (PAIR, PAIR[::-1]):
+        plan = planned(devices, joined=False)
+        assert (plan.device_ids, plan.cluster.coordinator) == (("fast",), "x")
+        (left_out,) = explain(plan).left_out
+        assert left_out.division.device_ids == {"slow"}
+        assert left_out.division.value > plan.certificate.value
 
 
 def test_what_an_excluded_device_would_add():
@@ -94,20 +99,24 @@ def test_links_in_use():
     one = planned(PAIR)
     assert links_in_use(one) == ()
     away = planned([cpu("slow", 0.5, 0.1, host="x"), cpu("fast", 20, host="y")])
-    assert [(link.src, link.dst) for link in links_in_use(away)] == [("x", "y")]
+    assert links_in_use(away) == ()  # the coordinator is where the stage is
+    apart = planned([cpu("a", 3, host="x"), cpu("b", 3, host="y")])
+    assert [(link.src, link.dst) for link in links_in_use(apart)] == [("x", "y")]
     group = planned([cpu("a", 20), cpu("b", 20)])
     assert len(group.stages) == 1
     assert [(link.src, link.dst) for link in links_in_use(group)] == [("local", "local")]
 
 
 def test_a_faster_link_is_worth_what_it_saves():
-    away = planned([cpu("slow", 0.5, 0.1, host="x"), cpu("fast", 20, host="y")])
-    # Token ids there, a token back: 127 decode steps and 2 prefill chunks of which the objective counts the first and
-    # the slower once more. All is latency but 4 bytes a token.
-    latency_s, ids = 3e-4, 4 / 1.25e8
-    seconds = 127 * 2 * (latency_s + ids) + (2 * latency_s + (257 / 1) * ids - ids / 2)
-    gain = relief(away, "link x–y 10× faster").gain
-    expected = 0.9 * seconds / (away.certificate.value - 0.9 * seconds)
+    """Two stages, the coordinator with the first: hidden states go there, a token comes back, in 127 decode steps and
+    one of the prompt's 32 chunks, the others of which wait for the slower stage; a token is drawn in the last alone."""
+    plan = planned([cpu("a", 3, host="x"), cpu("b", 3, host="y")])
+    assert (len(plan.stages), plan.chunk_tokens) == (2, 16)
+    latency_s, bytes_per_s, hidden_bytes = 3e-4, 1.25e8, 2048 * 4
+    there = (127 + 16) * hidden_bytes / bytes_per_s
+    seconds = 2 * (127 + 1) * latency_s + there + (127 * 4 + 4 / 32) / bytes_per_s
+    gain = relief(plan, "link x–y 10× faster").gain
+    expected = 0.9 * seconds / (plan.certificate.value - 0.9 * seconds)
     assert gain == pytest.approx(expected, rel=1e-3)
 
 

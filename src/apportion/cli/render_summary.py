@@ -169,10 +169,24 @@ def _figures(plan: Plan) -> Iterator[tuple[str, str]]:
     unused = [device.id for device in plan.cluster.devices if device.id not in plan.device_ids]
     if unused:
         yield "not used", f"{listed(unused)}; --why shows what each would add"
+    if plan.not_joined:
+        yield "not joined", _not_joined(plan)
     helpful = hints(plan)[:_MOST_HINTS]
     yield (
         "would help",
         _helpful(helpful) if helpful else "nothing simple; --why tries other devices and links",
+    )
+
+
+def _not_joined(plan: Plan) -> str:
+    """Which devices no link reaches, and what to add."""
+    cluster = plan.cluster
+    home = cluster.device(plan.device_ids[0]).host
+    away = dict.fromkeys(cluster.device(name).host for name in plan.not_joined)
+    missing = "; ".join(f"link {home}-{host} 1Gbit 0.3ms" for host in away)
+    return (
+        f"{listed(list(plan.not_joined))}: no link from {listed(list(away))} to {home}, so they cannot work together;"
+        f" with a network between them add its figures, as in '{missing}'"
     )
 
 

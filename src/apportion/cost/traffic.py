@@ -7,6 +7,7 @@ embedding; in a split head the logits are gathered on rank 0. Headers, in which 
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, permutations
 
 from apportion.types.cluster import Cluster, Link
@@ -46,8 +47,21 @@ def group_link(cluster: Cluster, device_ids: Sequence[str]) -> Link | None:
 
 
 def coordinator_host(cluster: Cluster) -> str:
-    """The coordinator runs on the host of the first device."""
-    return cluster.devices[0].host
+    return cluster.coordinator or cluster.devices[0].host
+
+
+def with_each_coordinator(cluster: Cluster) -> tuple[Cluster, ...]:
+    """The cluster with its coordinator on each of the devices' hosts."""
+    hosts = dict.fromkeys(device.host for device in cluster.devices)
+    return tuple(replace(cluster, coordinator=host) for host in hosts)
+
+
+def not_joined(cluster: Cluster, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """Devices on hosts that no link joins to a host of the stages' devices."""
+    used = {cluster.device(stage.split.device_ids[0]).host for stage in stages}
+    known = used | {link.dst for link in cluster.links if link.src in used}
+    known |= {link.src for link in cluster.links if link.dst in used}
+    return tuple(device.id for device in cluster.devices if device.host not in known)
 
 
 def host_link(cluster: Cluster, src_host: str, dst_host: str) -> Link | None:

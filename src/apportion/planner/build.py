@@ -8,6 +8,7 @@ from apportion.cost.kv_capacity import with_kv_rooms
 from apportion.cost.memory import plan_memory
 from apportion.cost.service import check_kv_tokens
 from apportion.cost.step_costs import step_costs
+from apportion.cost.traffic import not_joined, with_each_coordinator
 from apportion.planner.balance import balance
 from apportion.planner.bounds.bound import certify
 from apportion.planner.bounds.fewest import prove_fewest
@@ -46,8 +47,9 @@ def find_division(
     arrival rate that cannot be served, or a balance that no division keeps."""
     if workload.objective == "communication":
         smallest = chunk_candidates(workload.max_context_tokens)[-1]
+        problem = make_problem(model, cluster, workload, weight_formats, smallest, constraints)
         return least_communication(
-            make_problem(model, cluster, workload, weight_formats, smallest, constraints)
+            [replace(problem, cluster=where) for where in with_each_coordinator(cluster)]
         )
 
     held = find_demanded(workload, Finder(model, cluster, weight_formats, constraints, streaming=False))
@@ -81,15 +83,19 @@ def fits(
         tpot_limit_s=None,
     )
     problem = make_problem(model, cluster, alone, weight_formats, chunk_tokens, constraints)
-    if search(problem) is not None:
+
+    def find(where: Cluster, *, streaming: bool) -> Found | None:
+        found = (
+            search(replace(problem, cluster=one, streaming=streaming)) for one in with_each_coordinator(where)
+        )
+        return next((one for one in found if one is not None), None)
+
+    if find(cluster, streaming=False) is not None:
         return True
     if not streaming:
         return False
 
-    def find(where: Cluster) -> Found | None:
-        return search(replace(problem, cluster=where, streaming=True))
-
-    return find_with_host_room(cluster, find) is not None
+    return find_with_host_room(cluster, partial(find, streaming=True)) is not None
 
 
 def _found(
@@ -203,6 +209,7 @@ def certified(found: Found) -> Plan:
         certificate=_certificate(found),
         balance=balance(problem, stages, found.microbatches),
         constraints=problem.constraints,
+        not_joined=not_joined(cluster, stages),
         step_costs=even_costs(len(stages)),
     )
     return with_kv_rooms(replace(made, memory=plan_memory(made), step_costs=step_costs(made)))

@@ -9,6 +9,7 @@ from math import inf
 
 from apportion.cost.estimate import objective_value
 from apportion.cost.service import holds_requests
+from apportion.cost.traffic import with_each_coordinator
 from apportion.planner.bounds.bound import none_below, rough_bound
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.ways import all_ways
@@ -74,7 +75,7 @@ class Finder:
     def _value(self, found: Found, chunk_tokens: int) -> float:
         return objective_value(
             self.model,
-            self.cluster,
+            found.problem.cluster,
             found.problem.workload,
             found.stages,
             chunk_tokens=chunk_tokens,
@@ -90,32 +91,29 @@ class Finder:
         if not holds_requests(fewest):
             return True
         ways = all_ways(chunks, sequences, self.num_devices)
-        exclusion = Exclusion(self._problem(fewest, chunks[0], max_devices))
-        return exclusion.excludes(ways, cutoff * BETTER, max_devices)
+        exclusions = map(Exclusion, self._problems(fewest, chunks[:1], max_devices))
+        return all(one.excludes(ways, cutoff * BETTER, max_devices) for one in exclusions)
 
     def _best_of(
         self, chunks: Sequence[int], workload: Workload, max_devices: int | None, cutoff: float
     ) -> Found | None:
         if not holds_requests(workload):
             return None
+        problems = self._problems(workload, chunks, max_devices)
         if not workload.limited:
-            problems = [self._problem(workload, chunk, max_devices) for chunk in chunks]
             return _search_all(problems, cutoff)
         best: Found | None = None
-        exclusion = Exclusion(self._problem(workload, chunks[0], max_devices))
-        for chunk_tokens in chunks:
-            numbers = self._hopeful(exclusion, chunk_tokens, cutoff)
-            problem = self._problem(workload, chunk_tokens, max_devices)
+        for problem in problems:
+            numbers = self._hopeful(problem, cutoff)
             found = search(problem, numbers, cutoff) if numbers else None
             if found is not None and (best is None or found.value < best.value):
                 best, cutoff = found, min(cutoff, found.value)
         return best
 
-    def _hopeful(self, exclusion: Exclusion, chunk_tokens: int, cutoff: float) -> list[int]:
+    def _hopeful(self, problem: Problem, cutoff: float) -> list[int]:
         """The numbers of microbatches for which a division may keep the limits and be below `cutoff`."""
-        problem = exclusion.problem
-        number = problem.workload.concurrency
-        ways = all_ways((chunk_tokens,), (number, number), self.num_devices)
+        exclusion, number = Exclusion(problem), problem.workload.concurrency
+        ways = all_ways((problem.capacity.chunk_tokens,), (number, number), self.num_devices)
         hopeful = list(exclusion.hopeful(ways, cutoff * BETTER, problem.max_devices))
         return [
             number
@@ -123,11 +121,19 @@ class Finder:
             if any(way.microbatches[0] <= number <= way.microbatches[1] for way in hopeful)
         ]
 
-    def _problem(self, workload: Workload, chunk_tokens: int, max_devices: int | None) -> Problem:
-        problem = make_problem(
-            self.model, self.cluster, workload, self.weight_formats, chunk_tokens, self.constraints
+    def _problems(
+        self, workload: Workload, chunks: Sequence[int], max_devices: int | None
+    ) -> tuple[Problem, ...]:
+        """With these prefill chunks, and the coordinator on each host."""
+        first = make_problem(
+            self.model, self.cluster, workload, self.weight_formats, chunks[0], self.constraints
         )
-        return replace(problem, max_devices=max_devices, streaming=self.streaming)
+        first = replace(first, max_devices=max_devices, streaming=self.streaming)
+        return tuple(
+            replace(first, cluster=cluster, capacity=replace(first.capacity, chunk_tokens=chunk))
+            for cluster in with_each_coordinator(self.cluster)
+            for chunk in chunks
+        )
 
 
 def _search_all(problems: Sequence[Problem], cutoff: float = inf) -> Found | None:

@@ -72,6 +72,8 @@ def _cluster_faults(cluster: Cluster) -> Iterator[Fault]:
     for name, count in Counter(device.id for device in cluster.devices).items():
         if count > 1:
             yield "cluster.devices", f"id '{name}' is given to {count} of them"
+    if cluster.coordinator is not None and cluster.coordinator not in {one.host for one in cluster.devices}:
+        yield "cluster.coordinator", f"no device is on host '{cluster.coordinator}'"
 
 
 def _model_faults(model: ModelSpec) -> Iterator[Fault]:

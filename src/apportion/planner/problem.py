@@ -7,6 +7,7 @@ from apportion.cost.estimate import Steps, estimate, objective_steps, objective_
 from apportion.cost.formats import Formats, widest_first
 from apportion.cost.memory import Capacity, kv_blocks, messages_in_flight, plan_capacity
 from apportion.cost.objective import Goal, goal
+from apportion.cost.traffic import with_each_coordinator
 from apportion.types.cluster import Cluster
 from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.errors import ClusterError, UsageError
@@ -179,13 +180,15 @@ def sequence_numbers(most: int) -> tuple[int, ...]:
 
 
 def alternatives(problem: Problem) -> tuple[Problem, ...]:
-    """The problem with every chunk, and the least and the most sequences, among which its own were chosen."""
+    """The problem with every chunk, coordinator's host, and the least and the most sequences, among which its own were
+    chosen."""
     choices = chunk_choices(problem.workload, len(problem.cluster.devices))
     if problem.capacity.chunk_tokens not in choices:
         choices = (problem.capacity.chunk_tokens,)
     most = problem.workload.most_sequences
     return tuple(
-        with_sequences(problem, chunk, sequences)
+        with_sequences(replace(problem, cluster=cluster), chunk, sequences)
+        for cluster in with_each_coordinator(problem.cluster)
         for chunk in choices
         for sequences in ((1, most) if most else (problem.workload.concurrency,))
     )

@@ -155,6 +155,8 @@ class Cluster:
     links: tuple[Link, ...]
     others_bytes_per_s: dict[str, tuple[float, float]] = field(default_factory=dict)
     """By host, what devices of other clusters read there out of memory shared with this one's: on average, at most."""
+    coordinator: str | None = None
+    """The coordinator's host, which a plan chooses; None for that of the first device."""
 
     def device(self, device_id: str) -> Device:
         return next(device for device in self.devices if device.id == device_id)

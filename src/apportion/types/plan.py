@@ -172,6 +172,8 @@ class Plan:
     """By stage; the least of them limits the KV cache of all."""
     constraints: Constraints = UNCONSTRAINED
     """What the division was held to, and what its certificate is relative to."""
+    not_joined: tuple[str, ...] = ()
+    """Devices that are not in use, on hosts without a link to any that is."""
 
     @property
     def step_tokens(self) -> int:

@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.cost.objective import Goal, Timing
+from apportion.cost.traffic import coordinator_host
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
 from apportion.planner.bounds.ways import Ways, all_ways
+from apportion.planner.communication.bound import Proven
 from apportion.planner.communication.find import prove_communication
 from apportion.planner.problem import Problem, chunk_candidates
 from apportion.planner.search.selection import cheapest_selection, num_states
@@ -62,13 +64,14 @@ IntArray = NDArray[np.int64]
 
 def certify(problems: Sequence[Problem], value: float) -> Certificate:
     """The certificate of a plan whose objective is `value`: a bound on every plan for any of `problems`, which differ
-    in their prefill chunk and number of sequences alone, that keeps the limits on TTFT and TPOT. With limits it is for
-    all numbers of sequences from the least to the most."""
+    in their prefill chunk, number of sequences and coordinator's host alone, that keeps the limits on TTFT and TPOT.
+    With limits it is for all numbers of sequences from the least to the most."""
     problem = problems[0]
-    if problem.workload.objective == "communication":
-        least = prove_communication(problem, value)
-    else:
-        least = _with_limits(problems, value) if problem.workload.limited else _without(problems, value)
+    by_host: dict[str, list[Problem]] = {}
+    for one in problems:
+        by_host.setdefault(coordinator_host(one.cluster), []).append(one)
+    bounds = (_least(alike, value) for alike in by_host.values())
+    least = min(bounds, key=lambda bound: bound.seconds)
     lower_bound = min(value, least.seconds)
     return Certificate(
         objective=problem.workload.objective,
@@ -77,6 +80,13 @@ def certify(problems: Sequence[Problem], value: float) -> Certificate:
         gap=value / lower_bound - 1,
         method=least.method,
     )
+
+
+def _least(problems: Sequence[Problem], value: float) -> Bound | Proven:
+    """Of problems with their coordinator on one host."""
+    if problems[0].workload.objective == "communication":
+        return prove_communication(problems[0], value)
+    return _with_limits(problems, value) if problems[0].workload.limited else _without(problems, value)
 
 
 def bound_of(problem: Problem, microbatches: int, value: float, kinds: StageKinds) -> Bound:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import inf
 
 from apportion.cost.service import ROUNDING, slowest_s
+from apportion.cost.traffic import with_each_coordinator
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.ways import all_ways
 from apportion.planner.infeasible.error import least_bytes
@@ -28,7 +29,9 @@ def prove_fewest(problem: Problem, num_used: int) -> FewestDevices:
 class _Fewer:
     def __init__(self, problem: Problem) -> None:
         self.problem, self.workload = problem, problem.workload
-        self.exclusion = Exclusion(problem)
+        self.exclusions = [
+            Exclusion(replace(problem, cluster=cluster)) for cluster in with_each_coordinator(problem.cluster)
+        ]
         rate = self.workload.arrival_rate
         self.seconds = inf if rate is None else slowest_s(self.workload, rate) * ROUNDING
 
@@ -45,7 +48,7 @@ class _Fewer:
         ways = all_ways(
             chunks, (least, self._most_sequences(least, usable)), len(self.problem.cluster.devices)
         )
-        if not self.exclusion.excludes(ways, self.seconds, most_devices):
+        if not all(one.excludes(ways, self.seconds, most_devices) for one in self.exclusions):
             return None
         asked = ["memory"] + ["rate"] * (self.seconds < inf) + ["limits"] * self.workload.limited
         return f"any {most_devices} in the cheapest groups and order break {' or '.join(asked)} (Lagrangian relaxation)"

@@ -35,18 +35,20 @@ def with_least_memory(problem: Problem) -> Problem:
     return replace(problem, capacity=replace(problem.capacity, chunk_tokens=chunk))
 
 
-def least_communication(problem: Problem) -> Found | None:
-    """None where nothing fits. Raises InfeasibleError where no division keeps the balance, UsageError for more devices
-    than can be searched."""
-    problem = with_least_memory(problem)
-    search = LeastCommunication(LinkTables(problem, _searched_groups(problem)))
-    limit = problem.workload.balance
-    placed = search.best(limit or UNLIMITED)
-    if placed is not None:
-        return _found(problem, placed)
-    if limit is None or search.best(UNLIMITED) is None:
-        return None
-    raise _unbalanced(problem, search, limit)
+def least_communication(problems: Sequence[Problem]) -> Found | None:
+    """Of problems that differ in their coordinator's host; None where nothing fits. Raises InfeasibleError where no
+    division keeps the balance, UsageError for more devices than can be searched."""
+    problems = [with_least_memory(problem) for problem in problems]
+    searches = [LeastCommunication(LinkTables(one, _searched_groups(one))) for one in problems]
+    limit = problems[0].workload.balance
+    placed = [search.best(limit or UNLIMITED) for search in searches]
+    found = [_found(one, stages) for one, stages in zip(problems, placed, strict=True) if stages is not None]
+    if found or limit is None:
+        return min(found, key=lambda one: one.value, default=None)
+    for problem, search in zip(problems, searches, strict=True):
+        if search.best(UNLIMITED) is not None:
+            raise _unbalanced(problem, search, limit)
+    return None
 
 
 def prove_communication(problem: Problem, value: float) -> Proven:

@@ -126,10 +126,13 @@ class _Bounds:
         for way in ways:
             if way.most <= aim or way.final:
                 continue
-            problem, enough = self.of.problem(first, way.ranked.way), max(aim, reached)
-            found = bound_of(problem, way.ranked.way.microbatches, 1 / enough, self.of.kinds)
-            self._effort += len(possible_groups(problem))
-            way.most = min(way.most, 1 / found.seconds if found.seconds > 0 else inf)
+            problems, enough = self.of.problems(first, way.ranked.way), max(aim, reached)
+            least_s = min(
+                bound_of(problem, way.ranked.way.microbatches, 1 / enough, self.of.kinds).seconds
+                for problem in problems
+            )
+            self._effort += len(possible_groups(problems[0]))
+            way.most = min(way.most, 1 / least_s if least_s > 0 else inf)
             beyond = way.most > enough * CLOSE
             way.final = beyond or aim < reached
             if beyond:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from apportion.cost.traffic import coordinator_host
 from apportion.planner.build import certified
 from apportion.planner.found import Found
 from apportion.planner.infeasible.constraints import check_constraints
@@ -113,6 +114,11 @@ def _on(cluster: Cluster, found: Found) -> Found:
         )
         for stage in found.stages
     )
+    hosts = {
+        before.host: after.host
+        for before, after in zip(found.problem.cluster.devices, cluster.devices, strict=True)
+    }
+    cluster = replace(cluster, coordinator=hosts[coordinator_host(found.problem.cluster)])
     return replace(found, problem=replace(found.problem, cluster=cluster), stages=stages)
 
 

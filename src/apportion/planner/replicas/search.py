@@ -58,8 +58,11 @@ class Candidate:
         of groups."""
         way = self._ways[self._next].way
         self._next += 1
-        problem = self._of.problem(self._item, way)
-        found = search(problem, (way.microbatches,), self._least_s, self._of.kinds)
+        problem, *_ = problems = self._of.problems(self._item, way)
+        found: Found | None = None
+        for one in problems:
+            least_s = found.value if found else self._least_s
+            found = search(one, (way.microbatches,), least_s, self._of.kinds) or found
         if found is None and self.found is None and self._next == len(self._ways):
             finder = Finder(
                 problem.model,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from apportion.cost.traffic import with_each_coordinator
 from apportion.planner.infeasible.error import least_bytes
 from apportion.planner.problem import Problem, chunk_candidates, chunk_choices, make_problem
 from apportion.planner.replicas.ceilings import Ceilings, Way
@@ -119,9 +120,11 @@ class ReplicaSets:
         chosen = [one for one in ranked if one.most > 0 and one.way.chunk_tokens in chunks]
         return sorted(chosen, key=lambda one: -one.most)
 
-    def problem(self, item: Item, way: Way) -> Problem:
+    def problems(self, item: Item, way: Way) -> list[Problem]:
+        """With the coordinator on each of its hosts."""
         cluster = self.sets.cluster_of(self.counts(item))
-        return self.task.problem(cluster, way.sequences, way.chunk_tokens)
+        problem = self.task.problem(cluster, way.sequences, way.chunk_tokens)
+        return [replace(problem, cluster=where) for where in with_each_coordinator(cluster)]
 
     def _possible(self) -> NDArray[np.bool_]:
         """[set, way]"""

@@ -56,14 +56,21 @@ def device_figures(device: Device) -> tuple[object, ...]:
 def device_kinds(
     devices: Sequence[Device], constraints: Constraints = UNCONSTRAINED
 ) -> tuple[tuple[Device, ...], ...]:
-    """Devices alike in all but name, in order of first appearance; told apart, but next to each other, where the
-    constraints do. Excluded ones are left out."""
+    """Devices alike in all but name, host by host, those with the most memory, then bandwidth first, whatever order
+    they were named in; told apart, but next to each other, where the constraints do. Excluded ones are left out."""
     kinds: dict[object, dict[object, list[Device]]] = {}
     for device in devices:
         if device.id not in constraints.excluded:
             alike = kinds.setdefault((device.host, device_figures(device)), {})
             alike.setdefault(_mark(device.id, constraints), []).append(device)
-    return tuple(tuple(members) for alike in kinds.values() for members in alike.values())
+    hosts = list(dict.fromkeys(device.host for device in devices))
+
+    def place(alike: dict[object, list[Device]]) -> tuple[int, int, float, str]:
+        first = next(iter(alike.values()))[0]
+        size, bandwidth = first.memory_bytes, first.mem_bytes_per_s
+        return hosts.index(first.host), -size, -bandwidth, repr(device_figures(first))
+
+    return tuple(tuple(members) for alike in sorted(kinds.values(), key=place) for members in alike.values())
 
 
 def _mark(device_id: str, constraints: Constraints) -> object:

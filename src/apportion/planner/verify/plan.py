@@ -21,7 +21,7 @@ from apportion.cost.statements import (
     whole_model_bytes,
 )
 from apportion.cost.step_costs import step_costs
-from apportion.cost.traffic import coordinator_host, host_link
+from apportion.cost.traffic import coordinator_host, host_link, not_joined
 from apportion.planner.balance import balance
 from apportion.planner.bounds.bound import certify
 from apportion.planner.problem import alternatives, plan_problem
@@ -159,7 +159,8 @@ def _links(plan: Plan) -> Check:
     return Check(
         name="links",
         statement=f"every message has a link: {' → '.join(route)}",
-        ok=all(host_link(plan.cluster, src, dst) is not None for src, dst in joined),
+        ok=all(host_link(plan.cluster, src, dst) is not None for src, dst in joined)
+        and plan.not_joined == not_joined(plan.cluster, plan.stages),
     )
 
 
