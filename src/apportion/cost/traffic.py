@@ -58,7 +58,8 @@ def with_each_coordinator(cluster: Cluster) -> tuple[Cluster, ...]:
 
 def not_joined(cluster: Cluster, stages: Sequence[Stage]) -> tuple[str, ...]:
     """Devices on hosts that no link joins to a host of the stages' devices."""
-    used = {cluster.device(stage.split.device_ids[0]).host for stage in stages}
+    in_use = {stage.split.device_ids[0] for stage in stages}
+    used = {device.host for device in cluster.devices if device.id in in_use}
     known = used | {link.dst for link in cluster.links if link.src in used}
     known |= {link.src for link in cluster.links if link.dst in used}
     return tuple(device.id for device in cluster.devices if device.host not in known)
