@@ -455,20 +455,39 @@ def test_sockets_have_numbers(demo_plan: Plan):
 
 
 def test_replicas_end_when_interrupted(tmp_path: Path):
-    """Even while one of their workers is stopped."""
+    """Even while their workers are stopped."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("ROMEO:\nJULIET:\n")
+    slow = "a=cpu:40MiB@0.1, b=cpu:40MiB@0.1"
+    asked = (
+        "run",
+        "demo",
+        "--prompts",
+        str(prompts),
+        "--devices",
+        slow,
+        "--max-tokens",
+        "900",
+        "--ignore-eos",
+    )
     process = subprocess.Popen(
-        [COMMAND, *RUN[:-1], "900", "--ignore-eos", "--replicas", "2"],
+        [COMMAND, *asked, "--replicas", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )
-    assert process.stdout is not None
-    while b"ROMEO" not in process.stdout.readline():
+    workers: list[int] = []
+    deadline_s = time.monotonic() + 120
+    while len(workers) < 2:
         assert process.poll() is None
-    below = children(process.pid)
-    for pid in below:
-        if psutil.Process(pid).ppid() != process.pid:
-            os.kill(pid, signal.SIGSTOP)
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+        below = children(process.pid)
+        workers = [
+            pid for pid in below if psutil.pid_exists(pid) and psutil.Process(pid).ppid() != process.pid
+        ]
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130, errors.decode()
