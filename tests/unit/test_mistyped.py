@@ -10,9 +10,9 @@ from apportion.cli.main import exit_code
     [
         (
             ["export", "p.json", "--to", "llamacpp"],
-            "--to: unknown choice 'llamacpp'; did you mean llama.cpp?",
+            "--to: unknown engine 'llamacpp'; did you mean llama.cpp?",
         ),
-        (["export", "p.json", "--to", "hf"], "--to: unknown choice 'hf'; did you mean accelerate?"),
+        (["export", "p.json", "--to", "hf"], "--to: unknown engine 'hf'; did you mean accelerate?"),
         (["plna", "demo"], "unknown command 'plna'; did you mean plan?"),
         (["serve", "demo"], "unknown command 'serve'; did you mean run?"),
         (["plan", "demo", "--contxt", "5"], "unknown option '--contxt'; did you mean --context?"),

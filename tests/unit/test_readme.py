@@ -26,7 +26,7 @@ def test_plans_are_what_they_print(command: str):
 
 def test_every_command_is_in_the_table():
     rows = re.findall(r"^\| `(\w+)", TEXT, re.MULTILINE)
-    assert sorted(rows) == sorted(("apportion", *VERBS))  # the heading, and a row each
+    assert set(rows) == {"apportion", *VERBS}  # the heading, and a row each or more
 
 
 def test_a_block_is_replaced_whole():

@@ -31,14 +31,11 @@ OPTIONS_MEANT = {
     "--output": "--out",
     "--engine": "--to",
     "--key": "--key-file",
+    "--kv": "--kv-format",
+    "--kv-cache-dtype": "--kv-format",
+    "--cache-type-k": "--kv-format",
 }
 """What other programs call it."""
-ENGINES_MEANT = {
-    "llama-server": "llama.cpp",
-    "gguf": "llama.cpp",
-    "hf": "accelerate",
-    "transformers": "accelerate",
-}
 _CHOICE = re.compile(r"^(?:Value error, )?'(?P<asked>.*)' is not one of (?P<known>'.*')\.$", re.DOTALL)
 
 
@@ -56,9 +53,7 @@ def sentence(error: Any) -> str | None:
     if choice is not None:
         known = re.findall(r"'([^']*)'", choice["known"])
         name = error.param.opts[0] if error.param else "choice"
-        return (
-            f"{name}: {unknown_name('choice', choice['asked'], known, meant=_within(ENGINES_MEANT, known))}"
-        )
+        return f"{name}: {unknown_name('choice', choice['asked'], known)}"
     message = error.format_message().replace("Value error, ", "")
     return f"{message} (see apportion --help)"
 

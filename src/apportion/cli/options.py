@@ -200,8 +200,8 @@ Weights = Annotated[
     typer.Option(
         metavar="FORMATS",
         rich_help_panel=FORMATS_PANEL,
-        help="fp32, bf16, fp16, int8 or int4; several ('bf16,int8') let each stage have its best. Default: as in the "
-        "files, fp32 on CPUs.",
+        help="fp32, bf16, fp16, int8, int4, or a file's (q4_k_m, awq, mxfp4, mlx-4bit, …); of several ('bf16,int8') "
+        "each stage has its best. Default: as in the files, fp32 on CPUs.",
     ),
 ]
 

@@ -20,6 +20,7 @@ from apportion.types.units import format_bytes, spoken_seconds, three_digits
 _MOST_HINTS = 2
 _SECOND_PART = 0.2
 """Of the time, from which the second limit is named too."""
+NONE = "0.00 %"
 _SAME_MEMBERS = 3
 """Members of a group with equal shares are one row from this many on."""
 
@@ -46,6 +47,12 @@ def _headline(plan: Plan) -> str:
         tokens = plan.num_kv_blocks * plan.block_tokens
         room = f"{tokens:,} tokens of KV cache, shared by {counted(workload.concurrency, 'sequence', 's')}"
     name = f"[bold]{escape(plan.model.name)}[/] in {', '.join(plan.weight_formats_in_use)}"
+    streamed_bytes = sum(memory.streamed_bytes for memory in plan.memory.values())
+    if streamed_bytes:
+        return (
+            f"{name} does not fit on {devices} whole: {format_bytes(streamed_bytes)} of it stay in host memory and are"
+            f" read there in every step, with room for {room}."
+        )
     return f"{name} fits on {devices}, with room for {room}."
 
 
@@ -59,8 +66,12 @@ def _proven(plan: Plan) -> str:
     if plan.workload.balance is not None:
         what += f" with stages within {balance_said(plan.workload.balance)} of their mean time"
     if plan.workload.objective == "communication":
-        return f"Proven: no {what} takes over {proven_percent(certificate)} less time on links."
-    text = f"Proven: no {what} is more than {proven_percent(certificate)} faster"
+        percent = proven_percent(certificate)
+        return (
+            f"Proven: no {what} takes {'less' if percent == NONE else f'over {percent} less'} time on links."
+        )
+    percent = proven_percent(certificate)
+    text = f"Proven: no {what} is {'faster' if percent == NONE else f'more than {percent} faster'}"
     fewest = certificate.fewest_devices
     if fewest is None:
         return f"{text}."

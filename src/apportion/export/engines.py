@@ -40,11 +40,11 @@ MEANT = {
     "llama-server": "llama.cpp",
     "gguf": "llama.cpp",
     "lm-studio": "llama.cpp",
-} | {
     "koboldcpp": "llama.cpp",
     "tabbyapi": "exllamav3",
     "exllamav2": "exllamav3",
     "transformers": "accelerate",
+    "hf": "accelerate",
     "huggingface": "accelerate",
     "mlx-lm": "mlx",
     "exo": "mlx",

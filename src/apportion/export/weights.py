@@ -65,7 +65,7 @@ def weight_notes(plan: Plan, engine: str) -> list[str]:
 def _takers(plan: Plan) -> tuple[str, ...]:
     """Engines that take the plan's files as they are."""
     if is_gguf(plan):
-        return ("llama.cpp",)
+        return ("llama.cpp", "Ollama")
     exl3 = one_weight_format(plan).startswith("exl3")
     return ("exllamav3",) if exl3 else ("vLLM", "SGLang", "accelerate")
 

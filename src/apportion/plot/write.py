@@ -19,7 +19,7 @@ def check_picture_path(path: Path) -> None:
         raise UsageError(f"--plot {path} ends in neither {' nor '.join(SUFFIXES)}")
     if path.suffix.lower() == ".png" and find_spec("resvg_py") is None:
         raise UsageError(
-            f"--plot {path}: PNG needs resvg; pip install 'apportion[plot]', or name a file that ends in .svg"
+            f"--plot {path}: PNG needs resvg; pip install resvg_py, or name a file that ends in .svg"
         )
     check_writable(path, "--plot")
 
