@@ -1,7 +1,6 @@
 """What surrounds a run: the current folder, the temporary one, full disks, locales, limits, signals. Each costs one
 line and an exit code, and leaves nothing behind."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,23 +8,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from command import small_model
 from faults.processes import assert_gone, children
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from plans import hand_plan
+from plans import cpu_device, hand_plan
 
 import apportion
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
+from apportion.cli.main import exit_code
 from apportion.parallel.links import COORDINATOR
+from apportion.probe.processor import num_cores
+from apportion.probe.saved import probe_file, save_rates
 from apportion.runtime import private_folder, silence
 from apportion.runtime.engine import Engine
+from apportion.runtime.pipelines import served
 from apportion.types.children import python
+from apportion.types.cpu import CpuRates, rates_per_format
 from apportion.types.errors import EngineError
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams
@@ -35,6 +39,21 @@ TWO = "a=cpu:40MiB, b=cpu:40MiB"
 RUN = ("run", "demo", "ROMEO:", "--devices", TWO, "--max-tokens", "4")
 PLAN = ("plan", "demo", "--devices", TWO)
 LONG = (*RUN[:-1], "900", "--ignore-eos", "--devices", "a=cpu:40MiB@0.2, b=cpu:40MiB@0.2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def probed() -> Iterator[None]:
+    """Commands need not measure the processor again and again."""
+    rates = CpuRates(
+        read_bytes_per_s=1e10,
+        flops_per_s=rates_per_format(5e10),
+        copied_bytes_per_s=5e9,
+        cached_read_bytes_per_s=5e10,
+        cached_copied_bytes_per_s=1e10,
+    )
+    save_rates(dict.fromkeys({1, num_cores()}, rates), None)
+    yield
+    probe_file().unlink()
 
 
 def run(
@@ -63,6 +82,16 @@ def one_line(done: subprocess.CompletedProcess[bytes], code: int, message: str =
     assert "Traceback" not in errors
     assert errors.strip().splitlines()[-1].startswith("apportion: error: "), errors
     assert message in errors
+
+
+def refused(capsys: pytest.CaptureFixture[str], *command: str, message: str = "") -> None:
+    """In this process, where nothing is to be started."""
+    code = exit_code(list(command))
+    said = capsys.readouterr()
+    assert code == 2, said.err
+    assert said.err.strip().splitlines()[-1].startswith("apportion: error: ")
+    assert message in said.err
+    assert "tokens/s" not in said.out + said.err
 
 
 # The current folder
@@ -109,10 +138,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (COMMAND, "plan", ".", "--devices", "a=cpu:64MiB", "--context", "64", "--no-calibration"),
         (COMMAND, *RUN),
-        (sys.executable, "-m", "apportion", "plan", "demo", "--devices", "a=cpu:64MiB"),
         (sys.executable, "-m", "apportion", *RUN),
     ],
-    ids=["plan", "run", "-m plan", "-m run"],
+    ids=["plan", "run", "-m run"],
 )
 def test_no_code_of_the_current_folder_runs(planted: Path, command: tuple[str, ...]):
     if command[1] == "-m":
@@ -252,13 +280,11 @@ def test_full_output_is_one_line():
     ids=lambda words: words[-1],
 )
 @pytest.mark.parametrize("place", ["missing/file.svg", "."])
-def test_output_files_are_checked_before_the_work(tmp_path: Path, command: tuple[str, ...], place: str):
-    begun_s = time.monotonic()
-    done = run(COMMAND, *command, str(tmp_path / place), cwd=tmp_path)
-    one_line(done, 2, command[-1])
-    assert b"tokens/s" not in done.stdout + done.stderr
+def test_output_files_are_checked_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...], place: str
+):
+    refused(capsys, *command, str(tmp_path / place), message=command[-1])
     assert list(tmp_path.iterdir()) == []
-    assert time.monotonic() - begun_s < 60
 
 
 # Text and numbers
@@ -266,22 +292,21 @@ def test_output_files_are_checked_before_the_work(tmp_path: Path, command: tuple
 
 @pytest.mark.parametrize(
     "environment",
-    [
-        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-        {"PYTHONIOENCODING": "ascii"},
-        {"LC_ALL": "POSIX"},
-    ],
-    ids=["C", "ascii", "POSIX"],
+    [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}],
+    ids=["C", "ascii"],
 )
 def test_any_locale_will_do(environment: dict[str, str]):
     done = run(COMMAND, *PLAN, "--why", environment=environment)
     assert done.returncode == 0, done.stderr.decode()
 
 
+def test_text_in_no_encoding_is_refused():
+    one_line(run(COMMAND, "run", "demo", b"\xff\xfe"), 2, "UTF-8")  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        ("run", "demo", b"\xff\xfe", "--devices", TWO),
         ("run", "demo", "", "--devices", TWO),
         ("run", "demo", "x", "--devices", TWO, "--seed", str(2**64)),
         ("run", "demo", "x", "--devices", TWO, "--max-tokens", str(2**64)),
@@ -293,8 +318,8 @@ def test_any_locale_will_do(environment: dict[str, str]):
     ],
     ids=str,
 )
-def test_what_is_typed_is_refused_in_one_line(command: tuple[str, ...]):
-    one_line(run(COMMAND, *command), 2)  # pyright: ignore[reportArgumentType]
+def test_what_is_typed_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]):
+    refused(capsys, *command)
 
 
 NESTED = "[" * 10**5
@@ -311,27 +336,33 @@ NESTED = "[" * 10**5
         "cluster.toml",
     ],
 )
-def test_deep_nesting_in_any_file_is_one_line(tmp_path: Path, name: str):
+def test_deep_nesting_in_any_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str):
     demo = resolve_model("demo", weights=True)
     for file in demo.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / name).write_text(f"a = {NESTED}" if name.endswith("toml") else NESTED)
-    options = {"plan.json": ("--plan", name), "cluster.toml": ("--cluster", name)}.get(name, ())
-    one_line(run(COMMAND, "run", str(tmp_path), "x", *options, cwd=tmp_path), 2)
+    options = {"plan.json": ("--plan",), "cluster.toml": ("--cluster",)}.get(name, ())
+    refused(
+        capsys,
+        "run",
+        str(tmp_path),
+        "x",
+        *(word for option in options for word in (option, str(tmp_path / name))),
+    )
 
 
-@pytest.mark.parametrize("name", ["probe.json", "calibration.json"])
-def test_deep_nesting_in_a_file_of_ours_is_as_none(tmp_path: Path, name: str):
+def test_deep_nesting_in_a_file_of_ours_is_as_none(tmp_path: Path):
     (tmp_path / "apportion").mkdir()
-    (tmp_path / "apportion" / name).write_text(NESTED)
+    for name in ("probe.json", "calibration.json"):
+        (tmp_path / "apportion" / name).write_text(NESTED)
     assert run(COMMAND, *PLAN, environment={"XDG_CACHE_HOME": str(tmp_path)}).returncode == 0
 
 
 # Limits of the shell
 
 
-@pytest.mark.parametrize("limit", ["-n 14", "-v 700000", "-v 400000"])
+@pytest.mark.parametrize("limit", ["-n 14", "-v 700000"])
 def test_small_limits_are_one_line_or_enough(limit: str):
     done = run(COMMAND, *RUN, shell=f"ulimit {limit}")
     if done.returncode:
@@ -454,42 +485,21 @@ def test_sockets_have_numbers(demo_plan: Plan):
     assert {COORDINATOR, "0", "1", "2"} <= names
 
 
-def test_replicas_end_when_interrupted(tmp_path: Path):
-    """Even while their workers are stopped."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("ROMEO:\nJULIET:\n")
-    slow = "a=cpu:40MiB@0.1, b=cpu:40MiB@0.1"
-    asked = (
-        "run",
-        "demo",
-        "--prompts",
-        str(prompts),
-        "--devices",
-        slow,
-        "--max-tokens",
-        "900",
-        "--ignore-eos",
-    )
-    process = subprocess.Popen(
-        [COMMAND, *asked, "--replicas", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
-    workers: list[int] = []
-    deadline_s = time.monotonic() + 120
-    while len(workers) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
-        below = children(process.pid)
-        workers = [
-            pid for pid in below if psutil.pid_exists(pid) and psutil.Process(pid).ppid() != process.pid
-        ]
-    for pid in workers:
-        os.kill(pid, signal.SIGSTOP)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130, errors.decode()
+def test_replicas_end_when_interrupted():
+    """Even while one of their workers is stopped: nobody waits for what it does not say."""
+    model = read_model_spec(resolve_model("demo", weights=True))
+    plans = [hand_plan(model, [[1]], [8], devices=[cpu_device(name)]) for name in ("a", "b")]
+    folder = resolve_model("demo", weights=True)
+    requests = [replace(LONG_REQUEST, id=number) for number in range(4)]
+    below: list[int] = []
+    begun_s = 0.0
+    with pytest.raises(KeyboardInterrupt), served(plans, folder, []) as serving:
+        below += [process.pid or 0 for engine in serving.engines for process in engine._processes.values()]
+        for number, _ in enumerate(serving.stream(requests)):
+            if number == 5:
+                for pid in below:
+                    os.kill(pid, signal.SIGSTOP)
+                begun_s = time.monotonic()
+                raise KeyboardInterrupt
+    assert time.monotonic() - begun_s < 10
     assert_gone(below)
-    assert json.dumps(errors.decode()).count("Traceback") == 0

@@ -11,8 +11,11 @@ from apportion.types import cpu
 from apportion.types.children import python
 from apportion.types.cluster import LOCAL_HOST, Cache, Device
 from apportion.types.cpu import CpuRates
+from apportion.types.errors import EngineError
 from apportion.types.json_text import parse_json
 
+_MOST_S = 300.0
+"""Of a measurement that takes a second or so."""
 MEMORY_FRACTION = 0.8
 """Share of the memory now available that a device may use unless told otherwise."""
 HOST_MEMORY_FRACTION = 0.9
@@ -108,7 +111,7 @@ def product_rates(num_threads: int, most_s: float | None = None) -> ProductRates
         return None
     try:
         printed = parse_json(_printed("apportion.model.product_rates", num_threads, most_s=most_s))
-    except subprocess.SubprocessError:
+    except EngineError:
         return None
     return ProductRates(read_bytes_per_s=printed["read_bytes_per_s"], flops_per_s=printed["flops_per_s"])
 
@@ -125,11 +128,17 @@ def _printed(module: str, num_threads: int, *arguments: str, most_s: float | Non
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(variables, str(num_threads))}
     environment.pop("OPENBLAS_CORETYPE", None)
-    return subprocess.run(
-        python("-m", module, *arguments),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=most_s,
-    ).stdout
+    try:
+        return subprocess.run(
+            python("-m", module, *arguments),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=most_s or _MOST_S,
+        ).stdout
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
+    except subprocess.TimeoutExpired as error:
+        reason = f"nothing after {error.timeout:.0f} s"
+    raise EngineError(f"this machine's processor could not be measured ({reason}); try again")

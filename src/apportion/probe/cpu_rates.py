@@ -4,7 +4,9 @@ latter (bytes/s); the first alone with the argument "read"."""
 
 import sys
 import tempfile
+from io import BytesIO, RawIOBase
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -35,8 +37,7 @@ def copied_bytes_per_s(cached_bytes: int) -> tuple[float, float]:
     """As weights are streamed, out of a file in the page cache: into memory beyond the caches, and over and over into
     so many bytes that are in the last one."""
     target = np.ones(READ_BYTES, np.uint8)  # in huge pages, as a layer's buffer
-    with tempfile.TemporaryFile(dir=_cache_folder(), buffering=0) as file:
-        file.write(target.data)
+    with _file(target) as file:
 
         def copy(piece_bytes: int) -> None:
             for start in range(0, READ_BYTES, piece_bytes):
@@ -47,6 +48,18 @@ def copied_bytes_per_s(cached_bytes: int) -> tuple[float, float]:
             READ_BYTES / best_s(lambda: copy(READ_BYTES), MEASURE_S),
             READ_BYTES / median_s(lambda: copy(cached_bytes), CACHED_MEASURE_S),
         )
+
+
+def _file(content: np.ndarray) -> RawIOBase:
+    """With that content, or, where the disk has no room for it, one in memory."""
+    try:
+        file = cast(RawIOBase, tempfile.TemporaryFile(dir=_cache_folder(), buffering=0))  # noqa: SIM115
+        missing = content.data
+        while missing:
+            missing = missing[file.write(missing) :]
+    except OSError:
+        return cast(RawIOBase, BytesIO(content.data))
+    return file
 
 
 def _cache_folder() -> Path:
