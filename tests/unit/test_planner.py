@@ -91,7 +91,7 @@ def test_infeasible_names_the_numbers_and_what_helps():
     message = str(caught.value)
     assert "2 devices have 2.5 GiB" in message
     assert "the largest (desk) has 1.5 GiB" in message
-    assert "--weights int4" in message  # the KV cache stays in fp32, so 16 bits would not do
+    assert "--weights int8" in message  # the KV cache stays in fp32, so 16 bits would not do
     assert "\n" not in message
 
 
