@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
+from apportion.cost.estimate import plan_estimate
 from apportion.cost.memory import plan_memory
 from apportion.cost.step_costs import step_costs
 from apportion.cost.streaming import evenly_streamed
@@ -140,4 +141,4 @@ def hand_plan(
         balance=Balance(epsilon_s=0, smallest_epsilon_s=0),
         step_costs=even_costs(len(stages)),
     )
-    return replace(plan, memory=plan_memory(plan), step_costs=step_costs(plan))
+    return replace(plan, memory=plan_memory(plan), step_costs=step_costs(plan), estimate=plan_estimate(plan))
