@@ -56,6 +56,13 @@ def with_each_coordinator(cluster: Cluster) -> tuple[Cluster, ...]:
     return tuple(replace(cluster, coordinator=host) for host in hosts)
 
 
+def joins_all(cluster: Cluster, stages: Sequence[Stage]) -> bool:
+    """Whether there are links from the coordinator to the first stage and from the last one back."""
+    ends = (cluster.device(stage.split.device_ids[0]).host for stage in (stages[0], stages[-1]))
+    home = coordinator_host(cluster)
+    return all(host_link(cluster, home, host) is not None for host in ends)
+
+
 def not_joined(cluster: Cluster, stages: Sequence[Stage]) -> tuple[str, ...]:
     """Devices on hosts that no link joins to a host of the stages' devices."""
     in_use = {stage.split.device_ids[0] for stage in stages}

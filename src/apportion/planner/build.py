@@ -8,7 +8,7 @@ from apportion.cost.kv_capacity import with_kv_rooms
 from apportion.cost.memory import plan_memory
 from apportion.cost.service import check_kv_tokens
 from apportion.cost.step_costs import step_costs
-from apportion.cost.traffic import not_joined, with_each_coordinator
+from apportion.cost.traffic import not_joined
 from apportion.planner.balance import balance
 from apportion.planner.bounds.bound import certify
 from apportion.planner.bounds.fewest import prove_fewest
@@ -48,9 +48,7 @@ def find_division(
     if workload.objective == "communication":
         smallest = chunk_candidates(workload.max_context_tokens)[-1]
         problem = make_problem(model, cluster, workload, weight_formats, smallest, constraints)
-        return least_communication(
-            [replace(problem, cluster=where) for where in with_each_coordinator(cluster)]
-        )
+        return least_communication(problem.with_each_coordinator())
 
     held = find_demanded(workload, Finder(model, cluster, weight_formats, constraints, streaming=False))
     if held is not None or not streaming or constraints.engine is not None:
@@ -85,9 +83,8 @@ def fits(
     problem = make_problem(model, cluster, alone, weight_formats, chunk_tokens, constraints)
 
     def find(where: Cluster, *, streaming: bool) -> Found | None:
-        found = (
-            search(replace(problem, cluster=one, streaming=streaming)) for one in with_each_coordinator(where)
-        )
+        asked = replace(problem, cluster=where, streaming=streaming)
+        found = (search(one) for one in asked.with_each_coordinator())
         return next((one for one in found if one is not None), None)
 
     if find(cluster, streaming=False) is not None:

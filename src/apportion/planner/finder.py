@@ -5,11 +5,12 @@ With limits only those ways to serve the workload are searched for which no boun
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from math import inf
 
 from apportion.cost.estimate import objective_value
 from apportion.cost.service import holds_requests
-from apportion.cost.traffic import with_each_coordinator
+from apportion.cost.traffic import joins_all
 from apportion.planner.bounds.bound import none_below, rough_bound
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.ways import all_ways
@@ -23,7 +24,9 @@ from apportion.planner.problem import (
     microbatch_candidates,
     useful_chunks,
 )
-from apportion.planner.stages.kinds import kinds_of
+from apportion.planner.search.division import is_exact
+from apportion.planner.stages.groups import possible_groups
+from apportion.planner.stages.kinds import StageKinds, kinds_of
 from apportion.types.cluster import Cluster
 from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.model import ModelSpec
@@ -91,19 +94,19 @@ class Finder:
         if not holds_requests(fewest):
             return True
         ways = all_ways(chunks, sequences, self.num_devices)
-        exclusions = map(Exclusion, self._problems(fewest, chunks[:1], max_devices))
-        return all(one.excludes(ways, cutoff * BETTER, max_devices) for one in exclusions)
+        problem = replace(self._problem(fewest, chunks[0], max_devices), any_coordinator=True)
+        return Exclusion(problem).excludes(ways, cutoff * BETTER, max_devices)
 
     def _best_of(
         self, chunks: Sequence[int], workload: Workload, max_devices: int | None, cutoff: float
     ) -> Found | None:
         if not holds_requests(workload):
             return None
-        problems = self._problems(workload, chunks, max_devices)
+        problems = [self._problem(workload, chunk, max_devices) for chunk in chunks]
         if not workload.limited:
             return _search_all(problems, cutoff)
         best: Found | None = None
-        for problem in problems:
+        for problem in chain.from_iterable(problem.with_each_coordinator() for problem in problems):
             numbers = self._hopeful(problem, cutoff)
             found = search(problem, numbers, cutoff) if numbers else None
             if found is not None and (best is None or found.value < best.value):
@@ -121,37 +124,54 @@ class Finder:
             if any(way.microbatches[0] <= number <= way.microbatches[1] for way in hopeful)
         ]
 
-    def _problems(
-        self, workload: Workload, chunks: Sequence[int], max_devices: int | None
-    ) -> tuple[Problem, ...]:
-        """With these prefill chunks, and the coordinator on each host."""
-        first = make_problem(
-            self.model, self.cluster, workload, self.weight_formats, chunks[0], self.constraints
+    def _problem(self, workload: Workload, chunk_tokens: int, max_devices: int | None) -> Problem:
+        problem = make_problem(
+            self.model, self.cluster, workload, self.weight_formats, chunk_tokens, self.constraints
         )
-        first = replace(first, max_devices=max_devices, streaming=self.streaming)
-        return tuple(
-            replace(first, cluster=cluster, capacity=replace(first.capacity, chunk_tokens=chunk))
-            for cluster in with_each_coordinator(self.cluster)
-            for chunk in chunks
-        )
+        return replace(problem, max_devices=max_devices, streaming=self.streaming)
 
 
-def _search_all(problems: Sequence[Problem], cutoff: float = inf) -> Found | None:
-    """The best of problems that differ in prefill chunk and coordinator's host, in any number of microbatches; those
-    that may be good first, and none that a bound excludes."""
-    if not problems:
-        return None
+def _search_all(problems: Sequence[Problem], cutoff: float) -> Found | None:
+    """The best of problems that differ in their prefill chunk, with the coordinator on any host and in any number of
+    microbatches: those ways that may be good first, and none that a bound excludes."""
     kinds = kinds_of(problems[0].model)
+    at_any = [replace(problem, any_coordinator=True) for problem in problems]
     ways = [
-        (rough_bound(problem, number, kinds), place, problem, number)
-        for place, problem in enumerate(problems)
+        (rough_bound(problem, number, kinds), place, number)
+        for place, problem in enumerate(at_any)
         for number in microbatch_candidates(problem.workload, len(problem.cluster.devices))
     ]
     best: Found | None = None
-    for bound, _, problem, number in sorted(ways, key=lambda way: way[:2]):
-        if bound >= cutoff * BETTER or (cutoff < inf and none_below(problem, number, cutoff * BETTER, kinds)):
+    for bound, place, number in sorted(ways):
+        if bound >= cutoff * BETTER or _is_hopeless(at_any[place], number, cutoff, kinds):
             continue
-        found = search(problem, (number,), cutoff, kinds)
-        if found is not None and found.value < cutoff:
-            best, cutoff = found, found.value
+        each = _with_coordinators(problems[place])
+        for problem in each:
+            if len(each) > 1 and _is_hopeless(problem, number, cutoff, kinds):
+                continue
+            found = search(problem, (number,), cutoff, kinds)
+            if found is not None and found.value < cutoff:
+                best = _with_best_coordinator(found)
+                cutoff = best.value
+    return best
+
+
+def _is_hopeless(problem: Problem, microbatches: int, cutoff: float, kinds: StageKinds) -> bool:
+    return cutoff < inf and none_below(problem, microbatches, cutoff * BETTER, kinds)
+
+
+def _with_coordinators(problem: Problem) -> tuple[Problem, ...]:
+    """That are searched: with too many ways to use the devices one alone, and the best host for what is found."""
+    each = problem.with_each_coordinator()
+    return each if is_exact(problem, possible_groups(problem)) else each[:1]
+
+
+def _with_best_coordinator(found: Found) -> Found:
+    """For the same stages."""
+    best = found
+    for problem in found.problem.with_each_coordinator():
+        if joins_all(problem.cluster, found.stages):
+            value = problem.value(found.stages, found.microbatches)
+            if value < best.value * BETTER:
+                best = replace(found, problem=problem, value=value)
     return best

@@ -40,12 +40,17 @@ class Problem:
     max_devices: int | None = None
     """In use at once; None where there may be any number."""
     constraints: Constraints = UNCONSTRAINED
+    any_coordinator: bool = False
+    """For bounds on all hosts of the coordinator at once: each of its links is then as from the nearest."""
 
     @property
     def formats(self) -> Formats:
         """Of a problem with a single weight format."""
         (weight_format,) = self.weight_formats
         return Formats(weights=weight_format, activations=self.activation_format, kv=self.kv_format)
+
+    def with_each_coordinator(self) -> tuple["Problem", ...]:
+        return tuple(replace(self, cluster=cluster) for cluster in with_each_coordinator(self.cluster))
 
     def in_format(self, weight_format: str) -> "Problem":
         return replace(self, weight_formats=(weight_format,))
@@ -187,8 +192,8 @@ def alternatives(problem: Problem) -> tuple[Problem, ...]:
         choices = (problem.capacity.chunk_tokens,)
     most = problem.workload.most_sequences
     return tuple(
-        with_sequences(replace(problem, cluster=cluster), chunk, sequences)
-        for cluster in with_each_coordinator(problem.cluster)
+        with_sequences(one, chunk, sequences)
+        for one in problem.with_each_coordinator()
         for chunk in choices
         for sequences in ((1, most) if most else (problem.workload.concurrency,))
     )

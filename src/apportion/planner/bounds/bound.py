@@ -11,7 +11,7 @@ times (stages/relaxed.py).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, isfinite
 
@@ -67,11 +67,7 @@ def certify(problems: Sequence[Problem], value: float) -> Certificate:
     in their prefill chunk, number of sequences and coordinator's host alone, that keeps the limits on TTFT and TPOT.
     With limits it is for all numbers of sequences from the least to the most."""
     problem = problems[0]
-    by_host: dict[str, list[Problem]] = {}
-    for one in problems:
-        by_host.setdefault(coordinator_host(one.cluster), []).append(one)
-    bounds = (_least(alike, value) for alike in by_host.values())
-    least = min(bounds, key=lambda bound: bound.seconds)
+    least = _least(problems, value)
     lower_bound = min(value, least.seconds)
     return Certificate(
         objective=problem.workload.objective,
@@ -83,41 +79,70 @@ def certify(problems: Sequence[Problem], value: float) -> Certificate:
 
 
 def _least(problems: Sequence[Problem], value: float) -> Bound | Proven:
-    """Of problems with their coordinator on one host."""
+    by_host: dict[str, list[Problem]] = {}
+    for one in problems:
+        by_host.setdefault(coordinator_host(one.cluster), []).append(one)
     if problems[0].workload.objective == "communication":
-        return prove_communication(problems[0], value)
-    return _with_limits(problems, value) if problems[0].workload.limited else _without(problems, value)
+        proven = (prove_communication(alike[0], value) for alike in by_host.values())
+        return min(proven, key=lambda bound: bound.seconds)
+    if problems[0].workload.limited:
+        return _with_limits(list(by_host.values()), value)
+    return _without(list(by_host.values()), value)
 
 
-def bound_of(problem: Problem, microbatches: int, value: float, kinds: StageKinds) -> Bound:
-    """On the divisions for one number of microbatches, as far as is needed to see that none is better than `value`."""
-    if problem.workload.limited:
-        number = problem.workload.concurrency
-        numbers, chunks = (microbatches, microbatches), (problem.capacity.chunk_tokens,)
+def bound_of(problems: Sequence[Problem], microbatches: int, value: float, kinds: StageKinds) -> Bound:
+    """On the divisions for one number of microbatches of problems that differ in their coordinator's host, as far as is
+    needed to see that none is better than `value`."""
+    if problems[0].workload.limited:
+        one = _at_any(problems)
+        number = one.workload.concurrency
+        numbers, chunks = (microbatches, microbatches), (one.capacity.chunk_tokens,)
         way = Ways(chunks=chunks, sequences=(number, number), microbatches=numbers)
-        if Exclusion(problem).excludes(way, value * (1 - SLACK)):
+        if Exclusion(one).excludes(way, value * (1 - SLACK)):
             return Bound(value * (1 - SLACK), LIMITED)
-    return _Bounds(problem, microbatches, possible_groups(problem), kinds, value).best()
+    return _of_hosts(problems, microbatches, value, kinds)
 
 
 def rough_bound(problem: Problem, microbatches: int, kinds: StageKinds) -> float:
     """On the divisions for one number of microbatches, quickly and to a few percent; infinite where there is none."""
-    bounds = _Bounds(problem, microbatches, possible_groups(problem), kinds, inf)
-    return bounds.quick(ROUGHLY).seconds
+    return _Bounds(problem, microbatches, kinds, inf).quick(ROUGHLY).seconds
 
 
 def none_below(problem: Problem, microbatches: int, value: float, kinds: StageKinds) -> bool:
     """Whether it is quick to see that no division for one number of microbatches is below `value`."""
-    bounds = _Bounds(problem, microbatches, possible_groups(problem), kinds, value)
+    bounds = _Bounds(problem, microbatches, kinds, value)
     return bounds.quick(SLACK).seconds >= value * (1 - 3 * SLACK)
 
 
-def _without(problems: Sequence[Problem], value: float) -> Bound:
-    groups, kinds = possible_groups(problems[0]), kinds_of(problems[0].model)
+def _at_any(problems: Sequence[Problem]) -> Problem:
+    """One that no division of these problems is better than in: they differ in their coordinator's host."""
+    return replace(problems[0], any_coordinator=len(problems) > 1)
+
+
+def _of_hosts(
+    problems: Sequence[Problem],
+    microbatches: int,
+    value: float,
+    kinds: StageKinds,
+    relaxed_gap: float = 0.0,
+    part: float = 0.0,
+) -> Bound:
+    """With the coordinator on any host at once where that is good enough, else on one after the other."""
+    if len(problems) > 1:
+        bound = _Bounds(_at_any(problems), microbatches, kinds, value).good_quick(relaxed_gap, part)
+        if bound is not None:
+            return bound
+    bounds = (_Bounds(one, microbatches, kinds, value).best(relaxed_gap, part) for one in problems)
+    return min(bounds, key=lambda bound: bound.seconds)
+
+
+def _without(by_host: Sequence[Sequence[Problem]], value: float) -> Bound:
+    """Of the same problems with the coordinator on each host."""
+    kinds = kinds_of(by_host[0][0].model)
     bounds = (
-        _Bounds(one, microbatches, groups, kinds, value).best(RELAXED_GAP, PART)
-        for one in problems
-        for microbatches in _all_microbatches(one)
+        _of_hosts(alike, microbatches, value, kinds, RELAXED_GAP, PART)
+        for alike in zip(*by_host, strict=True)
+        for microbatches in _all_microbatches(alike[0])
     )
     return min(bounds, key=lambda bound: bound.seconds)
 
@@ -132,7 +157,8 @@ def _all_microbatches(problem: Problem) -> range:
     return range(few, many + 1)
 
 
-def _with_limits(problems: Sequence[Problem], value: float) -> Bound:
+def _with_limits(by_host: Sequence[Sequence[Problem]], value: float) -> Bound:
+    problems = by_host[0]
     problem = problems[0]
     numbers = [one.workload.concurrency for one in problems]
     least, most = min(numbers), max(numbers)
@@ -140,8 +166,11 @@ def _with_limits(problems: Sequence[Problem], value: float) -> Bound:
     if least < most:  # which are chosen among depends on the number
         chunks = chunk_candidates(problem.workload.max_context_tokens)
     ways = all_ways(chunks, (least, most), len(problem.cluster.devices))
-    gap = Exclusion(problem).best_proven(ways, value, GAPS)
-    return Bound(value * (1 - gap), LIMITED) if gap < 1 else _without(problems, value)
+    of_hosts = [alike[0] for alike in by_host]
+    gap = Exclusion(_at_any(of_hosts)).best_proven(ways, value, GAPS)
+    if gap > SLACK and len(of_hosts) > 1:
+        gap = min(gap, max(Exclusion(one).best_proven(ways, value, GAPS) for one in of_hosts))
+    return Bound(value * (1 - gap), LIMITED) if gap < 1 else _without(by_host, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +189,11 @@ class _Bounds:
         self,
         problem: Problem,
         microbatches: int,
-        groups: Sequence[Group],
         kinds: StageKinds,
         value: float,
     ) -> None:
         self.problem = problem
+        groups = possible_groups(problem)
         self.goal: Goal = problem.goal(microbatches)
         self.groups = groups
         self.kinds = kinds
@@ -182,24 +211,42 @@ class _Bounds:
     def best(self, relaxed_gap: float = 0.0, part: float = 0.0) -> Bound:
         """The quick bound where it is good enough; else with every member's memory, then by integer program. With
         relaxed shares this gap is good enough; this part of any gap need not be found."""
-        relaxed = any(not are_numbered(costs) for by_format in self.costs.values() for costs in by_format)
-        good = GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK
-        fair = max(good, relaxed_gap) if relaxed else good
-        quick_tables = self._tables(quick_options)
-        if self.goal.objective == "latency":
-            sums = self._of_sums(quick_tables)
-            if self._good(sums, fair):
-                return sums
-        tolerance = ROUGH if len(self.costs) > MANY_GROUPS else SLACK
-        quick, _ = self._of_selections(quick_tables, part, tolerance)
-        if self._good(quick, good):
+        quick, is_good = self._quick(relaxed_gap, part)
+        if is_good:
             return quick
-        tables = self._tables(exact_options)
-        bound, is_path = self._of_selections(tables, part, tolerance)
+        fair, tables = self._fair_gap(relaxed_gap), self._tables(exact_options)
+        bound, is_path = self._of_selections(tables, part, self._tolerance)
         bound = max(quick, bound, key=lambda bound: bound.seconds)
         if self._good(bound, fair) or is_path:
             return bound
         return max(bound, self._of_paths(tables), key=lambda b: b.seconds)
+
+    def good_quick(self, relaxed_gap: float, part: float) -> Bound | None:
+        """The quick bound where it is good enough."""
+        quick, is_good = self._quick(relaxed_gap, part)
+        return quick if is_good else None
+
+    def _quick(self, relaxed_gap: float, part: float) -> tuple[Bound, bool]:
+        """With whether it is good enough."""
+        tables = self._tables(quick_options)
+        if self.goal.objective == "latency":
+            sums = self._of_sums(tables)
+            if self._good(sums, self._fair_gap(relaxed_gap)):
+                return sums, True
+        found, _ = self._of_selections(tables, part, self._tolerance)
+        return found, self._good(found, self._good_gap)
+
+    @property
+    def _tolerance(self) -> float:
+        return ROUGH if len(self.costs) > MANY_GROUPS else SLACK
+
+    @property
+    def _good_gap(self) -> float:
+        return GOOD_GAP if len(self.costs) > MANY_GROUPS else 3 * SLACK
+
+    def _fair_gap(self, relaxed_gap: float) -> float:
+        relaxed = any(not are_numbered(costs) for by_format in self.costs.values() for costs in by_format)
+        return max(self._good_gap, relaxed_gap) if relaxed else self._good_gap
 
     def quick(self, tolerance: float) -> Bound:
         """With members' memory in sum, in any order, and less than the best such bound by so much at most."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 from math import inf
 
 from apportion.cost.service import ROUNDING, slowest_s
-from apportion.cost.traffic import with_each_coordinator
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.ways import all_ways
 from apportion.planner.infeasible.error import least_bytes
@@ -29,9 +28,8 @@ def prove_fewest(problem: Problem, num_used: int) -> FewestDevices:
 class _Fewer:
     def __init__(self, problem: Problem) -> None:
         self.problem, self.workload = problem, problem.workload
-        self.exclusions = [
-            Exclusion(replace(problem, cluster=cluster)) for cluster in with_each_coordinator(problem.cluster)
-        ]
+        self.at_any = Exclusion(replace(problem, any_coordinator=True))
+        self.exclusions = [Exclusion(one) for one in problem.with_each_coordinator()]
         rate = self.workload.arrival_rate
         self.seconds = inf if rate is None else slowest_s(self.workload, rate) * ROUNDING
 
@@ -48,7 +46,10 @@ class _Fewer:
         ways = all_ways(
             chunks, (least, self._most_sequences(least, usable)), len(self.problem.cluster.devices)
         )
-        if not all(one.excludes(ways, self.seconds, most_devices) for one in self.exclusions):
+        excluded = self.at_any.excludes(ways, self.seconds, most_devices) or all(
+            one.excludes(ways, self.seconds, most_devices) for one in self.exclusions
+        )
+        if not excluded:
             return None
         asked = ["memory"] + ["rate"] * (self.seconds < inf) + ["limits"] * self.workload.limited
         return f"any {most_devices} in the cheapest groups and order break {' or '.join(asked)} (Lagrangian relaxation)"

@@ -127,10 +127,7 @@ class _Bounds:
             if way.most <= aim or way.final:
                 continue
             problems, enough = self.of.problems(first, way.ranked.way), max(aim, reached)
-            least_s = min(
-                bound_of(problem, way.ranked.way.microbatches, 1 / enough, self.of.kinds).seconds
-                for problem in problems
-            )
+            least_s = bound_of(problems, way.ranked.way.microbatches, 1 / enough, self.of.kinds).seconds
             self._effort += len(possible_groups(problems[0]))
             way.most = min(way.most, 1 / least_s if least_s > 0 else inf)
             beyond = way.most > enough * CLOSE

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from apportion.cost.traffic import with_each_coordinator
 from apportion.planner.infeasible.error import least_bytes
 from apportion.planner.problem import Problem, chunk_candidates, chunk_choices, make_problem
 from apportion.planner.replicas.ceilings import Ceilings, Way
@@ -123,8 +122,7 @@ class ReplicaSets:
     def problems(self, item: Item, way: Way) -> list[Problem]:
         """With the coordinator on each of its hosts."""
         cluster = self.sets.cluster_of(self.counts(item))
-        problem = self.task.problem(cluster, way.sequences, way.chunk_tokens)
-        return [replace(problem, cluster=where) for where in with_each_coordinator(cluster)]
+        return list(self.task.problem(cluster, way.sequences, way.chunk_tokens).with_each_coordinator())
 
     def _possible(self) -> NDArray[np.bool_]:
         """[set, way]"""

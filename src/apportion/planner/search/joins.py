@@ -1,23 +1,28 @@
 """The links that join a division's groups to each other and to the coordinator."""
 
+from collections.abc import Iterable, Iterator
+
 from apportion.cost.estimate import Steps, entry_timing, exit_timing, hop_timing
 from apportion.cost.objective import Timing
 from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.problem import Problem
+from apportion.types.cluster import Link
 
 
 class Joins:
-    """Times on links by host and size of the receiving group; None where two hosts have no link."""
+    """Times on links by host and size of the receiving group; None where two hosts have no link. With any coordinator
+    the least of those from and to all hosts."""
 
     def __init__(self, problem: Problem, steps: Steps) -> None:
         self.problem = problem
         self.steps = steps
         self.home = coordinator_host(problem.cluster)
+        hosts = dict.fromkeys(device.host for device in problem.cluster.devices)
+        self._homes = list(hosts) if problem.any_coordinator else [self.home]
         self._hops: dict[tuple[str, str, int], Timing | None] = {}
 
     def entry(self, host: str, size: int) -> Timing | None:
-        link = host_link(self.problem.cluster, self.home, host)
-        return None if link is None else entry_timing(link, size, self.steps)
+        return _least(entry_timing(link, size, self.steps) for link in self._to_coordinator(host))
 
     def hop(self, src_host: str, host: str, size: int) -> Timing | None:
         key = (src_host, host, size)
@@ -32,5 +37,17 @@ class Joins:
         return self._hops[key]
 
     def exit(self, host: str) -> Timing | None:
-        link = host_link(self.problem.cluster, host, self.home)
-        return None if link is None else exit_timing(link, self.steps)
+        return _least(exit_timing(link, self.steps) for link in self._to_coordinator(host))
+
+    def _to_coordinator(self, host: str) -> Iterator[Link]:
+        """Links join in both directions."""
+        links = (host_link(self.problem.cluster, home, host) for home in self._homes)
+        return (link for link in links if link is not None)
+
+
+def _least(timings: Iterable[Timing]) -> Timing | None:
+    """In prefill and in decode; None where there are none."""
+    known = list(timings)
+    if not known:
+        return None
+    return Timing(prefill_s=min(one.prefill_s for one in known), decode_s=min(one.decode_s for one in known))

@@ -42,7 +42,9 @@ class CostedShares:
 def is_anywhere(problem: Problem, device: Device) -> bool:
     """Whether the device may have a stage that is not the first."""
     engine, main = problem.constraints.engine, coordinator_host(problem.cluster)
-    return engine is None or not engine.cpu_first or device.kind != "cpu" or device.host != main
+    if engine is None or not engine.cpu_first or problem.any_coordinator:
+        return True
+    return device.kind != "cpu" or device.host != main
 
 
 class ShareCosts:
