@@ -196,9 +196,16 @@ def test_a_folder_of_a_living_process_is_left(tmp_path: Path):
     assert folder.exists()
 
 
+def default_signals() -> None:
+    """As from a terminal, also where the tests run in the background or under nohup, which have signals ignored."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(temporary: Path) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [COMMAND, *LONG],
+        preexec_fn=default_signals,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(temporary)},
