@@ -150,7 +150,7 @@ def check(problem, part, in_seconds):
         if not problem.constraints.use_all or used == everything
     ]
     if not divisions:
-        assert least_communication(problem) is None
+        assert least_communication([problem]) is None
         return
     limit = inf if part is None else between([reached for _, reached in divisions], part)
     if part is not None:
@@ -160,7 +160,7 @@ def check(problem, part, in_seconds):
     if best == inf:
         check_smallest(problem, min(reached for _, reached in divisions), in_seconds)
         return
-    found = least_communication(problem)
+    found = least_communication([problem])
     assert found is not None
     reached = communication(problem.model, problem.cluster, problem.workload, found.stages).total_s
     assert isclose(reached, best, rel_tol=TOLERANCE)
@@ -182,7 +182,7 @@ def used(found):
 def check_smallest(problem, smallest, in_seconds):
     """The error asks for no less than what can be kept, and little more."""
     with pytest.raises(InfeasibleError, match="ask for --balance") as error:
-        least_communication(problem)
+        least_communication([problem])
     number, unit = re.search(r"--balance ([0-9.e+-]+)(%|ms)", str(error.value)).groups()
     assert unit == ("ms" if in_seconds else "%")
     assert smallest <= float(number) / (1e3 if in_seconds else 100) <= 1.03 * smallest

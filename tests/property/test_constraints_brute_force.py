@@ -240,14 +240,14 @@ def check_communication(problem, part):
         (links_s, epsilon(times_s, False)) for links_s, times_s, _ in ConstrainedDivisions(problem).all()
     ]
     if not divisions:
-        assert least_communication(problem) is None
+        assert least_communication([problem]) is None
         return
     limit = inf if part is None else between([reached for _, reached in divisions], part)
     if part is not None:
         asked = BalanceLimit(seconds=limit)
         problem = replace(problem, workload=replace(problem.workload, balance=asked))
     best = min(links_s for links_s, reached in divisions if reached < limit)
-    found = least_communication(problem)
+    found = least_communication([problem])
     reached = communication(problem.model, problem.cluster, problem.workload, found.stages).total_s
     assert isclose(reached, best, rel_tol=1e-9)
     assert prove_communication(found.problem, reached).seconds <= best * (1 + 1e-9)
