@@ -248,7 +248,7 @@ class RelaxedGroup:
         num_layers = sum(count for _, count in kind.layers)
         overhead_s = num_layers * max(device.layer_overhead_s for device in self.devices)
         overhead_s += max(device.step_overhead_s for device in self.devices)
-        seconds = np.full(len(self.steps), overhead_s)
+        seconds = np.full(len(self.steps), overhead_s, dtype=np.float64)
         if len(self.devices) > 1:
             assert self.link is not None
             shard = make_shard(kind, self.problem.formats, 0, len(self.devices), 0, 0, 0)
