@@ -2,12 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from faults.processes import assert_gone, children
+from faults.processes import assert_gone
 from parity.tiny_models import make_checkpoint
 from plans import cpu_device, hand_plan
 
@@ -19,19 +17,6 @@ from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams
 
 LONG = Request(id=0, prompt_ids=(5, 6, 7), sampling=SamplingParams(max_tokens=50, ignore_eos=True))
-RUN_LONG = [
-    sys.executable,
-    "-m",
-    "apportion",
-    "run",
-    "demo",
-    "ROMEO:",
-    "--devices",
-    "a=cpu:40MiB@0.2, b=cpu:40MiB@0.2",
-    "--max-tokens",
-    "900",
-    "--ignore-eos",
-]
 
 
 @pytest.fixture
@@ -73,29 +58,3 @@ def test_a_broken_checkpoint_is_the_users_error(tmp_path: Path):
     with pytest.raises(ModelError, match=r"model\.safetensors") as caught, Engine(plan, tmp_path, []):
         pass
     assert "\n" not in str(caught.value)
-
-
-def start_long_run() -> tuple[subprocess.Popen[str], list[int]]:
-    process = subprocess.Popen(
-        RUN_LONG, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    while "ROMEO" not in process.stdout.readline():
-        assert process.poll() is None, process.stderr.read()
-    pids = children(process.pid)
-    assert len(pids) >= 3  # forkserver (and resource tracker), two workers
-    return process, pids
-
-
-@pytest.mark.parametrize(
-    ("signal_number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
-)
-def test_no_worker_outlives_the_coordinator(signal_number: signal.Signals, exit_code: int):
-    process, pids = start_long_run()
-    os.killpg(process.pid, signal_number) if signal_number == signal.SIGINT else process.send_signal(
-        signal_number
-    )
-    _, errors = process.communicate(timeout=15)
-    assert process.returncode == exit_code
-    assert "Traceback" not in errors
-    assert_gone(pids)
