@@ -76,6 +76,22 @@ def objective_steps(workload: Workload, chunk_tokens: int, microbatches: int) ->
     return microbatch_steps(workload, chunk_tokens, microbatches)
 
 
+def least_steps(workload: Workload, chunk_tokens: int, microbatches: tuple[int, int]) -> Steps:
+    """That take no longer than those of any number of microbatches from the first to the second: the smallest
+    microbatches, the fewest sequences beside a chunk, and where the first is one no other stage at work."""
+    few, many = microbatches
+    if few == many or workload.objective == "latency":
+        return objective_steps(workload, chunk_tokens, few)
+    beside = min(int(serving(workload, chunk_tokens, number).beside) for number in range(few, many + 1))
+    return workload_steps(
+        workload,
+        chunk_tokens,
+        microbatch_sequences(workload.concurrency, many),
+        beside=beside,
+        overlapping=few > 1,
+    )
+
+
 def hop_timing(model: ModelSpec, link: Link, group_size: int, steps: Steps, activation_format: str) -> Timing:
     """Hidden states to a stage of `group_size`; its copies share the link."""
     element_bytes = FORMAT_BYTES[activation_format]

@@ -13,7 +13,7 @@ Source: makespan of a permutation flow shop with equal jobs, Σ s_j + (n−1)·s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,4 +146,25 @@ def goal(workload: Workload, chunk_tokens: int, microbatches: int) -> Goal:
         occupied_prefill=float(occupied[0]),
         occupied_decode=float(occupied[1]),
         per=concurrency * output,
+    )
+
+
+def least_goal(workload: Workload, chunk_tokens: int, microbatches: tuple[int, int]) -> Goal:
+    """With the least coefficients that any number of microbatches from the first to the second has."""
+    few, many = microbatches
+    if few == many or workload.objective == "latency":
+        return goal(workload, chunk_tokens, few)
+    every = Serving(
+        output_tokens=workload.output_tokens,
+        num_chunks=np.array(-(-workload.prompt_tokens // chunk_tokens)),
+        sequences=np.array(workload.concurrency),
+        microbatches=np.arange(few, many + 1),
+    )
+    path, occupied = every.path, every.occupied
+    return replace(
+        goal(workload, chunk_tokens, few),
+        path_prefill=float(path[0].min()),
+        path_decode=float(path[1].min()),
+        occupied_prefill=float(occupied[0].min()),
+        occupied_decode=float(occupied[1].min()),
     )

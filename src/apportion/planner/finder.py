@@ -5,13 +5,13 @@ With limits only those ways to serve the workload are searched for which no boun
 
 from collections.abc import Sequence
 from dataclasses import replace
+from heapq import heapify, heappop, heappush
 from itertools import chain
 from math import inf
 
-from apportion.cost.estimate import objective_value
 from apportion.cost.service import holds_requests
 from apportion.cost.traffic import joins_all
-from apportion.planner.bounds.bound import none_below, rough_bound
+from apportion.planner.bounds.bound import Numbers, all_numbers, halves, none_below, rough_bound
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.ways import all_ways
 from apportion.planner.divide import search
@@ -19,7 +19,6 @@ from apportion.planner.found import Found
 from apportion.planner.problem import (
     Problem,
     chunk_candidates,
-    chunk_choices,
     make_problem,
     microbatch_candidates,
     useful_chunks,
@@ -34,6 +33,8 @@ from apportion.types.workload import Workload
 
 BETTER = 1 - 1e-9
 """Relative: less of a gain is rounding."""
+MOST_WAYS = 4
+"""Of serving, that are searched where there are too many ways to use the devices; the certificate is for all."""
 
 
 class Finder:
@@ -53,37 +54,7 @@ class Finder:
 
     def best(self, workload: Workload, max_devices: int | None = None, cutoff: float = inf) -> Found | None:
         """Where it is below `cutoff`."""
-        choices = chunk_choices(workload, self.num_devices)
-        found = self._best_of(choices, workload, max_devices, cutoff)
-        if found is not None:
-            return found if len(choices) > 1 else self._with_better_chunk(found, max_devices)
-        others = [chunk for chunk in chunk_candidates(workload.max_context_tokens) if chunk not in choices]
-        # Memory falls with the chunk: what the smallest does not allow, none does.
-        if not others or self._best_of(others[-1:], workload, max_devices, cutoff) is None:
-            return None
-        each = (self._best_of((chunk,), workload, max_devices, cutoff) for chunk in others)
-        return next((one for one in each if one is not None), None)
-
-    def _with_better_chunk(self, found: Found, max_devices: int | None) -> Found:
-        """Where one chunk was searched: that which is best for the division found is searched too."""
-        workload, own = found.problem.workload, found.problem.capacity.chunk_tokens
-        # Memory falls with the chunk, so the division fits with every smaller one.
-        smaller = [chunk for chunk in useful_chunks(workload) if chunk < own]
-        best = min((own, *smaller), key=lambda chunk: self._value(found, chunk))
-        if best == own:
-            return found
-        other = self._best_of((best,), workload, max_devices, found.value)
-        return other if other is not None and other.value < found.value else found
-
-    def _value(self, found: Found, chunk_tokens: int) -> float:
-        return objective_value(
-            self.model,
-            found.problem.cluster,
-            found.problem.workload,
-            found.stages,
-            chunk_tokens=chunk_tokens,
-            microbatches=found.microbatches,
-        )
+        return self._best_of(useful_chunks(workload), workload, max_devices, cutoff)
 
     def hopeless(
         self, workload: Workload, sequences: tuple[int, int], max_devices: int | None, cutoff: float
@@ -133,37 +104,43 @@ class Finder:
 
 def _search_all(problems: Sequence[Problem], cutoff: float) -> Found | None:
     """The best of problems that differ in their prefill chunk, with the coordinator on any host and in any number of
-    microbatches: those ways that may be good first, and none that a bound excludes."""
+    microbatches: those ways that may be good first, and none that a bound excludes. Where not all divisions are
+    searched, the first few, and the coordinator where it is best for what is found."""
     kinds = kinds_of(problems[0].model)
     at_any = [replace(problem, any_coordinator=True) for problem in problems]
+    exact = is_exact(problems[0], possible_groups(problems[0]))
     ways = [
-        (rough_bound(problem, number, kinds), place, number)
+        (rough_bound(problem, numbers, kinds), place, numbers)
         for place, problem in enumerate(at_any)
-        for number in microbatch_candidates(problem.workload, len(problem.cluster.devices))
+        for numbers in all_numbers(problem)
     ]
+    heapify(ways)
     best: Found | None = None
-    for bound, place, number in sorted(ways):
-        if bound >= cutoff * BETTER or _is_hopeless(at_any[place], number, cutoff, kinds):
+    tried = 0
+    while ways and (best is None or exact or tried < MOST_WAYS):
+        bound, place, numbers = heappop(ways)
+        if bound >= cutoff * BETTER:
+            break
+        if numbers[0] < numbers[1]:
+            for part in halves(numbers):
+                heappush(ways, (rough_bound(at_any[place], part, kinds), place, part))
             continue
-        each = _with_coordinators(problems[place])
-        for problem in each:
-            if len(each) > 1 and _is_hopeless(problem, number, cutoff, kinds):
+        if exact and _is_hopeless(at_any[place], numbers, cutoff, kinds):
+            continue
+        tried += 1
+        each = problems[place].with_each_coordinator()
+        for problem in each if exact else each[:1]:
+            if exact and len(each) > 1 and _is_hopeless(problem, numbers, cutoff, kinds):
                 continue
-            found = search(problem, (number,), cutoff, kinds)
+            found = search(problem, numbers[:1], cutoff, kinds)
             if found is not None and found.value < cutoff:
                 best = _with_best_coordinator(found)
                 cutoff = best.value
     return best
 
 
-def _is_hopeless(problem: Problem, microbatches: int, cutoff: float, kinds: StageKinds) -> bool:
+def _is_hopeless(problem: Problem, microbatches: Numbers, cutoff: float, kinds: StageKinds) -> bool:
     return cutoff < inf and none_below(problem, microbatches, cutoff * BETTER, kinds)
-
-
-def _with_coordinators(problem: Problem) -> tuple[Problem, ...]:
-    """That are searched: with too many ways to use the devices one alone, and the best host for what is found."""
-    each = problem.with_each_coordinator()
-    return each if is_exact(problem, possible_groups(problem)) else each[:1]
 
 
 def _with_best_coordinator(found: Found) -> Found:

@@ -21,8 +21,6 @@ CHUNK_TOKENS = (256, 128, 64, 32, 16)
 """Prefill chunks, largest first."""
 ALL_NUMBERS = 16
 """Of sequences, that are all tried where their number is to be chosen."""
-MAX_DEVICES_OF_ALL_CHUNKS = 6
-"""With more devices only the largest chunk that fits is searched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,13 +161,6 @@ def chunk_candidates(max_context_tokens: int) -> tuple[int, ...]:
     return tuple(chunk for chunk in CHUNK_TOKENS if chunk <= max_context_tokens) or CHUNK_TOKENS[-1:]
 
 
-def chunk_choices(workload: Workload, num_devices: int) -> tuple[int, ...]:
-    """Chunks that are searched: the useful ones, with many devices the largest."""
-    if num_devices > MAX_DEVICES_OF_ALL_CHUNKS:
-        return chunk_candidates(workload.max_context_tokens)[:1]
-    return useful_chunks(workload)
-
-
 def useful_chunks(workload: Workload) -> tuple[int, ...]:
     """Of those that hold the whole prompt the smallest, as the others take as long and more memory."""
     candidates = chunk_candidates(workload.max_context_tokens)
@@ -187,7 +178,7 @@ def sequence_numbers(most: int) -> tuple[int, ...]:
 def alternatives(problem: Problem) -> tuple[Problem, ...]:
     """The problem with every chunk, coordinator's host, and the least and the most sequences, among which its own were
     chosen."""
-    choices = chunk_choices(problem.workload, len(problem.cluster.devices))
+    choices = useful_chunks(problem.workload)
     if problem.capacity.chunk_tokens not in choices:
         choices = (problem.capacity.chunk_tokens,)
     most = problem.workload.most_sequences

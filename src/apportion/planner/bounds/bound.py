@@ -18,7 +18,8 @@ from math import inf, isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from apportion.cost.objective import Goal, Timing
+from apportion.cost.estimate import least_steps
+from apportion.cost.objective import Goal, Timing, least_goal
 from apportion.cost.traffic import coordinator_host
 from apportion.planner.bounds.exclusion import Exclusion
 from apportion.planner.bounds.integer_program import MAX_ARCS, Arcs, Bound, Network, cheapest_path
@@ -46,6 +47,8 @@ MANY_GROUPS = 40
 """Different ones, for which a bound with every member's memory takes seconds."""
 GOOD_GAP = 9.8e-3
 """With so many, not looked into."""
+MANY_GAPS = (1e-3, 3e-3, GOOD_GAP, 0.02, 0.05)
+"""With so many, that are tried one after the other before the least there is is looked for."""
 GAPS = (SLACK, *(1e-4 * 1.5**step for step in range(23)))
 """That are tried where there are limits."""
 SELECTED = "cheapest groups and numbers of layers, in any order"
@@ -54,10 +57,15 @@ RELAXED_GAP = 2e-3
 """With shares that are too many to be numbered, whose relaxation leaves a gap of its own, not looked into."""
 PART = 0.05
 """Of a gap, that the bound need not find."""
-ROUGHLY = 0.1
+ANY = 1e9
+"""In parts of a gap: the first selection that is found will do."""
 ROUGH = 1e-3
 """With so many, how far below the least the bound may be."""
+ROUGHLY = 0.1
+"""The same of a bound that ways of serving are put in order by."""
 
+Numbers = tuple[int, int]
+"""From the first to the second."""
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -93,25 +101,42 @@ def _least(problems: Sequence[Problem], value: float) -> Bound | Proven:
 def bound_of(problems: Sequence[Problem], microbatches: int, value: float, kinds: StageKinds) -> Bound:
     """On the divisions for one number of microbatches of problems that differ in their coordinator's host, as far as is
     needed to see that none is better than `value`."""
+    numbers = (microbatches, microbatches)
     if problems[0].workload.limited:
         one = _at_any(problems)
         number = one.workload.concurrency
-        numbers, chunks = (microbatches, microbatches), (one.capacity.chunk_tokens,)
-        way = Ways(chunks=chunks, sequences=(number, number), microbatches=numbers)
+        way = Ways(chunks=(one.capacity.chunk_tokens,), sequences=(number, number), microbatches=numbers)
         if Exclusion(one).excludes(way, value * (1 - SLACK)):
             return Bound(value * (1 - SLACK), LIMITED)
-    return _of_hosts(problems, microbatches, value, kinds)
+    return _of_numbers(problems, numbers, value, kinds, 0.0, 0.0)
 
 
-def rough_bound(problem: Problem, microbatches: int, kinds: StageKinds) -> float:
-    """On the divisions for one number of microbatches, quickly and to a few percent; infinite where there is none."""
+def rough_bound(problem: Problem, microbatches: Numbers, kinds: StageKinds) -> float:
+    """On the divisions for these numbers of microbatches, quickly and to a few percent; infinite for none."""
     return _Bounds(problem, microbatches, kinds, inf).quick(ROUGHLY).seconds
 
 
-def none_below(problem: Problem, microbatches: int, value: float, kinds: StageKinds) -> bool:
-    """Whether it is quick to see that no division for one number of microbatches is below `value`."""
-    bounds = _Bounds(problem, microbatches, kinds, value)
-    return bounds.quick(SLACK).seconds >= value * (1 - 3 * SLACK)
+def none_below(problem: Problem, microbatches: Numbers, value: float, kinds: StageKinds) -> bool:
+    """Whether it is quick to see that no division for these numbers of microbatches is below `value`."""
+    return _Bounds(problem, microbatches, kinds, value).quick(SLACK).seconds >= value * (1 - 3 * SLACK)
+
+
+def all_numbers(problem: Problem) -> tuple[Numbers, ...]:
+    """Of microbatches, in parts to begin with: 1, 2, 3 to 4, 5 to 8, …; latency is of one request alone, and does not
+    depend on it."""
+    if problem.workload.objective == "latency":
+        return ((1, 1),)
+    number = problem.workload.concurrency
+    chunks = (problem.capacity.chunk_tokens,)
+    _, most = all_ways(chunks, (number, number), len(problem.cluster.devices)).microbatches
+    doubled = [(2**power // 2 + 1, min(2**power, most)) for power in range((most - 1).bit_length() + 1)]
+    return tuple(doubled)
+
+
+def halves(microbatches: Numbers) -> tuple[Numbers, Numbers]:
+    few, many = microbatches
+    middle = (few + many) // 2
+    return (few, middle), (middle + 1, many)
 
 
 def _at_any(problems: Sequence[Problem]) -> Problem:
@@ -119,20 +144,28 @@ def _at_any(problems: Sequence[Problem]) -> Problem:
     return replace(problems[0], any_coordinator=len(problems) > 1)
 
 
-def _of_hosts(
+def _of_numbers(
     problems: Sequence[Problem],
-    microbatches: int,
+    microbatches: Numbers,
     value: float,
     kinds: StageKinds,
-    relaxed_gap: float = 0.0,
-    part: float = 0.0,
+    relaxed_gap: float,
+    part: float,
 ) -> Bound:
-    """With the coordinator on any host at once where that is good enough, else on one after the other."""
-    if len(problems) > 1:
+    """With all numbers and the coordinator on any host at once where that is good enough, else with one after the
+    other."""
+    few, many = microbatches
+    if few < many or len(problems) > 1:
         bound = _Bounds(_at_any(problems), microbatches, kinds, value).good_quick(relaxed_gap, part)
         if bound is not None:
             return bound
-    bounds = (_Bounds(one, microbatches, kinds, value).best(relaxed_gap, part) for one in problems)
+    if few < many:
+        bounds = [
+            _of_numbers(problems, numbers, value, kinds, relaxed_gap, part)
+            for numbers in halves(microbatches)
+        ]
+    else:
+        bounds = [_Bounds(one, microbatches, kinds, value).best(relaxed_gap, part) for one in problems]
     return min(bounds, key=lambda bound: bound.seconds)
 
 
@@ -140,21 +173,11 @@ def _without(by_host: Sequence[Sequence[Problem]], value: float) -> Bound:
     """Of the same problems with the coordinator on each host."""
     kinds = kinds_of(by_host[0][0].model)
     bounds = (
-        _of_hosts(alike, microbatches, value, kinds, RELAXED_GAP, PART)
+        _of_numbers(alike, numbers, value, kinds, RELAXED_GAP, PART)
         for alike in zip(*by_host, strict=True)
-        for microbatches in _all_microbatches(alike[0])
+        for numbers in all_numbers(alike[0])
     )
     return min(bounds, key=lambda bound: bound.seconds)
-
-
-def _all_microbatches(problem: Problem) -> range:
-    """Latency is of one request alone: there it does not depend on their number."""
-    if problem.workload.objective == "latency":
-        return range(1, 2)
-    number = problem.workload.concurrency
-    chunks = (problem.capacity.chunk_tokens,)
-    few, many = all_ways(chunks, (number, number), len(problem.cluster.devices)).microbatches
-    return range(few, many + 1)
 
 
 def _with_limits(by_host: Sequence[Sequence[Problem]], value: float) -> Bound:
@@ -183,22 +206,23 @@ class Selected:
 
 
 class _Bounds:
-    """Bounds for one number of microbatches."""
+    """Bounds for numbers of microbatches."""
 
     def __init__(
         self,
         problem: Problem,
-        microbatches: int,
+        microbatches: Numbers,
         kinds: StageKinds,
         value: float,
     ) -> None:
         self.problem = problem
         groups = possible_groups(problem)
-        self.goal: Goal = problem.goal(microbatches)
+        workload, chunk_tokens = problem.workload, problem.capacity.chunk_tokens
+        self.goal: Goal = least_goal(workload, chunk_tokens, microbatches)
         self.groups = groups
         self.kinds = kinds
         self.value = value
-        self.steps = problem.steps(microbatches)
+        self.steps = least_steps(workload, chunk_tokens, microbatches)
         self.alike = first_alike(problem, groups)
         self.costs = {number: self._costs(groups[number]) for number in dict.fromkeys(self.alike)}
 
@@ -215,7 +239,7 @@ class _Bounds:
         if is_good:
             return quick
         fair, tables = self._fair_gap(relaxed_gap), self._tables(exact_options)
-        bound, is_path = self._of_selections(tables, part, self._tolerance)
+        bound, is_path = self._of_selections(tables, part, self.tolerance)
         bound = max(quick, bound, key=lambda bound: bound.seconds)
         if self._good(bound, fair) or is_path:
             return bound
@@ -233,11 +257,11 @@ class _Bounds:
             sums = self._of_sums(tables)
             if self._good(sums, self._fair_gap(relaxed_gap)):
                 return sums, True
-        found, _ = self._of_selections(tables, part, self._tolerance)
+        found, _ = self._of_selections(tables, part, self.tolerance)
         return found, self._good(found, self._good_gap)
 
     @property
-    def _tolerance(self) -> float:
+    def tolerance(self) -> float:
         return ROUGH if len(self.costs) > MANY_GROUPS else SLACK
 
     @property
@@ -315,8 +339,12 @@ class _Bounds:
             found = cheapest_selection(tables.host_choices(limit), layers, self.problem.max_devices)
             return None if found is None else Selected(found[0], limit, len(found[1]))
 
-        cutoff = self.value * (1 - SLACK)
-        found = minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance, part)
+        maxima, cutoff = tables.maxima(), self.value * (1 - SLACK)
+        for gap in MANY_GAPS if len(self.costs) > MANY_GROUPS and isfinite(self.value) else ():
+            below = self.value * (1 - gap)
+            if minimise_over(solve, self.goal.combine, maxima, below, tolerance, ANY) is None:
+                return Bound(below * (1 - tolerance), SELECTED), False
+        found = minimise_over(solve, self.goal.combine, maxima, cutoff, tolerance, part)
         seconds = cutoff if found is None else self.goal.combine(found.total, found.maximum)
         if isfinite(seconds):
             seconds -= tolerance * seconds + (part * (cutoff - seconds) if part else 0.0)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.planner.divide import search
-from apportion.planner.finder import Finder
 from apportion.planner.found import Found
 from apportion.planner.replicas.packing import Packings
 from apportion.planner.replicas.task import Item, ReplicaSets
@@ -54,27 +53,17 @@ class Candidate:
         return self._next == len(self._ways) or self.least * CLOSE >= self.most
 
     def search(self) -> int:
-        """The next way; after the last, where none fits, the chunks that are not among the choices. Returns the number
-        of groups."""
+        """The next way. Returns the number of groups."""
         way = self._ways[self._next].way
         self._next += 1
-        problem, *_ = problems = self._of.problems(self._item, way)
+        problems = self._of.problems(self._item, way)
         found: Found | None = None
         for one in problems:
             least_s = found.value if found else self._least_s
             found = search(one, (way.microbatches,), least_s, self._of.kinds) or found
-        if found is None and self.found is None and self._next == len(self._ways):
-            finder = Finder(
-                problem.model,
-                problem.cluster,
-                problem.weight_formats,
-                problem.constraints,
-                streaming=False,
-            )
-            found = finder.best(problem.workload)
         if found is not None and 1 / found.value > self.least:
             self.found = found
-        return len(possible_groups(problem))
+        return len(possible_groups(problems[0]))
 
 
 class ReplicaSearch:

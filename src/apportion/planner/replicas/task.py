@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apportion.planner.infeasible.error import least_bytes
-from apportion.planner.problem import Problem, chunk_candidates, chunk_choices, make_problem
+from apportion.planner.problem import Problem, chunk_candidates, make_problem, useful_chunks
 from apportion.planner.replicas.ceilings import Ceilings, Way
 from apportion.planner.replicas.device_sets import DeviceSets, sequence_shares
 from apportion.planner.stages.groups import Used
@@ -114,7 +114,7 @@ class ReplicaSets:
     def ranked(self, item: Item) -> list[RankedWay]:
         """The ways that a search would choose among, the most promising first."""
         numbers = self._of_share[item.share]
-        chunks = chunk_choices(self.task.share(self.shares[item.share]), sum(self.counts(item)))
+        chunks = useful_chunks(self.task.workload)
         ranked = [RankedWay(float(self.most[item.set, n]), self.ways[n]) for n in numbers]
         chosen = [one for one in ranked if one.most > 0 and one.way.chunk_tokens in chunks]
         return sorted(chosen, key=lambda one: -one.most)

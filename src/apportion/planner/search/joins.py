@@ -19,10 +19,16 @@ class Joins:
         self.home = coordinator_host(problem.cluster)
         hosts = dict.fromkeys(device.host for device in problem.cluster.devices)
         self._homes = list(hosts) if problem.any_coordinator else [self.home]
+        self._entries: dict[tuple[str, int], Timing | None] = {}
         self._hops: dict[tuple[str, str, int], Timing | None] = {}
+        self._exits: dict[str, Timing | None] = {}
 
     def entry(self, host: str, size: int) -> Timing | None:
-        return _least(entry_timing(link, size, self.steps) for link in self._to_coordinator(host))
+        key = (host, size)
+        if key not in self._entries:
+            links = self._to_coordinator(host)
+            self._entries[key] = _least(entry_timing(link, size, self.steps) for link in links)
+        return self._entries[key]
 
     def hop(self, src_host: str, host: str, size: int) -> Timing | None:
         key = (src_host, host, size)
@@ -37,7 +43,10 @@ class Joins:
         return self._hops[key]
 
     def exit(self, host: str) -> Timing | None:
-        return _least(exit_timing(link, self.steps) for link in self._to_coordinator(host))
+        if host not in self._exits:
+            links = self._to_coordinator(host)
+            self._exits[host] = _least(exit_timing(link, self.steps) for link in links)
+        return self._exits[host]
 
     def _to_coordinator(self, host: str) -> Iterator[Link]:
         """Links join in both directions."""
