@@ -1,6 +1,6 @@
 """Plans in other engines' terms, with the planner that the command line gives them."""
 
-from apportion.cli.engine_planner import EnginePlanner
+from apportion.asked.engine_planner import EnginePlanner
 from apportion.export import engines
 from apportion.export.launch import Export
 from apportion.types.plan import Plan

@@ -8,11 +8,11 @@ from exported import export
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apportion.asked.engine_planner import EnginePlanner
 from apportion.catalog.cluster_text import parse_devices
 from apportion.catalog.gpus import gpus
 from apportion.catalog.known_models import known_config, known_models
 from apportion.catalog.model_config import read_model_spec
-from apportion.cli.engine_planner import EnginePlanner
 from apportion.export.engines import ENGINES
 from apportion.export.limits import ABILITIES, group_sizes
 from apportion.export.within import fitted

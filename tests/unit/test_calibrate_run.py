@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from apportion.asked.choices import PlanChoices
+from apportion.asked.plan import plan_from_options
 from apportion.calibrate.store import calibration_file, read_observations
 from apportion.catalog.hub import resolve_model
-from apportion.cli import options
-from apportion.cli.asked import plan_from_options
 from apportion.cli.main import exit_code
 from apportion.probe.watch import QUIET, Conditions, Watch
 
@@ -57,7 +57,7 @@ def test_no_calibration_neither_reads_nor_says_anything(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calibration_file().parent.mkdir()
     calibration_file().write_text("broken")
-    choices = options.PlanChoices(
+    choices = PlanChoices(
         devices="a=cpu:100MiB",
         cluster=None,
         objective=None,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from planned import GIB, cluster, cpu, llama, workload
 
-from apportion.cli.by_hand import read_constraints
+from apportion.asked.by_hand import read_constraints
 from apportion.cli.main import exit_code
 from apportion.planner.build import fits, make_plan
 from apportion.planner.explain.constrained import cost_of_constraints

@@ -11,7 +11,7 @@ from exported import export
 from planned import cluster, cpu, llama
 from plans import hand_plan
 
-from apportion.cli.engine_planner import EnginePlanner
+from apportion.asked.engine_planner import EnginePlanner
 from apportion.cost.estimate import estimate, plan_estimate
 from apportion.cost.kv_capacity import with_kv_rooms, with_most_kv
 from apportion.cost.memory import plan_memory

@@ -65,7 +65,7 @@ def test_recorded_names_tell_others_apart():
 
 
 def test_plans_for_an_engine_are_read_back():
-    from apportion.cli.engine_planner import EnginePlanner
+    from apportion.asked.engine_planner import EnginePlanner
     from apportion.export.within import fitted
 
     made = fitted(PIPELINE, "llama.cpp", EnginePlanner())

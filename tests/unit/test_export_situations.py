@@ -6,10 +6,10 @@ from math import isclose
 import pytest
 from exported import export
 
+from apportion.asked.engine_planner import EnginePlanner
 from apportion.catalog.cluster_text import parse_devices
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.cli.engine_planner import EnginePlanner
 from apportion.export.price import decode_s
 from apportion.export.within import fitted
 from apportion.planner.build import make_plan

@@ -7,9 +7,9 @@ from exported import export
 from planned import GIB, cluster, cpu, llama, workload
 from plans import hand_plan
 
+from apportion.asked.weights import parse_weights
 from apportion.catalog.runnable import check_runnable
 from apportion.cli.main import exit_code
-from apportion.cli.weights import parse_weights
 from apportion.cost.estimate import plan_estimate
 from apportion.cost.formats import Formats, matrix_bytes, parameters_bytes, vocab_row_bytes
 from apportion.cost.memory import plan_capacity, shard_weights_bytes, stages_memory

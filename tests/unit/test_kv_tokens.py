@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from planned import cluster, cpu, llama, workload
 
-from apportion.cli.kv_choice import typical_tokens, with_kv_choice
+from apportion.asked.kv_tokens import typical_tokens, with_kv_choice
 from apportion.cost.kv_capacity import kv_rooms, with_most_kv
 from apportion.cost.memory import plan_memory
 from apportion.cost.service import least_kv_tokens

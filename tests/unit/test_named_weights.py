@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from apportion.asked.weights import with_asked_weights
 from apportion.catalog.known_models import known_config
 from apportion.catalog.model_config import read_model_spec
 from apportion.catalog.named_weights import NAMED_WEIGHTS, named_weights, with_named_weights
 from apportion.catalog.runnable import check_runnable
 from apportion.cli.main import exit_code
-from apportion.cli.weights import with_asked_weights
 from apportion.cost.formats import stored_bytes, weight_formats
 from apportion.planner.plan_file import read_plan
 from apportion.types.errors import ModelError, UsageError

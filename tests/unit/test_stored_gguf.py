@@ -13,11 +13,11 @@ from planned import cluster, cpu, workload
 from plans import hand_plan
 from unit.test_catalog_gguf import ATTENTION, FFN, NORMS, Tensors, metadata, write
 
+from apportion.asked.weights import chosen_formats, parse_weights
 from apportion.catalog.gguf_file import read_gguf
 from apportion.catalog.model_config import read_model_spec
 from apportion.catalog.runnable import check_runnable
 from apportion.cli.main import exit_code
-from apportion.cli.weights import chosen_formats, parse_weights
 from apportion.cost.formats import stored_bytes, weight_formats
 from apportion.cost.memory import shard_weights_bytes
 from apportion.cost.roofline import Step, attention_s, ffn_column_s, head_row_s

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apportion.asked.choices import PlanChoices
+from apportion.asked.plan import plan_from_options
 from apportion.cli import options
-from apportion.cli.asked import plan_from_options
 from apportion.cli.bench_choices import Lengths, Measured
 from apportion.cli.given_plan import GivenPlan, given_plan, read_given_plan
 from apportion.cli.quantity import tokens
@@ -76,7 +77,7 @@ def bench(
     details: options.Details = False,
 ) -> None:
     """Measure a model divided among devices."""
-    choices = options.PlanChoices(
+    choices = PlanChoices(
         devices=devices,
         cluster=cluster,
         objective=objective,
@@ -112,7 +113,7 @@ def _bench(
     folder: Path,
     random_weights: bool,
     given: GivenPlan,
-    choices: options.PlanChoices,
+    choices: PlanChoices,
     measured: Measured,
 ) -> "BenchResult":
     from apportion.catalog.runnable import check_runnable
@@ -145,7 +146,7 @@ def _folder(model: str, *, random_weights: bool) -> Path:
     return folder
 
 
-def _plan(given: GivenPlan, folder: Path, choices: options.PlanChoices, measured: Measured) -> "Plan":
+def _plan(given: GivenPlan, folder: Path, choices: PlanChoices, measured: Measured) -> "Plan":
     """The given plan, or the best for the most sequences at once. Raises UsageError where it is not made for them."""
     lengths, most = measured.lengths, max(measured.levels)
     tokens = lengths.prompt_tokens + lengths.output_tokens

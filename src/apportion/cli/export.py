@@ -7,24 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apportion.asked.for_engine import engine_named
 from apportion.cli import options
-from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
     from apportion.export.launch import Export
     from apportion.types.plan import Plan
 
 ENGINE_NAMES = "vllm, sglang, llama.cpp, ollama, accelerate, exllamav3 or mlx"
-
-
-def engine_named(name: str, option: str) -> str:
-    """Raises UsageError for one that is not known."""
-    from apportion.export.engines import ENGINES, MEANT
-    from apportion.types.names import unknown_name
-
-    if name not in ENGINES:
-        raise UsageError(f"{option}: {unknown_name('engine', name, ENGINES, meant=MEANT)}")
-    return name
 
 
 def export(
@@ -51,7 +41,7 @@ def export(
 
 
 def _export(plan: "Plan", engine: str) -> None:
-    from apportion.cli.engine_planner import EnginePlanner
+    from apportion.asked.engine_planner import EnginePlanner
     from apportion.export.engines import export as export_plan
     from apportion.export.weights import model_place
 

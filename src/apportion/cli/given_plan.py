@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from apportion.cli.options import PlanChoices
+from apportion.asked.choices import PlanChoices
 from apportion.types.errors import PlanError, UsageError
 
 if TYPE_CHECKING:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apportion.asked.choices import PlanChoices
+from apportion.asked.replicas import number_asked, planned_replicas
 from apportion.cli import options
-from apportion.cli.replicas import number_asked, pictures, planned_replicas, refuse_beside
+from apportion.cli.replicas import pictures, refuse_beside
 from apportion.types.errors import UsageError
 from apportion.types.files import check_writable
 
@@ -75,7 +77,7 @@ def plan(
     if as_json and (compare or why):
         raise UsageError("--json prints the plan alone; leave out --compare and --why")
     check_writable(out, "--out")
-    choices = options.PlanChoices.of(locals())
+    choices = PlanChoices.of(locals())
     number = number_asked(replicas)
     if number != 1:
         refuse_beside(compare=compare, why=why)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from apportion.asked.choices import PlanChoices
+from apportion.asked.replicas import number_asked, planned_replicas
 from apportion.cli import options
 from apportion.cli.given_plan import GivenPlan, given_plan, read_given_replicas
 from apportion.cli.quantity import tokens
-from apportion.cli.replicas import number_asked, planned_replicas
 from apportion.types.errors import UsageError
 from apportion.types.files import check_writable, write_file
 from apportion.types.replicated import ReplicatedPlan
@@ -129,7 +130,7 @@ def run(
 ) -> None:
     """Generate text with a model divided among devices."""
     drawing = _sampling(max_tokens, temperature, top_p, seed, ignore_eos)
-    choices = options.PlanChoices.of(locals())
+    choices = PlanChoices.of(locals())
     _run(
         model,
         _Asked(_prompt_texts(prompt, prompts), drawing, n, preempt),
@@ -165,7 +166,7 @@ def _run(
     model: str,
     asked: _Asked,
     given: GivenPlan,
-    choices: options.PlanChoices,
+    choices: PlanChoices,
     shown: _Shown,
 ) -> None:
     from apportion.catalog.hub import resolve_model
@@ -239,9 +240,7 @@ def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:
     return texts
 
 
-def _plan(
-    given: GivenPlan, folder: Path, choices: options.PlanChoices, requests: Sequence[Request]
-) -> "Planned":
+def _plan(given: GivenPlan, folder: Path, choices: PlanChoices, requests: Sequence[Request]) -> "Planned":
     """The given plan, or the best for exactly these requests where nothing else is asked for."""
     from apportion.runtime.launcher import preload
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apportion.asked.by_hand import named_devices, read_constraints, sizes_by_device
 from apportion.cli import options
-from apportion.cli.by_hand import named_devices, read_constraints, sizes_by_device
 from apportion.types.errors import ClusterError
 from apportion.types.names import unknown_name
 
@@ -77,8 +77,8 @@ def whatif(
     """Plan again with other devices, links or demands."""
     from rich.console import Console
 
+    from apportion.asked.weights import changed_formats, with_asked_weights
     from apportion.cli.render_whatif import print_whatif, whatif_json
-    from apportion.cli.weights import changed_formats, with_asked_weights
     from apportion.planner.explain.whatif import Changes, changed_cluster, what_if
     from apportion.planner.plan_file import read_plan
 

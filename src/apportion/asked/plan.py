@@ -1,16 +1,15 @@
-"""From what was typed to a plan."""
+"""From what is asked for to a plan."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from apportion.cli.by_hand import read_constraints, sizes_by_device
-from apportion.cli.for_engine import check_engine, plan_for_engine
-from apportion.cli.kv_choice import MOST
-from apportion.cli.options import PlanChoices, StreamChoice, cluster_from_options, workload_from_options
+from apportion.asked.by_hand import read_constraints, sizes_by_device
+from apportion.asked.choices import PlanChoices, StreamChoice, cluster_from_options, workload_from_options
+from apportion.asked.for_engine import check_engine, plan_for_engine
+from apportion.asked.kv_tokens import MOST
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ def ask(
     choices: PlanChoices,
     when_measured: Callable[["ModelSpec"], None] = lambda _: None,
 ) -> Asked:
+    from apportion.asked.weights import AUTO, chosen_formats, with_asked_weights
     from apportion.catalog.model_config import read_model_spec
-    from apportion.cli.weights import AUTO, chosen_formats, with_asked_weights
 
     check_engine(choices)
     swap_bytes = _swap_bytes(choices.swap_space)
@@ -135,4 +134,4 @@ def with_swap_space(plan: "Plan", swap_bytes: int) -> "Plan":
 
 
 def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+    sys.stderr.write(line + "\n")

@@ -2,14 +2,23 @@
 
 from typing import TYPE_CHECKING
 
-from apportion.cli.export import engine_named
-from apportion.cli.options import PlanChoices, StreamChoice
+from apportion.asked.choices import PlanChoices, StreamChoice
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
-    from apportion.cli.asked import Asked
+    from apportion.asked.plan import Asked
     from apportion.types.constraints import Constraints
     from apportion.types.plan import Plan
+
+
+def engine_named(name: str, option: str) -> str:
+    """Raises UsageError for one that is not known."""
+    from apportion.export.engines import ENGINES, MEANT
+    from apportion.types.names import unknown_name
+
+    if name not in ENGINES:
+        raise UsageError(f"{option}: {unknown_name('engine', name, ENGINES, meant=MEANT)}")
+    return name
 
 
 def check_engine(choices: PlanChoices) -> None:
@@ -36,7 +45,7 @@ def check_engine(choices: PlanChoices) -> None:
 def plan_for_engine(asked: "Asked", engine: str, constraints: "Constraints") -> "Plan":
     """Raises PlanError where the engine has no use for the devices, InfeasibleError where they cannot hold the
     model."""
-    from apportion.cli.engine_planner import EnginePlanner
+    from apportion.asked.engine_planner import EnginePlanner
     from apportion.export.within import plan_within
 
     return plan_within(
