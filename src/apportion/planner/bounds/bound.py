@@ -113,12 +113,12 @@ def bound_of(problems: Sequence[Problem], microbatches: int, value: float, kinds
 
 def rough_bound(problem: Problem, microbatches: Numbers, kinds: StageKinds) -> float:
     """On the divisions for these numbers of microbatches, quickly and to a few percent; infinite for none."""
-    return _Bounds(problem, microbatches, kinds, inf).quick(ROUGHLY).seconds
+    return _Bounds(problem, microbatches, kinds, inf).rough().seconds
 
 
 def none_below(problem: Problem, microbatches: Numbers, value: float, kinds: StageKinds) -> bool:
     """Whether it is quick to see that no division for these numbers of microbatches is below `value`."""
-    return _Bounds(problem, microbatches, kinds, value).quick(SLACK).seconds >= value * (1 - 3 * SLACK)
+    return _Bounds(problem, microbatches, kinds, value).none_below()
 
 
 def all_numbers(problem: Problem) -> tuple[Numbers, ...]:
@@ -272,14 +272,19 @@ class _Bounds:
         relaxed = any(not are_numbered(costs) for by_format in self.costs.values() for costs in by_format)
         return max(self._good_gap, relaxed_gap) if relaxed else self._good_gap
 
-    def quick(self, tolerance: float) -> Bound:
-        """With members' memory in sum, in any order, and less than the best such bound by so much at most."""
+    def rough(self) -> Bound:
+        """With members' memory in sum, in any order, and a tenth less than the best such bound at most."""
         tables = self._tables(quick_options)
         if self.goal.objective == "latency":
-            sums = self._of_sums(tables)
-            if tolerance == ROUGHLY or self._good(sums, 3 * SLACK):
-                return sums
-        return self._of_selections(tables, 0.0, tolerance)[0]
+            return self._of_sums(tables)
+        return self._of_selections(tables, 0.0, ROUGHLY)[0]
+
+    def none_below(self) -> bool:
+        """Whether the quick bound reaches the value; ends at the first selection that is below it."""
+        tables = self._tables(quick_options)
+        if self.goal.objective == "latency" and self._good(self._of_sums(tables), 3 * SLACK):
+            return True
+        return self._is_few(tables) and self._selected(tables, self.value * (1 - SLACK), SLACK, ANY) is None
 
     def _good(self, bound: Bound, gap: float) -> bool:
         return bound.seconds >= self.value * (1 - gap)
@@ -322,7 +327,7 @@ class _Bounds:
         hosts = tables.choices(
             [by_kind[id(options)] for options in tables.options], partial(tables.within, inf)
         )
-        if sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) > MAX_WAYS:
+        if not self._is_few(tables):
             return Bound(0.0, "too many groups on one host")
         found = cheapest_selection(hosts, self.problem.model.num_layers, self.problem.max_devices)
         seconds = inf if found is None else found[0]
@@ -330,26 +335,34 @@ class _Bounds:
 
     def _of_selections(self, tables: StageTables, part: float, tolerance: float) -> tuple[Bound, bool]:
         """With whether the selection that is the least is a single stage, so a path that could be taken."""
-        layers = self.problem.model.num_layers
-        hosts = tables.host_choices(inf)
-        if sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) > MAX_WAYS:
+        if not self._is_few(tables):
             return Bound(0.0, "too many groups on one host"), False
-
-        def solve(limit: float) -> Selected | None:
-            found = cheapest_selection(tables.host_choices(limit), layers, self.problem.max_devices)
-            return None if found is None else Selected(found[0], limit, len(found[1]))
-
-        maxima, cutoff = tables.maxima(), self.value * (1 - SLACK)
+        cutoff = self.value * (1 - SLACK)
         for gap in MANY_GAPS if len(self.costs) > MANY_GROUPS and isfinite(self.value) else ():
             below = self.value * (1 - gap)
-            if minimise_over(solve, self.goal.combine, maxima, below, tolerance, ANY) is None:
+            if self._selected(tables, below, tolerance, ANY) is None:
                 return Bound(below * (1 - tolerance), SELECTED), False
-        found = minimise_over(solve, self.goal.combine, maxima, cutoff, tolerance, part)
+        found = self._selected(tables, cutoff, tolerance, part)
         seconds = cutoff if found is None else self.goal.combine(found.total, found.maximum)
         if isfinite(seconds):
             seconds -= tolerance * seconds + (part * (cutoff - seconds) if part else 0.0)
         single = found is not None and found.num_stages == 1
         return Bound(seconds, SELECTED), single
+
+    def _is_few(self, tables: StageTables) -> bool:
+        """Whether no host has too many ways to use its devices."""
+        hosts = tables.host_choices(inf)
+        return sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) <= MAX_WAYS
+
+    def _selected(self, tables: StageTables, cutoff: float, tolerance: float, part: float) -> Selected | None:
+        """The least below `cutoff`, as `minimise_over` finds it."""
+        layers = self.problem.model.num_layers
+
+        def solve(limit: float) -> Selected | None:
+            found = cheapest_selection(tables.host_choices(limit), layers, self.problem.max_devices)
+            return None if found is None else Selected(found[0], limit, len(found[1]))
+
+        return minimise_over(solve, self.goal.combine, tables.maxima(), cutoff, tolerance, part)
 
 
 def _arcs(tables: StageTables, goal: Goal) -> Arcs:

@@ -3,7 +3,7 @@
 Every figure comes from planning again, on a cluster with the change.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -12,6 +12,7 @@ from apportion.cost.objective import goal
 from apportion.cost.traffic import coordinator_host, host_link
 from apportion.planner.explain.forced import faster, forced_division, replan, with_device
 from apportion.planner.problem import plan_problem, useful_chunks
+from apportion.planner.stages.groups import device_kinds
 from apportion.planner.weigh import Division, weigh
 from apportion.types.cluster import Cluster, Link
 from apportion.types.plan import Plan, Stage
@@ -49,13 +50,26 @@ class Why:
 
 
 def explain(plan: Plan) -> Why:
-    losses = tuple(Part(device_id=name, division=_without(plan, name)) for name in plan.device_ids)
     unused = [device.id for device in plan.cluster.devices if device.id not in plan.device_ids]
     return Why(
         reliefs=tuple(sorted(_reliefs(plan), key=lambda relief: -relief.gain)),
-        losses=losses,
-        left_out=tuple(Part(device_id=name, division=forced_division(plan, name)) for name in unused),
+        losses=tuple(_parts(plan, plan.device_ids, _without)),
+        left_out=tuple(_parts(plan, unused, forced_division)),
     )
+
+
+def _parts(
+    plan: Plan, device_ids: Sequence[str], find: Callable[[Plan, str], Division | None]
+) -> Iterator[Part]:
+    """Devices that are alike in all but name are looked into once."""
+    kinds = device_kinds(plan.cluster.devices, plan.constraints)
+    first_of = {device.id: kind[0].id for kind in kinds for device in kind}
+    found: dict[str, Division | None] = {}
+    for name in device_ids:
+        kind = first_of.get(name, name)
+        if kind not in found:
+            found[kind] = find(plan, name)
+        yield Part(device_id=name, division=found[kind])
 
 
 def _without(plan: Plan, device_id: str) -> Division | None:

@@ -52,7 +52,7 @@ class StageTables:
         parts = [o.occupied_s[np.isfinite(o.path_s)] for o in distinct.values()]
         links = [link for link in self._links() if link is not None]
         parts.append(np.array([self.goal.occupied_s(link) for link in links]))
-        return [float(value) for value in np.unique(np.concatenate(parts))]
+        return np.unique(np.concatenate(parts)).tolist()
 
     def _links(self) -> list[Timing | None]:
         joins = self.joins

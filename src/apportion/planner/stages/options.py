@@ -218,10 +218,7 @@ def _best_of(
     share = np.broadcast_to(np.arange(len(shares.heads)), path_s.shape)
     if len(shares.heads) <= FEW_SHARES:
         return Block(numbers, path_s, occupied_s, share)
-    kept = [_pareto(path, occupied) for path, occupied in zip(path_s, occupied_s, strict=True)]
-    chosen = np.full((len(numbers), max(map(len, kept), default=1)), -1)
-    for row, options in enumerate(kept):
-        chosen[row, : len(options)] = options
+    chosen = _pareto(path_s, occupied_s)
     none = chosen < 0
     path_s, occupied_s = (np.take_along_axis(table, chosen, axis=1) for table in (path_s, occupied_s))
     return Block(numbers, np.where(none, inf, path_s), np.where(none, inf, occupied_s), chosen)
@@ -240,17 +237,24 @@ def _costs(
     return np.where(fits, path_s, inf), np.where(fits, occupied_s, inf)
 
 
-def _pareto(path: FloatArray, occupied: FloatArray) -> IntArray:
-    """Those with a finite path that no other beats in both."""
-    if not np.isfinite(occupied.min()):
-        return np.empty(0, dtype=np.int64)
-    least_path = path == path.min()
-    least_occupied = occupied == occupied.min()
-    between = (occupied <= occupied[least_path].min()) & (path <= path[least_occupied].min())
-    rows = np.flatnonzero(between)
-    rows = rows[np.lexsort((occupied[rows], path[rows]))]
-    falling = np.minimum.accumulate(occupied[rows])
-    return rows[np.append(True, falling[1:] < falling[:-1])]
+def _pareto(path_s: FloatArray, occupied_s: FloatArray) -> IntArray:
+    """[row, option]: the columns with a finite path that no other beats in both, by path; −1 beyond a row's last."""
+    fastest = np.where(path_s == path_s.min(axis=1, keepdims=True), occupied_s, inf).min(
+        axis=1, keepdims=True
+    )
+    least = occupied_s == occupied_s.min(axis=1, keepdims=True)
+    shortest = np.where(least, path_s, inf).min(axis=1, keepdims=True)
+    between = np.isfinite(path_s) & (occupied_s <= fastest) & (path_s <= shortest)
+    columns = np.flatnonzero(between.any(axis=0))  # few of many, before they are sorted
+    if len(columns) == 0:
+        return np.full((len(path_s), 1), -1)
+    path, occupied = (np.where(between, seconds, inf)[:, columns] for seconds in (path_s, occupied_s))
+    order = np.lexsort((occupied, path), axis=1)
+    falling = np.minimum.accumulate(np.take_along_axis(occupied, order, axis=1), axis=1)
+    kept = falling < np.concatenate([np.full((len(falling), 1), inf), falling[:, :-1]], axis=1)
+    width = kept.sum(axis=1).max(initial=1)
+    first = np.argsort(~kept, axis=1, kind="stable")[:, :width]
+    return np.take_along_axis(np.where(kept, columns[order], -1), first, axis=1)
 
 
 def _padded(blocks: Sequence[Block], num_kinds: int, heads: IntArray, granules: IntArray) -> Options:
