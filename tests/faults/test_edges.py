@@ -276,9 +276,39 @@ def test_an_old_file_outlives_a_full_disk(full: Path):
     assert [path.name for path in full.iterdir() if path.name != "filler"] == ["plan.json"]
 
 
-def test_full_output_is_one_line():
-    done = run(COMMAND, *PLAN, shell="exec >/dev/full")
-    one_line(done, 4, "No space left")
+@pytest.mark.parametrize(
+    "command",
+    [PLAN, RUN, ("plan", "--help"), ()],
+    ids=["plan", "run", "help", "welcome"],
+)
+@pytest.mark.parametrize(
+    ("shell", "reason"),
+    [("exec >/dev/full", b"No space left on device"), ("exec >&-", b"it is closed")],
+    ids=["full", "closed"],
+)
+def test_output_that_takes_nothing_is_one_line(shell: str, reason: bytes, command: tuple[str, ...]):
+    done = run(COMMAND, *command, shell=shell)
+    assert done.stderr.splitlines()[-1] == b"apportion: error: cannot write standard output: " + reason
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+def test_a_plan_is_kept_though_output_is_closed(tmp_path: Path):
+    """Even as the first file that is opened, which would have the number of standard output."""
+    out = tmp_path / "plan.json"
+    done = run(COMMAND, *PLAN, "--out", str(out), shell="exec <&- >&-")
+    one_line(done, 2, "cannot write standard output")
+    assert run(COMMAND, "verify", str(out)).returncode == 0
+
+
+def test_closed_errors_disturb_nothing():
+    assert run(COMMAND, *PLAN, shell="exec 2>&- <&-").stdout.startswith(b"demo in fp32 fits")
+    assert run(COMMAND, "plan", "demo", "--devices", "nonsense", shell="exec 2>&- >&-").returncode == 2
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    done = run("bash", "-c", f'"{COMMAND}" --version | true; exit ${{PIPESTATUS[0]}}')
+    assert done.stderr == b""
 
 
 @pytest.mark.parametrize(

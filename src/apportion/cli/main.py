@@ -102,6 +102,6 @@ def _fail(message: str, code: int) -> int:
         sys.stderr.write(f"apportion: error: {' '.join(message.split())}\n")
     try:
         sys.stdout.flush()
-    except OSError:
+    except (OSError, UsageError):
         close_streams()
     return code
