@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING
 
 from apportion.asked.choices import PlanChoices, StreamChoice
 from apportion.types.errors import UsageError
+from apportion.types.names import one_of
 
 if TYPE_CHECKING:
     from apportion.asked.plan import Asked
     from apportion.types.constraints import Constraints
-    from apportion.types.plan import Plan
+    from apportion.types.plan import Plan, Stage
+    from apportion.types.workload import Workload
 
 
 def engine_named(name: str, option: str) -> str:
@@ -57,3 +59,53 @@ def plan_for_engine(asked: "Asked", engine: str, constraints: "Constraints") -> 
         constraints,
         EnginePlanner(),
     )
+
+
+def windows_elsewhere(asked: "Asked") -> str:
+    """Of what fits nowhere here: which engines hold it, since their layers with a sliding window keep no more of a
+    sequence than that; empty where none does."""
+    from apportion.cli.engine_planner import EnginePlanner
+    from apportion.export.limits import ABILITIES
+    from apportion.export.within import best_within
+    from apportion.types.units import format_bytes
+
+    context = asked.workload.max_context_tokens
+    if asked.workload.limited or not any(
+        (layer.window_tokens or context) < context for layer in asked.model.layers
+    ):
+        return ""
+    found: dict[str, int] = {}
+    here_bytes = 0
+    for name in (name for name, ability in ABILITIES.items() if ability.windows):
+        try:
+            best = best_within(
+                name,
+                asked.model,
+                asked.cluster,
+                asked.workload,
+                asked.weight_formats,
+                asked.constraints,
+                EnginePlanner(),
+            )
+        except UsageError:
+            continue
+        if best is not None:
+            found[name] = _kv_bytes(asked, best.stages, best.problem.workload)
+            here_bytes = _kv_bytes(asked, best.stages, asked.workload)
+    if not found:
+        return ""
+    return (
+        f"; or plan it for another engine, whose sliding-window layers hold no more than their window (KV cache of "
+        f"{format_bytes(max(found.values()))} instead of {format_bytes(here_bytes)} here): --for {one_of([*found])}"
+    )
+
+
+def _kv_bytes(asked: "Asked", stages: "tuple[Stage, ...]", workload: "Workload") -> int:
+    """Of all devices."""
+    from apportion.cost.memory import stages_memory
+    from apportion.planner.problem import chunk_candidates, make_problem
+
+    chunk_tokens = chunk_candidates(workload.max_context_tokens)[-1]
+    problem = make_problem(asked.model, asked.cluster, workload, asked.weight_formats, chunk_tokens)
+    memory = stages_memory(asked.model, asked.cluster, stages, problem.capacity)
+    return sum(used.kv_bytes for used in memory.values())

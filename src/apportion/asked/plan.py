@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from apportion.asked.by_hand import read_constraints, sizes_by_device
 from apportion.asked.choices import PlanChoices, StreamChoice, cluster_from_options, workload_from_options
-from apportion.asked.for_engine import check_engine, plan_for_engine
+from apportion.asked.for_engine import check_engine, plan_for_engine, windows_elsewhere
 from apportion.asked.kv_tokens import MOST
-from apportion.types.errors import UsageError
+from apportion.types.errors import InfeasibleError, UsageError
 
 if TYPE_CHECKING:
     from apportion.catalog.described import Description
@@ -92,15 +92,18 @@ def plan_asked(asked: Asked, choices: PlanChoices) -> "Plan":
     if choices.for_engine is not None:
         plan = plan_for_engine(asked, choices.for_engine, asked.constraints)
     else:
-        plan = make_plan(
-            asked.model,
-            asked.cluster,
-            asked.workload,
-            asked.weight_formats,
-            asked.constraints,
-            streaming=_may_stream(choices),
-            cards=common_cards(),
-        )
+        try:
+            plan = make_plan(
+                asked.model,
+                asked.cluster,
+                asked.workload,
+                asked.weight_formats,
+                asked.constraints,
+                streaming=_may_stream(choices),
+                cards=common_cards(),
+            )
+        except InfeasibleError as error:
+            raise InfeasibleError(f"{error}{windows_elsewhere(asked)}") from None
     return _with_host_and_free_memory(plan, asked.swap_bytes, choices.kv_tokens)
 
 

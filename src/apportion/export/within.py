@@ -51,10 +51,13 @@ class Planner(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
+class Candidate:
+    """A division in one weight format that the engine can execute."""
+
     value: float
     problem: EngineProblem
     weight_format: str
+    stages: tuple[Stage, ...]
 
 
 def plan_within(
@@ -71,25 +74,40 @@ def plan_within(
     Raises PlanError where the engine has no use for the devices, InfeasibleError where they cannot hold the model.
     """
     ability = ABILITIES[engine]
-    first: EngineProblem | None = None
-    for problems in engine_problems(ability, model, cluster, workload, constraints):
-        first = first or problems[0]
-        found: list[_Candidate] = []
-        for problem in problems:
-            for name in weight_formats:
-                best = planner.best(model, problem.cluster, problem.workload, (name,), problem.constraints)
-                if best is not None and _in_its_order(ability, problem.cluster, best[1]):
-                    found.append(_Candidate(value=best[0], problem=problem, weight_format=name))
-        if found:
-            chosen = min(found, key=lambda one: one.value)
-            return _planned(model, chosen.problem, (chosen.weight_format,), planner)
-    assert first is not None
+    chosen = best_within(engine, model, cluster, workload, weight_formats, constraints, planner)
+    if chosen is not None:
+        return _planned(model, chosen.problem, (chosen.weight_format,), planner)
+    first = next(engine_problems(ability, model, cluster, workload, constraints))[0]
     plan = _planned(model, first, (weight_formats[-1],), planner)
     raise InfeasibleError(
         f"{ability.title} cannot execute the only divisions that fit: it wants "
         + ("equally many stages on each host" if ability.alike_hosts else "a host's stages together")
         + f", and they pass {' → '.join(_hosts(plan.cluster, plan.stages))}; use --to llama.cpp"
     )
+
+
+def best_within(
+    engine: str,
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    weight_formats: Sequence[str],
+    constraints: Constraints,
+    planner: Planner,
+) -> Candidate | None:
+    """None where nothing fits. Raises PlanError where the engine has no use for the devices."""
+    ability = ABILITIES[engine]
+    for problems in engine_problems(ability, model, cluster, workload, constraints):
+        found: list[Candidate] = []
+        for problem in problems:
+            for name in weight_formats:
+                best = planner.best(model, problem.cluster, problem.workload, (name,), problem.constraints)
+                if best is not None and _in_its_order(ability, problem.cluster, best[1]):
+                    value, stages = best
+                    found.append(Candidate(value=value, problem=problem, weight_format=name, stages=stages))
+        if found:
+            return min(found, key=lambda one: one.value)
+    return None
 
 
 def _planned(model: ModelSpec, problem: EngineProblem, formats: tuple[str, ...], planner: Planner) -> Plan:
