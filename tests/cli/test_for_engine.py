@@ -26,15 +26,13 @@ def test_engines_that_hold_windows_alone_are_named_where_they_would_fit(capsys: 
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ("gemma-3-27b", "--weights", "q4_k_m", "--devices", "rtx-3090", "--context", "128k"),
-        ("llama-3.1-70b", "--weights", "q4_k_m", "--devices", "rtx-3090", "--context", "64k"),
-    ],
+    ("model", "context"),
+    [("gemma-3-27b", "128k"), ("llama-3.1-70b", "64k")],
     ids=["windows too large", "no windows"],
 )
 def test_engines_that_would_not_fit_either_are_not_named(
-    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+    capsys: pytest.CaptureFixture[str], model: str, context: str
 ):
-    assert "--for" not in refusal(capsys, *arguments)
-    assert exit_code(["plan", *arguments, "--for", "llama.cpp"]) == 3
+    asked = (model, "--weights", "q4_k_m", "--devices", "rtx-3090", "--context", context)
+    assert "--for" not in refusal(capsys, *asked, "--stream", "never")
+    assert exit_code(["plan", *asked, "--for", "llama.cpp"]) == 3

@@ -24,10 +24,10 @@ from apportion.planner.verify.plan import verify
 from apportion.types.errors import InfeasibleError, PlanError
 
 COMMON_VLLM = (
-    "--dtype bfloat16 --max-model-len 2048 --max-num-seqs 4 --max-num-batched-tokens 259 --block-size 4"
+    "--dtype bfloat16 --max-model-len 2048 --max-num-seqs 4 --max-num-batched-tokens 2051 --block-size 4"
 )
 COMMON_SGLANG = (
-    "--dtype bfloat16 --context-length 2048 --max-running-requests 4 --chunked-prefill-size 256 "
+    "--dtype bfloat16 --context-length 2048 --max-running-requests 4 --chunked-prefill-size 2048 "
     "--max-total-tokens 8192"
 )
 COMMON_LLAMA_CPP = "--ctx-size 8192 --parallel 4 --ubatch-size 512 --cache-type-k f16 --cache-type-v f16"
@@ -248,7 +248,7 @@ def test_several_cpus_of_one_machine_become_one():
     assert whole.memory_bytes == 16 * 2**30
     assert whole.num_threads == 2
     for engine in ("vllm", "sglang", "exllamav3"):
-        with pytest.raises(PlanError, match=r"CUDA or ROCM devices, and there are none; use --to llama\.cpp"):
+        with pytest.raises(PlanError, match=r"CUDA or ROCM devices, and there are none; use llama\.cpp"):
             export(plan, engine)
 
 

@@ -1,5 +1,6 @@
 """Exports for machines that people have: what an engine can execute fits, by arithmetic that is done here by hand."""
 
+from dataclasses import replace
 from functools import cache
 from math import isclose
 
@@ -8,12 +9,16 @@ from exported import export
 
 from apportion.asked.engine_planner import EnginePlanner
 from apportion.catalog.cluster_text import parse_devices
+from apportion.catalog.gpus import COMPUTE_CAPABILITIES, gpus
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
+from apportion.cost.memory import plan_memory
+from apportion.export.engines import TRANSLATIONS
 from apportion.export.price import decode_s
-from apportion.export.within import fitted
+from apportion.export.within import fitted, with_prefill_steps
 from apportion.planner.build import make_plan
 from apportion.planner.verify.plan import verify
+from apportion.types.errors import PlanError
 from apportion.types.workload import Workload
 
 GIB = 2**30
@@ -132,3 +137,65 @@ def test_ollama_gets_the_experts_through_llama_server_s_environment(experts):
     exported = export(experts, "ollama")
     assert exported.launches[0].variables["LLAMA_ARG_N_CPU_MOE"] == "81"
     assert "PARAMETER num_gpu 95\n" in exported.files["Modelfile"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"), [("vllm", "--max-num-batched-tokens"), ("sglang", "--chunked-prefill-size")]
+)
+def test_prompts_are_taken_in_as_the_engine_does_and_not_by_our_chunk(engine, name):
+    """A chunk of 256 is the most that we plan; these engines take 2048 unless told otherwise."""
+    plan = planned("llama-3.1-8b", "bf16", "rtx-3090", 4096)
+    assert plan.chunk_tokens <= 256
+    assert option(plan, engine, name) == "2048"
+    assert not any(name in note for note in export(plan, engine).notes)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_prompts_are_taken_in_at_once_as_far_as_memory_holds(engine):
+    """The most of 2048, 1024, … that fits: with twice the tokens the card would be too small."""
+    plan = fitted(planned("llama-3.1-8b", "bf16", "rtx-3090", 4096), engine, EnginePlanner())
+    (device,), (used,) = plan.cluster.devices, plan_memory(plan).values()
+    wants = {
+        chunk: plan_memory(replace(plan, chunk_tokens=chunk))[device.id].total_bytes
+        for chunk in (plan.chunk_tokens, 512, 1024, 2048)
+    }
+    assert used.total_bytes < wants[512] < wants[1024] < wants[2048]
+    for chunk in (512, 1024):
+        held = replace(device, memory_bytes=wants[2 * chunk] - 1)
+        tight = with_prefill_steps(replace(plan, cluster=replace(plan.cluster, devices=(held,))), engine)
+        assert tight.chunk_tokens == chunk
+        assert tight.memory[device.id].total_bytes == wants[chunk]
+        assert any("default of 2048" in note for note in TRANSLATIONS[engine](tight).notes)
+    held = replace(device, memory_bytes=used.total_bytes)
+    full = replace(plan, cluster=replace(plan.cluster, devices=(held,)))
+    assert with_prefill_steps(full, engine) == full
+
+
+def test_windows_hold_what_is_taken_in_at_once_beside_them():
+    """gemma-3-1b: 26 layers, of which 22 see 512 tokens, with one KV head of 256 elements, 2 × 256 × 2 bytes a token;
+    vLLM's cache of each has a window and the tokens of a step, 2048, of a context of 8192."""
+    plan = planned("gemma-3-1b", "bf16", "rtx-3090", 8192)
+    made = with_prefill_steps(fitted(plan, "vllm", EnginePlanner()), "vllm")
+    assert made.chunk_tokens == 2048
+    assert made.memory["rtx-3090"].kv_bytes == (4 * 8192 + 22 * (512 + 2048)) * 1024
+
+
+@pytest.mark.parametrize(
+    ("engine", "card"), [("vllm", "gtx-1080-ti"), ("vllm", "p100-16gb"), ("sglang", "v100-pcie-32gb")]
+)
+def test_cards_that_are_too_old_for_an_engine_are_refused_or_left_out(engine, card):
+    """Compute capability: GTX 1080 Ti 6.1, P100 6.0, V100 7.0, RTX 3090 8.6."""
+    with pytest.raises(PlanError, match=rf"{card} has less; use llama\.cpp"):
+        export(planned("llama-3.2-1b", "fp16", card, 1024), engine)
+    exported = export(planned("llama-3.2-1b", "fp16", f"{card} + rtx-3090", 1024), engine)
+    assert {name for stage in exported.division.stages for name in stage.split.device_ids} == {"rtx-3090"}
+    assert any(f"{card} has less and is left out" in note for note in exported.notes)
+    assert export(planned("llama-3.2-1b", "fp16", card, 1024), "llama.cpp")
+
+
+def test_volta_is_new_enough_for_vllm():
+    assert export(planned("llama-3.2-1b", "fp16", "v100-32gb", 1024), "vllm")
+
+
+def test_each_architecture_of_nvidia_has_a_compute_capability():
+    assert {gpu.architecture for gpu in gpus().values() if gpu.kind == "cuda"} == set(COMPUTE_CAPABILITIES)

@@ -64,7 +64,7 @@ def plan_for_engine(asked: "Asked", engine: str, constraints: "Constraints") -> 
 def windows_elsewhere(asked: "Asked") -> str:
     """Of what fits nowhere here: which engines hold it, since their layers with a sliding window keep no more of a
     sequence than that; empty where none does."""
-    from apportion.cli.engine_planner import EnginePlanner
+    from apportion.asked.engine_planner import EnginePlanner
     from apportion.export.limits import ABILITIES
     from apportion.export.within import best_within
     from apportion.types.units import format_bytes

@@ -286,6 +286,7 @@ def _read_device(table: TomlTable, like: Device | None, gpu: Gpu | None, kind: D
         host_memory_bytes=like and like.host_memory_bytes,
         disk_bytes_per_s=like and like.disk_bytes_per_s,
         assumed=assumed,
+        compute_capability=like and like.compute_capability,
     )
     if device.usable_bytes <= 0:
         raise ClusterError(f"{table.place}: reserved: nothing is left of {memory_bytes} bytes of memory")

@@ -10,7 +10,7 @@ rate on GeForce RTX 3090 and 4090, 0.35 to 0.7 on Apple, but 0.13 to 0.35 on A10
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from apportion.catalog.gpus import Gpu, GpuKind, find_gpu
+from apportion.catalog.gpus import COMPUTE_CAPABILITIES, Gpu, GpuKind, find_gpu
 from apportion.catalog.processors import Processor
 from apportion.types import cpu
 from apportion.types.cluster import Device, Spread
@@ -94,6 +94,7 @@ def gpu_device(gpu: Gpu, device_id: str, host: str) -> Device:
         stream_bytes_per_s=gpu.pcie_bytes_per_s and gpu.pcie_bytes_per_s * REACHED_SHARE,
         spread=PUBLISHED_SPREAD,
         host_bytes_per_s=None if gpu.pcie_bytes_per_s else gpu.mem_bytes_per_s * reached.memory_share,
+        compute_capability=COMPUTE_CAPABILITIES.get(gpu.architecture),
     )
 
 

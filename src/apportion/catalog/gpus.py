@@ -47,6 +47,25 @@ _SIZE = re.compile(r"\d+gb")
 _MAC = re.compile(r"\b(mac\W?book(\W(pro|air))?|mac\W?(mini|studio|pro)|imac)\b(\W\d\d(\W?inch)?\b)?")
 
 
+COMPUTE_CAPABILITIES = {
+    "kepler": 3.5,
+    "maxwell": 5.0,
+    "pascal-gp100": 6.0,
+    "pascal-gp10x": 6.1,
+    "volta": 7.0,
+    "turing": 7.5,
+    "turing-tu11x": 7.5,
+    "ampere-ga100": 8.0,
+    "ampere-ga10x": 8.6,
+    "ampere-orin": 8.7,
+    "ada": 8.9,
+    "hopper": 9.0,
+    "blackwell-gb100": 10.0,
+    "blackwell-gb20x": 11.0,
+}
+"""By architecture, of the card with the least (developer.nvidia.com/cuda-gpus and /cuda-legacy-gpus)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """One entry of gpus.toml, whose head says what each figure means."""

@@ -11,7 +11,7 @@ from apportion.export.differences import differences
 from apportion.export.exllamav3 import to_exllamav3
 from apportion.export.experts import ExpertSplit, best_expert_split
 from apportion.export.launch import Export
-from apportion.export.limits import ABILITIES, engine_problems, without_buffers
+from apportion.export.limits import ABILITIES, engine_problems, too_old_note, without_buffers
 from apportion.export.llama_cpp import expert_export, group_export, to_llama_cpp
 from apportion.export.mlx import to_mlx
 from apportion.export.ollama import expert_ollama_export, to_ollama
@@ -19,7 +19,7 @@ from apportion.export.price import cost_sentence, division_tokens_per_s, price_s
 from apportion.export.regroup import one_stage
 from apportion.export.sglang import to_sglang
 from apportion.export.vllm import to_vllm
-from apportion.export.within import Planner, fitted
+from apportion.export.within import Planner, fitted, with_prefill_steps
 from apportion.types.errors import InfeasibleError
 from apportion.types.plan import Plan
 
@@ -72,15 +72,17 @@ def export(plan: Plan, engine: str, planner: Planner) -> Export:
 
 
 def _translated(plan: Plan, made: Plan, engine: str) -> tuple[float, Export]:
-    exported = TRANSLATIONS[engine](made)
+    told = with_prefill_steps(made, engine)
+    exported = TRANSLATIONS[engine](told)
     assert exported.division is not None
     title = ABILITIES[engine].title
     notes = (
         *differences(plan, made.stages, title),
+        *too_old_note(ABILITIES[engine], plan.cluster),
         *exported.notes,
         price_sentence(plan, made, exported.division),
     )
-    needed = {name: used.total_bytes for name, used in plan_memory(made).items()}
+    needed = {name: used.total_bytes for name, used in plan_memory(told).items()}
     return division_tokens_per_s(made, exported.division), replace(exported, notes=notes, needed_bytes=needed)
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 from apportion.export.accelerators import visible
 from apportion.export.launch import EngineDivision
+from apportion.export.limits import PREFILL_TOKENS
 from apportion.types.plan import Plan
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -35,3 +36,13 @@ def dtype(plan: Plan) -> str:
 
 def layer_partition(plan: Plan) -> str:
     return ",".join(str(stage.num_layers) for stage in plan.stages)
+
+
+def prefill_note(plan: Plan, option: str) -> list[str]:
+    """One sentence where prompts are taken in smaller pieces than the engine's own."""
+    if plan.chunk_tokens >= min(PREFILL_TOKENS, plan.workload.max_context_tokens):
+        return []
+    return [
+        f"{option} is what memory holds beside weights and KV cache, less than the default of {PREFILL_TOKENS}: "
+        "prompts are slower for it; less context or fewer sequences leave room for more"
+    ]

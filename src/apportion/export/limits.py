@@ -24,6 +24,13 @@ VLLM_GRAPH_BYTES = 512 * MIB
 (github.com/gpustack/runner/pull/251)."""
 SGLANG_GRAPH_BYTES, SGLANG_NCCL_BYTES = 640 * MIB, 1024 * MIB
 """0.6 GB of graphs and, in a group, 1 GB of NCCL's: github.com/sgl-project/sglang/pull/7873."""
+PREFILL_TOKENS = 2048
+"""vLLM's default (config/scheduler.py, DEFAULT_MAX_NUM_BATCHED_TOKENS), and SGLang's on cards of up to 35 GB
+(srt/server_args.py)."""
+VLLM_CAPABILITY = 7.0
+"""docs.vllm.ai, installation on GPUs: compute capability 7.0 or higher."""
+SGLANG_CAPABILITY = 7.5
+"""Of FlashInfer, with which it computes attention there: SM75 and later (pypi.org/project/flashinfer-python)."""
 TORCH_BYTES = 256 * MIB
 """What PyTorch's caching allocator keeps beyond what is in use; assumed."""
 WIDENED_BYTES = 256 * MIB
@@ -59,6 +66,10 @@ class Ability:
     """Whether layers with a sliding window hold no more of a sequence than that."""
     steps: tuple[int, ...] = (256,)
     """Tokens that may be taken in at once; fewer where memory forces that."""
+    prefill_tokens: int | None = None
+    """Of a prompt at once, unless told otherwise; None where a plan's chunk is not passed on."""
+    least_capability: float = 0.0
+    """Of NVIDIA's cards."""
 
 
 def group_sizes(ability: Ability, model: ModelSpec, num_gpus: int) -> list[int]:
@@ -109,6 +120,8 @@ ABILITIES: dict[str, Ability] = {
         several_hosts=True,
         hosts_together=True,
         windows=True,
+        prefill_tokens=PREFILL_TOKENS,
+        least_capability=VLLM_CAPABILITY,
     ),
     "sglang": Ability(
         title="SGLang",
@@ -119,6 +132,8 @@ ABILITIES: dict[str, Ability] = {
         several_hosts=True,
         hosts_together=True,
         alike_hosts=True,
+        prefill_tokens=PREFILL_TOKENS,
+        least_capability=SGLANG_CAPABILITY,
     ),
     "llama.cpp": _LLAMA_CPP,
     "ollama": replace(_LLAMA_CPP, title="Ollama", one_make=True, groups="one device", several_hosts=False),
@@ -157,11 +172,19 @@ def engine_problems(
     Raises PlanError where the engine has no use for any of the devices.
     """
     usable = tuple(device for device in cluster.devices if device.id not in constraints.excluded)
+    old = [device.id for device in usable if _too_old(ability, device)]
+    usable = tuple(device for device in usable if device.id not in old)
     parts = list(_clusters(ability, replace(cluster, devices=usable)))
     if not parts:
+        if old:
+            raise PlanError(
+                f"{ability.title} wants NVIDIA cards of compute capability {ability.least_capability} or more, and"
+                f" {', '.join(old)} {'has' if len(old) == 1 else 'have'} less; use llama.cpp (--for or --to llama.cpp)"
+            )
         kinds = " or ".join(kind.upper() if kind != "metal" else "Metal" for kind in ability.kinds)
         raise PlanError(
-            f"{ability.title} divides a model among {kinds} devices, and there are none; use --to llama.cpp"
+            f"{ability.title} divides a model among {kinds} devices, and there are none; use llama.cpp (--for or --to"
+            " llama.cpp)"
         )
     needed = constraints.used | {device.id for device in usable if constraints.use_all}
     parts = [part for part in parts if needed <= {device.id for device in part.devices}]
@@ -218,6 +241,21 @@ def without_buffers(cluster: Cluster, constraints: Constraints) -> Cluster:
         for one in cluster.devices
     )
     return replace(cluster, devices=tuple(devices))
+
+
+def _too_old(ability: Ability, device: Device) -> bool:
+    return device.compute_capability is not None and device.compute_capability < ability.least_capability
+
+
+def too_old_note(ability: Ability, cluster: Cluster) -> list[str]:
+    """One sentence of the cards that the engine cannot use, if there are such."""
+    old = [device.id for device in cluster.devices if _too_old(ability, device)]
+    if not old:
+        return []
+    return [
+        f"{ability.title} wants compute capability {ability.least_capability} or more: {', '.join(old)}"
+        f" {'has' if len(old) == 1 else 'have'} less and {'is' if len(old) == 1 else 'are'} left out"
+    ]
 
 
 def _clusters(ability: Ability, cluster: Cluster) -> Iterator[Cluster]:

@@ -7,7 +7,14 @@ srt/entrypoints/engine.py (`_calculate_rank_ranges`: each node has pp_size / nno
 
 from apportion.cost.objective import microbatch_sequences
 from apportion.export.accelerators import numbers_note
-from apportion.export.even import dtype, even_division, host_variables, layer_partition, stages_by_host
+from apportion.export.even import (
+    dtype,
+    even_division,
+    host_variables,
+    layer_partition,
+    prefill_note,
+    stages_by_host,
+)
 from apportion.export.kv_formats import kv_name
 from apportion.export.launch import MODEL, Export, Launch
 from apportion.export.weights import weight_notes
@@ -26,6 +33,7 @@ def to_sglang(plan: Plan) -> Export:
             *weight_notes(plan, "SGLang"),
             "--max-total-tokens is the cache's size; --mem-fraction-static, one fraction for all devices, has to leave "
             "as much: raise it where SGLang finds too little",
+            *prefill_note(plan, "--chunked-prefill-size"),
         ),
     )
 

@@ -9,7 +9,14 @@ holds one layer count per pipeline rank, which must sum to the model's), v1/work
 
 from apportion.cost.memory import plan_memory
 from apportion.export.accelerators import numbers_note
-from apportion.export.even import dtype, even_division, host_variables, layer_partition, stages_by_host
+from apportion.export.even import (
+    dtype,
+    even_division,
+    host_variables,
+    layer_partition,
+    prefill_note,
+    stages_by_host,
+)
 from apportion.export.kv_formats import kv_name
 from apportion.export.launch import MODEL, Export, Launch
 from apportion.export.weights import weight_notes
@@ -64,7 +71,7 @@ def _arguments(plan: Plan) -> tuple[str, ...]:
         "--dtype": dtype(plan),
         "--max-model-len": workload.max_context_tokens,
         "--max-num-seqs": workload.concurrency,
-        # vLLM counts decode tokens too.
+        # vLLM counts decode tokens too, and wants no fewer than sequences.
         "--max-num-batched-tokens": plan.step_tokens,
         "--block-size": plan.block_tokens,
         "--kv-cache-memory-bytes": _most_kv_bytes(plan),
@@ -89,6 +96,7 @@ def _notes(plan: Plan) -> list[str]:
         "the KV cache is given in bytes, as cards differ: --gpu-memory-utilization is one fraction for all, and here "
         "only what must be free at the start"
     ]
+    notes += prefill_note(plan, "--max-num-batched-tokens")
     stages = stages_by_host(plan)
     if len(stages) > 1:
         notes.append(

@@ -82,7 +82,7 @@ def plan_within(
     raise InfeasibleError(
         f"{ability.title} cannot execute the only divisions that fit: it wants "
         + ("equally many stages on each host" if ability.alike_hosts else "a host's stages together")
-        + f", and they pass {' → '.join(_hosts(plan.cluster, plan.stages))}; use --to llama.cpp"
+        + f", and they pass {' → '.join(_hosts(plan.cluster, plan.stages))}; use llama.cpp (--for or --to llama.cpp)"
     )
 
 
@@ -132,6 +132,24 @@ def _anew(plan: Plan, engine: str, planner: Planner) -> Plan:
     constraints = replace(plan.constraints, engine=None, groups="any")
     after = plan_within(engine, plan.model, cluster, workload, plan.weight_formats, constraints, planner)
     return with_most_kv(after) if filled else after
+
+
+def with_prefill_steps(plan: Plan, engine: str) -> Plan:
+    """The plan with prompts taken in as the engine does by itself, or as much of that at once as memory holds.
+
+    A plan's own chunk is the least that is as fast by its cost model; engines are made for more."""
+    most = ABILITIES[engine].prefill_tokens
+    chunk_tokens = min(most or 0, plan.workload.max_context_tokens)
+    while chunk_tokens > plan.chunk_tokens:
+        workload = plan.workload
+        if workload.window_extra_tokens is not None:
+            workload = replace(workload, window_extra_tokens=chunk_tokens)
+        larger = replace(plan, chunk_tokens=chunk_tokens, workload=workload)
+        memory = plan_memory(larger)
+        if all(used.total_bytes <= plan.cluster.device(name).memory_bytes for name, used in memory.items()):
+            return replace(larger, memory=memory)
+        chunk_tokens //= 2
+    return plan
 
 
 def _as_it_is(plan: Plan, engine: str) -> Plan | None:

@@ -88,4 +88,9 @@ def _cuda_device(nvml: Any, index: int) -> Device:
             nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle), nvml.nvmlDeviceGetMaxPcieLinkWidth(handle)
         ),
         host_memory_bytes=host_memory_bytes(),
+        compute_capability=_capability(*nvml.nvmlDeviceGetCudaComputeCapability(handle)),
     )
+
+
+def _capability(major: int, minor: int) -> float:
+    return major + minor / 10

@@ -82,6 +82,8 @@ class Device:
     """How fast its host's disk is read past the page cache; None where not known."""
     assumed: str | None = None
     """What it is taken for where nobody said what it is."""
+    compute_capability: float | None = None
+    """At least that, of NVIDIA's; None elsewhere, and where not known."""
 
     @property
     def usable_bytes(self) -> int:
