@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from apportion.types.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
 _STDOUT, _STDERR = 1, 2
 _CLOSED = "it is closed"
