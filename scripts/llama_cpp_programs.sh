@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds llama.cpp's llama-server and ggml-rpc-server for CPUs from the sources that llama-cpp-python's source
-# distribution holds, in the folder given; tests/unit/test_export_llama_cpp.py takes its bin/ as APPORTION_LLAMA_CPP.
+# distribution holds, in the folder given; tests/unit/export/test_export_llama_cpp.py takes its bin/ as APPORTION_LLAMA_CPP.
 set -eu
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 version=${2:-0.3.36}

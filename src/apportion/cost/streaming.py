@@ -7,7 +7,7 @@ event graph of two lanes, copies w and computing c, with an edge from computing 
 The lanes themselves give Σw and Σc. A cycle that changes lanes takes in a copies and m layers, b of them streamed, and
 advances by a + b streamed layers; of n layers alike, k are streamed evenly, and then m ≤ b·n/k where n ≥ 2k or n = k,
 so that no cycle is longer than the longer lane: a step takes max(Σc, Σw). For k between n/2 and n that is a lower
-bound, at most a tenth below (tests/unit/test_streaming_cost.py).
+bound, at most a tenth below (tests/unit/cost/test_streaming_cost.py).
 
 Out of the page cache a CPU copies with the core that computes: one buffer is enough, and the times add up, Σc + Σw.
 What was copied is then still in its cache: of a layer of b bytes, in a cache of Z, the part min(1, Z/b). That part is

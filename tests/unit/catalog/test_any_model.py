@@ -24,7 +24,7 @@ from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 from apportion.types.workload import Workload
 
-FILE = Path(__file__).parents[1] / "data" / "real_configs.json"
+FILE = Path(__file__).parents[2] / "data" / "real_configs.json"
 MODELS: dict[str, dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))["models"]
 PUBLISHED = {
     "MiniMax-M2": 229,

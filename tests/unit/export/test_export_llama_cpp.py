@@ -15,9 +15,9 @@ from time import monotonic, sleep
 import pytest
 from exported import export
 from planned import cpu
-from unit.test_export import gpu, plan_of
-from unit.test_export_flags import GROUP
-from unit.test_export_situations import planned
+from unit.export.test_export import gpu, plan_of
+from unit.export.test_export_flags import GROUP
+from unit.export.test_export_situations import planned
 
 from apportion.export.launch import MODEL, Launch
 from apportion.types.plan import Plan

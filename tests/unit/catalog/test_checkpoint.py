@@ -10,7 +10,7 @@ import torch
 from parity.tiny_models import FAMILIES, make_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
-from unit.test_catalog_families import CASES, saved
+from unit.catalog.test_catalog_families import CASES, saved
 
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec

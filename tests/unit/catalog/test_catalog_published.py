@@ -17,7 +17,7 @@ from apportion.catalog.model_config import read_model_spec
 from apportion.planner.build import make_plan
 from apportion.types.workload import Workload
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "published" / "decode_speeds.toml"
+FILE = Path(__file__).parents[3] / "benchmarks" / "published" / "decode_speeds.toml"
 SAME_SHAPE = {"huggyllama/llama-7b": "llama-2-7b"}
 MEASURED: list[dict[str, Any]] = [
     one

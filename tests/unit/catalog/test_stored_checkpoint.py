@@ -12,7 +12,7 @@ from parity.tiny_models import tiny_config
 from planned import cluster, cpu, workload
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
-from unit.test_catalog_families import CASES, saved
+from unit.catalog.test_catalog_families import CASES, saved
 
 from apportion.catalog.cluster_text import parse_devices
 from apportion.catalog.hub import resolve_model

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from parity.tiny_models import tiny_config
-from unit.test_catalog_families import LATENT as LATENT_FIELDS
-from unit.test_catalog_families import MOE, saved
+from unit.catalog.test_catalog_families import LATENT as LATENT_FIELDS
+from unit.catalog.test_catalog_families import MOE, saved
 
 from apportion.catalog.gguf_file import TENSOR_TYPES, read_gguf
 from apportion.catalog.model_config import read_model_spec

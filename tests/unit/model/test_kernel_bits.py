@@ -12,7 +12,7 @@ from kernel_bits import PARTS, hashes
 
 from apportion.model.kernels.tile_code import LANES
 
-SCRIPT = Path(__file__).parents[1] / "kernel_bits.py"
+SCRIPT = Path(__file__).parents[2] / "kernel_bits.py"
 HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+bmi,+bmi2"}
 """Vectors of 8 lanes, and half as many registers."""
 VARIANTS = {

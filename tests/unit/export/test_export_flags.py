@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from exported import export
-from unit.test_export import gpu, plan_of
-from unit.test_export_situations import planned
+from unit.export.test_export import gpu, plan_of
+from unit.export.test_export_situations import planned
 
 from apportion.planner.plan_file import parse_plan, plan_json
 

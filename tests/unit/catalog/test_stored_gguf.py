@@ -11,7 +11,7 @@ from exported import export
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from planned import cluster, cpu, workload
 from plans import hand_plan
-from unit.test_catalog_gguf import ATTENTION, FFN, NORMS, Tensors, metadata, write
+from unit.catalog.test_catalog_gguf import ATTENTION, FFN, NORMS, Tensors, metadata, write
 
 from apportion.asked.weights import chosen_formats, parse_weights
 from apportion.catalog.gguf_file import read_gguf

@@ -8,7 +8,7 @@ import pytest
 
 from apportion.cli.main import VERBS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 from readme_outputs import commands, printed, rewritten  # noqa: E402
 
