@@ -34,12 +34,14 @@ class Asked:
 
 
 def plan_from_options(
-    model_path: Path, choices: PlanChoices, when_measured: Callable[["ModelSpec"], None] = lambda _: None
+    source: "Path | Description",
+    choices: PlanChoices,
+    when_measured: Callable[["ModelSpec"], None] = lambda _: None,
 ) -> "Plan":
     """`when_measured` is called with the model once this machine need not be quiet any more.
 
     Raises UsageError for what was typed, InfeasibleError where the devices cannot hold it."""
-    return plan_asked(ask(model_path, choices, when_measured), choices)
+    return plan_asked(ask(source, choices, when_measured), choices)
 
 
 def ask(

@@ -10,11 +10,11 @@ import typer
 
 from apportion.asked.choices import PlanChoices
 from apportion.asked.plan import plan_from_options
+from apportion.asked.runnable import check_engine, check_runs_here
 from apportion.cli import options
 from apportion.cli.bench_choices import Lengths, Measured
 from apportion.cli.given_plan import GivenPlan, given_plan, read_given_plan
 from apportion.cli.quantity import tokens
-from apportion.cli.run import check_engine, check_one_host
 from apportion.types.errors import UsageError
 from apportion.types.files import check_writable
 
@@ -116,11 +116,9 @@ def _bench(
     choices: PlanChoices,
     measured: Measured,
 ) -> "BenchResult":
-    from apportion.catalog.runnable import check_runnable
 
     plan = _plan(given, folder, choices, measured)
-    check_runnable(plan)
-    check_one_host(plan)
+    check_runs_here(plan)
     check_engine()
     from apportion.cli.bench_run import run_bench
 

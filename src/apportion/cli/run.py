@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -13,6 +12,7 @@ import typer
 
 from apportion.asked.choices import PlanChoices
 from apportion.asked.replicas import number_asked, planned_replicas
+from apportion.asked.runnable import check_engine, check_preempt, check_runs_here
 from apportion.cli import options
 from apportion.cli.given_plan import GivenPlan, given_plan, read_given_replicas
 from apportion.cli.quantity import tokens
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from apportion.cli.run_stats import RunStats
     from apportion.planner.plan_file import Planned
     from apportion.runtime.text import Text
-    from apportion.types.plan import Plan
-
-_ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "msgpack")
 
 
 class Preempt(StrEnum):
@@ -171,7 +168,6 @@ def _run(
 ) -> None:
     from apportion.catalog.hub import resolve_model
     from apportion.catalog.model_config import read_model_spec
-    from apportion.catalog.runnable import check_runnable
 
     check_engine()
     from apportion.runtime.text import Text
@@ -187,10 +183,8 @@ def _run(
     for request in requests:
         check_tokens(request, vocab_rows)
     plan = _plan(given, folder, choices, requests)
-    check_one_host(plan)
-    for one in plan.replicas if isinstance(plan, ReplicatedPlan) else (plan,):
-        check_runnable(one)
-        _check_preempt(one, asked.preempt)
+    check_runs_here(plan)
+    check_preempt(plan, asked.preempt.value)
     from apportion.cli.generate import generate  # beside the preloading
     from apportion.cli.generate_replicas import generate_replicas
 
@@ -213,15 +207,6 @@ def _prompt_ids(text: "Text", prompt: str) -> tuple[int, ...]:
     if not prompt_ids:
         raise UsageError("the prompt is empty, and this model has no token to begin with; give it some text")
     return prompt_ids
-
-
-def check_engine() -> None:
-    """Raises UsageError where a package is missing. Looks for them only: this process does without some."""
-    missing = next((name for name in _ENGINE_PACKAGES if find_spec(name) is None), None)
-    if missing is not None:
-        raise UsageError(
-            f"running needs {missing}, which is not installed; pip install torch==2.13.0, then apportion[run]"
-        )
 
 
 def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:
@@ -266,18 +251,3 @@ def _plan(given: GivenPlan, folder: Path, choices: PlanChoices, requests: Sequen
             output_tokens=choices.output_tokens or min(output_tokens, context - prompt_tokens),
         )
     return planned_replicas(folder, choices, number_asked(choices.replicas), partial(preload, folder))
-
-
-def _check_preempt(plan: "Plan", preempt: Preempt) -> None:
-    """Raises UsageError."""
-    if preempt is Preempt.SWAP and not plan.num_swap_blocks:
-        raise UsageError("--preempt swap needs room in host memory; plan with --swap-space, such as 64MiB")
-
-
-def check_one_host(plan: "Planned") -> None:
-    """Raises UsageError for devices of several hosts: they can be planned but not run yet."""
-    hosts = sorted({plan.cluster.device(device_id).host for device_id in plan.device_ids})
-    if len(hosts) > 1:
-        raise UsageError(
-            f"the plan spans hosts {', '.join(hosts)}; run executes devices of one machine, plan with those of one host"
-        )

@@ -8,7 +8,7 @@ the one with the least to do for the sequences it was planned for, while that ha
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from threading import Condition, Lock, Thread
@@ -145,7 +145,7 @@ class AsyncEngine(Generic[Engine]):
         for lane in self._lanes:
             self._fail(lane, EngineError("the engine was stopped"))
 
-    async def generate(self, request: Request, *, wait: bool = True) -> AsyncIterator[TokenEvent]:
+    async def generate(self, request: Request, *, wait: bool = True) -> AsyncGenerator[TokenEvent, None]:
         """Every token of all samples of a request; it is cancelled where the iteration is left.
 
         With too many open it waits for a place, or raises QueueFullError where `wait` is False. Raises UsageError for a

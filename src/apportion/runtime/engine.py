@@ -70,6 +70,8 @@ class Engine:
         self.meter = CoordinatorMeter(trace=trace)
         self._packer = BatchPacker()
         self._left: set[str] = set()
+        self._failed = False
+        """Whether a worker has: it is told of once, and nobody is waited for in the end."""
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> "Engine":
@@ -97,7 +99,7 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         with self._exit:
-            if exception[0] is None:
+            if exception[0] is None and not self._failed:
                 self.stop()
 
     def submit(self, request: Request) -> None:
@@ -192,6 +194,7 @@ class Engine:
                 continue
             kind, header = message.kind, message.header
             if kind is Kind.FAILED:
+                self._failed = True
                 raise _worker_error(*unpack(header))
             if kind is Kind.HERE:
                 silence.answered(unpack(header))

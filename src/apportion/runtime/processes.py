@@ -8,10 +8,13 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from multiprocessing import forkserver, process, resource_tracker
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 from apportion.runtime.private_folder import private_folder
@@ -32,8 +35,7 @@ def preload(modules: Sequence[str]) -> None:
         raise EngineError(
             f"cannot start the process that workers are forked from ({error.strerror})"
         ) from None
-    atexit.unregister(_end)
-    atexit.register(_end)
+    _end_at_exit()
 
 
 def _ensure_running() -> None:
@@ -51,7 +53,7 @@ def start(target: Callable[..., object], arguments: tuple[Any, ...], name: str) 
         target=target, args=arguments, name=name, daemon=True
     )
     try:
-        with safe_children():
+        with safe_children(), _without_main():
             made.start()
     except (EOFError, OSError) as error:
         reason = getattr(error, "strerror", None) or "the process that it is forked from has ended"
@@ -59,6 +61,24 @@ def start(target: Callable[..., object], arguments: tuple[Any, ...], name: str) 
             f"cannot start {name}: {reason}; limits of this shell (ulimit) or memory may be too small"
         ) from None
     return made
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """By itself multiprocessing runs the caller's script once more in every process: one without a guard would start
+    workers of its own. Ours need nothing of it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@cache
+def _end_at_exit() -> None:
+    """Once: what runs before the first process is registered later, and so ends before."""
+    atexit.register(_end)
 
 
 def _end() -> None:

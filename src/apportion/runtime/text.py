@@ -26,8 +26,9 @@ class Text:
             raise ModelError(f"{file} is no tokenizer: {error}") from None
         self.eos_token_ids = _eos_token_ids(folder)
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text).ids)
+    def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """With `special` what the tokenizer adds around a text, such as a token to begin with."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
@@ -42,9 +43,17 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._held: list[int] = []
+        """Tokens since the last that added text."""
 
     def push(self, token_id: int) -> str:
-        return self._stream.step(self._tokenizer, token_id) or ""
+        text = self._stream.step(self._tokenizer, token_id) or ""
+        self._held = [] if text else [*self._held, token_id]
+        return text
+
+    def rest(self) -> str:
+        """What is left when no token follows: a character that was never completed."""
+        return self._tokenizer.decode(self._held, skip_special_tokens=True) if self._held else ""
 
 
 def _eos_token_ids(folder: Path) -> frozenset[int]:

@@ -1,12 +1,14 @@
 """From waiting to running: what a request must meet to be accepted, and a sequence to get blocks."""
 
+from math import inf
+
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.preempt import Preemption
 from apportion.scheduler.sequence import Sequence, State
 from apportion.scheduler.tables import BlockTables
 from apportion.scheduler.waiting import RankedSequences
 from apportion.types.errors import UsageError
-from apportion.types.request import Request
+from apportion.types.request import Request, SamplingParams
 
 
 def check_request(request: Request, limits: SchedulerLimits) -> None:
@@ -19,13 +21,26 @@ def check_request(request: Request, limits: SchedulerLimits) -> None:
             f"prompt {request.id} has {num_prompt} tokens and the context is {capacity_tokens}, of which one is"
             f" needed for output; shorten it or plan with --context {num_prompt + request.sampling.max_tokens}"
         )
-    if request.sampling.max_tokens < 1:
-        raise UsageError(f"prompt {request.id} asks for {request.sampling.max_tokens} tokens; at least 1")
+    if (fault := sampling_fault(request.sampling)) is not None:
+        raise UsageError(f"prompt {request.id} asks for {fault}")
     if not 1 <= request.n <= limits.max_sequences:
         raise UsageError(
             f"prompt {request.id} asks for {request.n} samples and the plan is for {limits.max_sequences} sequences;"
             f" ask for 1 to {limits.max_sequences}, or plan with --concurrency {request.n}"
         )
+
+
+def sampling_fault(sampling: SamplingParams) -> str | None:
+    """What of it is none, and what it may be."""
+    if sampling.max_tokens < 1:
+        return f"{sampling.max_tokens} tokens; at least 1"
+    if not 0 <= sampling.temperature < inf:
+        return f"temperature {sampling.temperature}; a finite number from 0"
+    if not 0 < sampling.top_p <= 1:
+        return f"top_p {sampling.top_p}; more than 0 and at most 1"
+    if not 0 <= sampling.seed < 2**64:
+        return f"seed {sampling.seed}; from 0 to 2^64 − 1"
+    return None
 
 
 def fits(sequence: Sequence, limits: SchedulerLimits) -> bool:

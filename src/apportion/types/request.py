@@ -11,7 +11,7 @@ class SamplingParams:
     """How the next token is drawn. `temperature == 0` is greedy. The draw at a position depends on `seed` and
     that position alone, never on the batch, so a sequence resumes identically wherever it is recomputed."""
 
-    max_tokens: int
+    max_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
