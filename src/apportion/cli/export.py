@@ -1,6 +1,7 @@
 """`apportion export`: a plan in the terms of another engine."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,8 +53,9 @@ def _export(plan: "Plan", engine: str) -> None:
         sys.stderr.write("".join(notes))
         sys.stdout.write(json.dumps(exported.device_map, indent=2) + "\n")
     else:
-        place = model_place(plan, engine)
-        sys.stdout.write(f"# MODEL: {place}\n" + _script(exported) + "".join(notes))
+        what, place = model_place(plan, engine)
+        assigned = f"# MODEL: {what}\nMODEL=${{MODEL:-{shlex.quote(place)}}}\n"
+        sys.stdout.write(assigned + _script(exported) + "".join(notes))
 
 
 def _script(exported: "Export") -> str:

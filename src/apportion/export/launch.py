@@ -7,6 +7,8 @@ from apportion.types.plan import Stage
 
 MODEL = "$MODEL"
 """Stands for the checkpoint in every command: a plan knows the model's name, not where its files are."""
+MOST_WAITED_S = 30
+"""For a server in the background."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,12 +18,21 @@ class Launch:
     host: str
     command: tuple[str, ...]
     variables: dict[str, str] = field(default_factory=dict[str, str])
+    ready: tuple[str, ...] = ()
+    """A command that succeeds once this one serves, where others are to follow it in the same shell."""
 
     def shell(self) -> str:
-        """A line for a POSIX shell; `$MODEL` stays a variable."""
+        """Lines for a POSIX shell; `$MODEL` stays a variable."""
         assigned = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
         words = ['"$MODEL"' if word == MODEL else shlex.quote(word) for word in self.command]
-        return " ".join([*assigned, *words])
+        line = " ".join([*assigned, *words])
+        if not self.ready:
+            return line
+        asked = f"{shlex.join(self.ready)} > /dev/null 2>&1"
+        return (
+            f"{line} > {self.command[0]}.log 2>&1 &\n"
+            f"for _ in $(seq {MOST_WAITED_S}); do {asked} && break; sleep 1; done"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,8 +64,14 @@ def ollama_export(plan: Plan, offload: Offload, division: EngineDivision | None)
     host, name = coordinator_host(plan.cluster), plan.model.name
     return Export(
         launches=(
-            Launch(host=host, variables=_variables(plan, offload), command=("ollama", "serve")),
+            Launch(
+                host=host,
+                variables=_variables(plan, offload),
+                command=("ollama", "serve"),
+                ready=("ollama", "list"),
+            ),
             Launch(host=host, command=("ollama", "create", name, "-f", MODELFILE)),
+            Launch(host=host, command=("ollama", "run", name)),
         ),
         device_map=None,
         division=division,
@@ -98,7 +104,11 @@ def _modelfile(plan: Plan, offload: Offload) -> str:
 
 
 def _notes(*, gpus_in_use: int) -> list[str]:
-    notes = ["Ollama works on one batch at a time; each request may have num_ctx tokens"]
+    notes = [
+        "Ollama reads its settings when it starts: first stop one that runs already (systemctl stop ollama, or quit its"
+        " app); what it says is in ollama.log",
+        "Ollama works on one batch at a time; each request may have num_ctx tokens",
+    ]
     if gpus_in_use > 1:
         notes.append(
             "Ollama orders the cards itself: LLAMA_ARG_TENSOR_SPLIT, which it hands on to llama-server, counts layers "

@@ -44,9 +44,14 @@ def is_gguf(plan: Plan) -> bool:
     return stored is not None and stored.container == "gguf" and stored.format == one_weight_format(plan)
 
 
-def model_place(plan: Plan, engine: str) -> str:
-    """What the commands' MODEL stands for."""
-    return f"where {plan.model.name}{'.gguf' if engine == 'llama.cpp' and is_gguf(plan) else ''} is"
+def model_place(plan: Plan, engine: str) -> tuple[str, str]:
+    """What the commands' MODEL is, in words, and a file or folder that may be it."""
+    name = plan.model.name
+    if engine in ("llama.cpp", "ollama"):
+        kind = f" in {one_weight_format(plan)}" if is_gguf(plan) else ""
+        called = ", or what Ollama calls it" if engine == "ollama" else ""
+        return f"a GGUF file of {name}{kind}{called}", f"./{name}.gguf"
+    return f"the folder of {name}'s checkpoint, or its id on the Hugging Face hub", name
 
 
 def weight_notes(plan: Plan, engine: str) -> list[str]:

@@ -241,7 +241,9 @@ def test_plans_of_files_are_for_other_engines(tmp_path: Path, capfd: pytest.Capt
         check_runnable(plan)
     assert exit_code(["export", str(file), "--to", "llama.cpp"]) == 0
     script = capfd.readouterr().out
-    assert script.startswith("# MODEL: where tiny.Q4_K_M.gguf is\n")
+    assert script.startswith(
+        "# MODEL: a GGUF file of tiny.Q4_K_M in q4_k_m\nMODEL=${MODEL:-./tiny.Q4_K_M.gguf}\n"
+    )
     assert "as in the GGUF file" not in script
     for engine, files in [("vllm", "a checkpoint"), ("exllamav3", "an EXL3 checkpoint")]:
         assert any(

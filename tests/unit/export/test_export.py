@@ -372,8 +372,10 @@ def test_ollama_gets_a_modelfile_and_hands_the_rest_to_llama_server(pipeline):
     )
     assert [launch.shell() for launch in exported.launches] == [
         "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=1,0 OLLAMA_NUM_PARALLEL=4 OLLAMA_KV_CACHE_TYPE=f16 "
-        "OLLAMA_SCHED_SPREAD=1 LLAMA_ARG_TENSOR_SPLIT=8,5 ollama serve",
+        "OLLAMA_SCHED_SPREAD=1 LLAMA_ARG_TENSOR_SPLIT=8,5 ollama serve > ollama.log 2>&1 &\n"
+        "for _ in $(seq 30); do ollama list > /dev/null 2>&1 && break; sleep 1; done",
         "ollama create llama -f Modelfile",
+        "ollama run llama",
     ]
 
 
@@ -421,25 +423,45 @@ def test_the_command_prints_a_script_or_json(pipeline, tmp_path):
     done = apportion("export", str(file), "--to", "vllm")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "# MODEL: where llama is"
-    assert lines[1] == shells(pipeline, "vllm")[0]
-    assert all(line.startswith("# ") for line in lines[2:])
+    assert lines[0] == "# MODEL: the folder of llama's checkpoint, or its id on the Hugging Face hub"
+    assert lines[1] == "MODEL=${MODEL:-llama}"
+    assert lines[2] == shells(pipeline, "vllm")[0]
+    assert all(line.startswith("# ") for line in lines[3:])
     assert subprocess.run(["sh", "-n"], input=done.stdout, text=True).returncode == 0
     mapped = apportion("export", str(file), "--to", "accelerate")
     assert json.loads(mapped.stdout) == export(pipeline, "accelerate").device_map
     assert "# accelerate works on one batch at a time" in mapped.stderr
 
 
-def test_the_script_for_ollama_writes_its_file(pipeline, tmp_path):
+FAKE_OLLAMA = """#!/bin/sh
+case $1 in
+    serve) echo "$OLLAMA_NUM_PARALLEL at once"; sleep 1; touch serving; sleep 3; rm serving;;
+    list) test -e serving;;
+    *) test -e serving && echo "$*" >> done;;
+esac
+"""
+"""Takes a second until it serves."""
+
+
+def test_the_script_for_ollama_is_pasted_and_runs(pipeline, tmp_path):
     file = tmp_path / "plan.json"
     write_plan(pipeline, file)
     done = apportion("export", str(file), "--to", "ollama")
-    script = "\n".join(line for line in done.stdout.splitlines() if "ollama" not in line)
+    fake = tmp_path / "ollama"
+    fake.write_text(FAKE_OLLAMA)
+    fake.chmod(0o755)
     ran = subprocess.run(
-        ["sh"], input=script, text=True, cwd=tmp_path, env={"MODEL": "/m.gguf", "PATH": "/bin:/usr/bin"}
+        ["sh"],
+        input=done.stdout,
+        text=True,
+        cwd=tmp_path,
+        env={"MODEL": "/m.gguf", "PATH": f"{tmp_path}:/bin:/usr/bin"},
+        timeout=20,
     )
     assert ran.returncode == 0
     assert (tmp_path / "Modelfile").read_text().startswith("FROM /m.gguf\nPARAMETER num_ctx 2048")
+    assert (tmp_path / "done").read_text() == "create llama -f Modelfile\nrun llama\n"
+    assert (tmp_path / "ollama.log").read_text() == "4 at once\n"
 
 
 def test_the_command_s_engines_are_those_there_are(tmp_path):
