@@ -1,8 +1,13 @@
 """Planning for other engines from the command line: what they do that this one does not is said where nothing fits."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from apportion.cli.main import exit_code
+from apportion.planner.plan_file import read_plan
+from apportion.types.plan import Plan
 
 GIB = 2**30
 
@@ -36,3 +41,28 @@ def test_engines_that_would_not_fit_either_are_not_named(
     asked = (model, "--weights", "q4_k_m", "--devices", "rtx-3090", "--context", context)
     assert "--for" not in refusal(capsys, *asked, "--stream", "never")
     assert exit_code(["plan", *asked, "--for", "llama.cpp"]) == 3
+
+
+def test_a_change_of_a_plan_for_an_engine_has_its_buffers_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """llama.cpp's on each GPU, of a step of 512 tokens: its mask in 2 bytes over the whole context, and logits of
+    128,256 in 4; a card that is added has one, and of twice the context it is larger."""
+    file, changed = tmp_path / "plan.json", tmp_path / "changed.json"
+    asked = ("llama-3.1-8b", "--weights", "q4_k_m", "--devices", "rtx-3070", "--context", "8k")
+    assert exit_code(["plan", *asked, "--for", "llama.cpp", "--out", str(file), "--no-calibration"]) == 0
+
+    def after(*change: str) -> Plan:
+        capsys.readouterr()
+        assert exit_code(["whatif", str(file), *change, "--json"]) == 0
+        changed.write_text(json.dumps(json.loads(capsys.readouterr().out)["plan"]))
+        assert exit_code(["verify", str(changed)]) == 0
+        return read_plan(changed)
+
+    for change, context, devices in [
+        (("--add", "rtx-3060-12gb"), 8192, {"rtx-3070", "rtx-3060-12gb"}),
+        (("--context", "16k"), 16384, {"rtx-3070"}),
+    ]:
+        engine = after(*change).constraints.engine
+        assert engine is not None
+        assert engine.buffer_bytes == dict.fromkeys(devices, 512 * (2 * context + 4 * 128256))

@@ -13,11 +13,15 @@ _PERCENTAGE = re.compile(r"\s*(\d{1,9}(?:\.\d{0,9})?)\s*%\s*")
 
 def balance_limit(given: str | None, objective: str) -> "BalanceLimit | None":
     """Raises UsageError for what is no tolerance, and for other objectives than communication."""
-    from apportion.types.units import parse_seconds
+    from apportion.types.units import check_point, parse_seconds
     from apportion.types.workload import BalanceLimit
 
     if given is None:
         return None
+    try:
+        check_point(given)
+    except ValueError as error:
+        raise UsageError(f"--balance: {error}") from None
     percentage = _PERCENTAGE.fullmatch(given)
     try:
         number = float(percentage[1]) / 100 if percentage else parse_seconds(given)

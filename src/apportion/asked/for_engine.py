@@ -1,5 +1,6 @@
 """`--for ENGINE`: a plan within what another engine can do, from the start."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from apportion.asked.choices import PlanChoices, StreamChoice
@@ -8,7 +9,10 @@ from apportion.types.names import one_of
 
 if TYPE_CHECKING:
     from apportion.asked.plan import Asked
+    from apportion.planner.explain.whatif import Maker
+    from apportion.types.cluster import Cluster
     from apportion.types.constraints import Constraints
+    from apportion.types.model import ModelSpec
     from apportion.types.plan import Plan, Stage
     from apportion.types.workload import Workload
 
@@ -59,6 +63,36 @@ def plan_for_engine(asked: "Asked", engine: str, constraints: "Constraints") -> 
         constraints,
         EnginePlanner(),
     )
+
+
+def maker(plan: "Plan") -> "Maker | None":
+    """Who plans again what is for an engine: with its buffers on other devices, for other demands."""
+    from apportion.asked.engine_planner import EnginePlanner
+    from apportion.export.limits import engine_of, without_buffers
+    from apportion.export.within import plan_within
+
+    limits = plan.constraints.engine
+    if limits is None:
+        return None
+
+    def make(
+        model: "ModelSpec",
+        cluster: "Cluster",
+        workload: "Workload",
+        weight_formats: tuple[str, ...],
+        constraints: "Constraints",
+    ) -> "Plan":
+        return plan_within(
+            engine_of(limits),
+            model,
+            without_buffers(cluster, constraints),
+            workload,
+            weight_formats,
+            replace(constraints, engine=None, groups="any"),
+            EnginePlanner(),
+        )
+
+    return make
 
 
 def windows_elsewhere(asked: "Asked") -> str:

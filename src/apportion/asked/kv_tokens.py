@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from apportion.types.errors import UsageError
-from apportion.types.units import parse_count, parse_share
+from apportion.types.units import check_point, parse_count, parse_share
 
 if TYPE_CHECKING:
     from apportion.types.workload import Workload
@@ -49,6 +49,10 @@ def _part(tokens: int, share: float) -> int:
 def _number(given: str) -> tuple[float, bool]:
     """And whether it is a share. Raises UsageError."""
     is_share = given.strip().endswith("%")
+    try:
+        check_point(given)
+    except ValueError as error:
+        raise UsageError(f"--kv-tokens: {error}") from None
     try:
         number = parse_share(given) if is_share else parse_count(given)
     except ValueError:

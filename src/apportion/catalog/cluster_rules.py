@@ -94,11 +94,11 @@ def make_cluster(
     given = hosts or {}
     return Cluster(
         devices=tuple(_on_host(device, devices, given.get(device.host, HostFigures())) for device in devices),
-        links=tuple(_of_engine(link, devices) for link in (*inside, *links)),
+        links=tuple(of_engine(link, devices) for link in (*inside, *links)),
     )
 
 
-def _of_engine(link: Link, devices: Sequence[Device]) -> Link:
+def of_engine(link: Link, devices: Sequence[Device]) -> Link:
     """With the time of our own engine's messages where it would run: CPUs, and devices of this machine. What programs
     reach on GPUs of the catalogue includes theirs."""
     ours = {device.host for device in devices if device.kind == "cpu" or device.source == "measured"}

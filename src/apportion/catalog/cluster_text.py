@@ -22,6 +22,7 @@ from apportion.catalog.cluster_toml import read_cluster_toml
 from apportion.catalog.device_text import check_memory, local_device, parse_groups
 from apportion.types.cluster import LOCAL_HOST, Cluster, Device
 from apportion.types.errors import ClusterError
+from apportion.types.units import check_point
 
 __all__ = ["emulate", "make_cluster", "parse_devices", "read_cluster_toml"]
 
@@ -35,6 +36,17 @@ def parse_devices(text: str, local: Local, here: Here = NOWHERE) -> Cluster:
     text = " ".join(text.split())
     if not text.isprintable():
         raise ClusterError(f"--devices {text!r} cannot be printed in one line")
+    try:
+        return _parsed(text, local, here)
+    except ClusterError:
+        try:
+            check_point(text)
+        except ValueError as error:
+            raise ClusterError(f"--devices: {error}") from None
+        raise
+
+
+def _parsed(text: str, local: Local, here: Here) -> Cluster:
     items = [item.strip() for item in text.split(",") if item.strip()]
     matches = [match for item in items if (match := _DEVICE.fullmatch(item))]
     if len(matches) < len(items) or any("+" in (match["memory"] or "") for match in matches):

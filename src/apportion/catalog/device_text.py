@@ -34,16 +34,15 @@ from apportion.catalog.datasheet import (
     with_memory,
 )
 from apportion.catalog.gpus import Gpu, find_device, find_gpu
+from apportion.catalog.link_text import link_figures, split_link
 from apportion.catalog.processors import Processor
 from apportion.types.cluster import LOCAL_HOST, Cluster, Device, Link
 from apportion.types.errors import ClusterError
 from apportion.types.names import unknown_name
-from apportion.types.units import format_bytes, parse_bandwidth, parse_seconds
+from apportion.types.units import format_bytes
 
 EXAMPLES = "write it like laptop=cpu:600MiB, card=cuda:0:6GiB or rtx-4090 + 2x rtx-3060-12gb:10GiB"
 _LINK_EXAMPLE = "write it like link tower-laptop 1Gbit 0.3ms"
-_JOINED = r"\s*(?:<?-+>?|–|\sto\s|\sand\s)\s*"
-_LATENCY = re.compile(r"(?<![\w./-])-?(\d+(\.\d*)?|\.\d+)\s*(ns|us|µs|μs|ms|s)(?![\w/])")
 _HOST = re.compile(r"(?P<host>[\w.-]+)\s*:\s*(?P<members>\S.*)")
 _SIZE = re.compile(r"-?\d+(\.\d+)?\s*([kmgt]i?b?|b)\s*([@+,]|$)", re.IGNORECASE)
 _OWN_COLON = ("cpu", "cuda")
@@ -147,7 +146,7 @@ def _member(match: re.Match[str], host: str | None, place: str) -> _Member:
         of = None if what == "cpu" or is_local else find_device(what)
     except ClusterError as error:
         raise ClusterError(
-            f"{place}: {error}" + ("" if str(error).endswith("?") else f"; {EXAMPLES}")
+            f"{place}: {error}" + ("" if str(error).endswith(("?", "write which")) else f"; {EXAMPLES}")
         ) from None
     return _Member(
         place=place,
@@ -232,30 +231,28 @@ def local_device(torch_name: str, found: Sequence[Device], place: str) -> Device
 def _link(part: str, hosts: Sequence[str]) -> Link:
     """Its bandwidth and its latency may stand in either order; a latency that is left out is assumed."""
     place, text = f"--devices '{part}'", re.sub(r"^link\s+", "", part)
-    pairs = [
-        (a, b, match[1] or "")
-        for a in hosts
-        for b in hosts
-        if (match := re.fullmatch(re.escape(a) + _JOINED + re.escape(b) + r"(?:[\s:,]+(.*))?", text))
-    ]
-    if not pairs:
+    found = split_link(text, list(hosts))
+    if found is None:
         raise ClusterError(f"{place}: {_no_pair(text, hosts)}")
-    src, dst, said = pairs[0]
-    latency = _LATENCY.search(said)
-    words = _LATENCY.sub(" ", said, count=1).replace(",", " ").split()
-    bandwidth = " ".join(word for word in words if word.lower() not in ("latency", "with", "and"))
-    if not bandwidth:
-        raise ClusterError(f"{place}: {_LINK_EXAMPLE}")
+    src, dst, said = found
     try:
-        return Link(
-            src=src,
-            dst=dst,
-            latency_s=parse_seconds(latency[0]) if latency else ASSUMED_LATENCY_S,
-            bytes_per_s=parse_bandwidth(bandwidth),
-            assumed=None if latency else ASSUMED_LATENCY,
-        )
+        figures = link_figures(said)
     except ValueError as error:
-        raise ClusterError(f"{place}: {error}; {_LINK_EXAMPLE}") from None
+        raise ClusterError(f"{place}: {error}") from None
+    if figures.bytes_per_s is None:
+        raise ClusterError(f"{place}: {_LINK_EXAMPLE}")
+    return link_of(src, dst, figures.bytes_per_s, figures.latency_s)
+
+
+def link_of(src: str, dst: str, bytes_per_s: float, latency_s: float | None) -> Link:
+    """With a latency that is assumed where none is said."""
+    return Link(
+        src=src,
+        dst=dst,
+        latency_s=ASSUMED_LATENCY_S if latency_s is None else latency_s,
+        bytes_per_s=bytes_per_s,
+        assumed=ASSUMED_LATENCY if latency_s is None else None,
+    )
 
 
 def _no_pair(text: str, hosts: Sequence[str]) -> str:

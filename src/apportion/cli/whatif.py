@@ -1,9 +1,10 @@
 """`apportion whatif`: a plan's problem with changes, planned again and set beside it."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import combinations_with_replacement, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +13,11 @@ import typer
 from apportion.asked.by_hand import named_devices, read_constraints, sizes_by_device
 from apportion.cli import options
 from apportion.types.errors import ClusterError
-from apportion.types.names import unknown_name
+from apportion.types.names import near_names, one_of, unknown_name
 
 if TYPE_CHECKING:
     from apportion.planner.explain.whatif import LinkChange
-    from apportion.types.cluster import Cluster, Device
+    from apportion.types.cluster import Cluster, Device, Link
 
 
 PlanFile = Annotated[Path, typer.Argument(help="A plan, as `plan --out` wrote it.")]
@@ -33,7 +34,8 @@ Add = Annotated[
     typer.Option(
         metavar="DEVICE",
         rich_help_panel=options.DEVICES_PANEL,
-        help="Devices as for --devices, like 'rtx-4070' or '2x rtx-4070'; of several hosts 'tower:rtx-4070'. Repeat.",
+        help="Devices as for --devices, like 'rtx-4070' or '2x rtx-4070'; of several hosts, or a new one, "
+        "'tower: rtx-4070'. Repeat.",
     ),
 ]
 LinkOption = Annotated[
@@ -42,7 +44,8 @@ LinkOption = Annotated[
         "--link",
         metavar="LINK",
         rich_help_panel=options.DEVICES_PANEL,
-        help='Another bandwidth between two hosts, like "tower-laptop=10Gbit". May be repeated.',
+        help='Other figures of the link between two hosts, or one between hosts that have none: "tower-laptop 10Gbit '
+        '0.2ms". Repeat.',
     ),
 ]
 Memory = Annotated[
@@ -77,6 +80,7 @@ def whatif(
     """Plan again with other devices, links or demands."""
     from rich.console import Console
 
+    from apportion.asked.for_engine import maker
     from apportion.asked.weights import changed_formats, with_asked_weights
     from apportion.cli.render_whatif import print_whatif, whatif_json
     from apportion.planner.explain.whatif import Changes, changed_cluster, what_if
@@ -85,10 +89,13 @@ def whatif(
     before = read_plan(file, replica)
     if before.model.stored is None:
         before = replace(before, model=with_asked_weights(before.model, weights))
+    added, inside = _added(add or (), before.cluster)
+    joined, links = _links(link or (), before.cluster, added, inside)
     changes = Changes(
         remove=tuple(one for name in remove or () for one in named_devices(before.cluster, name, "--remove")),
-        add=_added(add or (), before.cluster),
-        links=tuple(_link(text) for text in link or ()),
+        add=added,
+        join=joined,
+        links=links,
         context_tokens=context,
         concurrency=concurrency,
         weight_formats=changed_formats(before.model, weights),
@@ -103,23 +110,28 @@ def whatif(
             before.model, cluster, stages=stage, pins=pin, excluded=exclude, use_all=use_all
         ),
     )
-    after = what_if(before, changes)
+    after = what_if(before, changes, maker(before))
     if as_json:
         sys.stdout.write(whatif_json(before, after))
     else:
         print_whatif(Console(), before, after)
 
 
-def _added(texts: Sequence[str], cluster: "Cluster") -> "tuple[Device, ...]":
+def _added(texts: Sequence[str], cluster: "Cluster") -> "tuple[tuple[Device, ...], tuple[Link, ...]]":
+    """And the links inside hosts that are new."""
+    hosts = {device.host for device in cluster.devices}
     found: list[Device] = []
+    inside: list[Link] = []
     for text in texts:
-        found += _devices(text, replace(cluster, devices=(*cluster.devices, *found)))
-    return tuple(found)
+        devices, links = _devices(text, replace(cluster, devices=(*cluster.devices, *found)))
+        found += devices
+        inside += [link for link in links if link.src not in {*hosts, *(one.src for one in inside)}]
+    return tuple(found), tuple(inside)
 
 
-def _devices(text: str, cluster: "Cluster") -> "tuple[Device, ...]":
+def _devices(text: str, cluster: "Cluster") -> "tuple[tuple[Device, ...], tuple[Link, ...]]":
     """Devices written as for --devices, on the host named before them or the only one there is; without a name of their
-    own they are called what they are, with a number where that is taken.
+    own they are called what they are, with a number where that is taken. Beside them the links inside their hosts.
 
     A CPU shares this machine's cores with the CPUs that its host has already.
     """
@@ -132,22 +144,21 @@ def _devices(text: str, cluster: "Cluster") -> "tuple[Device, ...]":
     host = named if colon and named in hosts else None
     sharing = sum(device.kind == "cpu" and device.host in (host, *hosts[:1]) for device in cluster.devices)
     try:
-        added = parse_devices(
-            rest if host else text, lambda number: all_local_devices(number + sharing)
-        ).devices
+        parsed = parse_devices(rest if host else text, lambda number: all_local_devices(number + sharing))
     except ClusterError as error:
         raise ClusterError(str(error).replace("--devices", "--add", 1)) from None
-    elsewhere = [device.host for device in added if device.host != LOCAL_HOST]
-    if elsewhere:
-        raise ClusterError(f"--add '{text}': {unknown_name('host', elsewhere[0], hosts)}")
-    if host is None and len(hosts) > 1:
+    added = parsed.devices
+    new_host = any(device.host != LOCAL_HOST for device in added)
+    if host is None and not new_host and len(hosts) > 1:
         ways = " or ".join(f"{name}:{text}" for name in hosts[:3])
         raise ClusterError(f"--add '{text}': the plan has several hosts; write {ways}")
     taken = {device.id for device in cluster.devices}
     names = [device.id for device in added] if "=" in text else _free_names(added, taken)
-    return tuple(
-        replace(device, id=name, host=host or hosts[0]) for device, name in zip(added, names, strict=True)
+    placed = tuple(
+        replace(device, id=name, host=device.host if new_host else host or hosts[0])
+        for device, name in zip(added, names, strict=True)
     )
+    return placed, tuple(link for link in parsed.links if link.src == link.dst and new_host)
 
 
 def _free_names(added: "Sequence[Device]", taken: set[str]) -> list[str]:
@@ -160,12 +171,57 @@ def _free_names(added: "Sequence[Device]", taken: set[str]) -> list[str]:
     return [f"{base}-{next(numbers)}" for _ in names]
 
 
-def _link(text: str) -> "LinkChange":
-    from apportion.catalog.toml_table import TomlTable
+def _links(
+    texts: Sequence[str], cluster: "Cluster", added: "Sequence[Device]", inside: "Sequence[Link]"
+) -> "tuple[tuple[Link, ...], tuple[LinkChange, ...]]":
+    """What joins hosts that no link joins so far, and what changes of the others. Raises ClusterError, as for a host
+    that is new and that nothing joins."""
+    from apportion.catalog.cluster_rules import of_engine
+    from apportion.catalog.device_text import link_of
+    from apportion.catalog.link_text import link_figures, split_link
     from apportion.planner.explain.whatif import LinkChange
 
-    name, equals, bandwidth = text.partition("=")
-    if not (name and equals and bandwidth):
-        raise ClusterError(f"--link '{text}': write it like tower-laptop=10Gbit")
-    table = TomlTable(f"--link '{text}'", {"bandwidth": bandwidth})
-    return LinkChange(name=name.strip(), bytes_per_s=table.bandwidth())
+    devices = (*cluster.devices, *added)
+    hosts = list(dict.fromkeys(device.host for device in devices))
+    joined = {frozenset((link.src, link.dst)) for link in (*cluster.links, *inside)}
+    new: list[Link] = list(inside)
+    changes: list[LinkChange] = []
+    for text in texts:
+        place, words = f"--link '{text}'", text.strip().removeprefix("link ").strip()
+        found = split_link(words, [*hosts, *(device.id for device in devices)])
+        if found is None:
+            pairs = [f"{a}-{b}" for a, b in combinations_with_replacement(hosts, 2)]
+            asked = re.split(r"[\s=]", words)[0]
+            raise ClusterError(f"{place}: {unknown_name('pair of hosts', asked, pairs)}")
+        src, dst, said = found
+        try:
+            figures = link_figures(said)
+        except ValueError as error:
+            raise ClusterError(f"{place}: {error}") from None
+        if figures.bytes_per_s is None and figures.latency_s is None:
+            raise ClusterError(f"{place}: write it like {src}-{dst} 10Gbit 0.2ms")
+        if {src, dst} <= set(hosts) and frozenset((src, dst)) not in joined:
+            if figures.bytes_per_s is None:
+                raise ClusterError(f"{place}: nothing joins them so far; give its bandwidth too, like 1Gbit")
+            new.append(of_engine(link_of(src, dst, figures.bytes_per_s, figures.latency_s), devices))
+            joined.add(frozenset((src, dst)))
+        else:
+            changes.append(
+                LinkChange(name=f"{src}-{dst}", bytes_per_s=figures.bytes_per_s, latency_s=figures.latency_s)
+            )
+    _check_reached(cluster, added, new)
+    return tuple(new), tuple(changes)
+
+
+def _check_reached(cluster: "Cluster", added: "Sequence[Device]", new: "Sequence[Link]") -> None:
+    """Raises ClusterError for a new host without a link to another."""
+    hosts = list(dict.fromkeys(device.host for device in cluster.devices))
+    for host in dict.fromkeys(device.host for device in added):
+        if host in hosts or any(host in (link.src, link.dst) and link.src != link.dst for link in new):
+            continue
+        near = near_names(host, hosts)
+        meant = f"; did you mean {one_of(near)}?" if near else ""
+        raise ClusterError(
+            f"--add: host '{host}' is new, and no link joins it to {one_of(hosts)}: add --link '{hosts[0]}-{host} 1Gbit"
+            f" 0.3ms', with its figures{meant}"
+        )

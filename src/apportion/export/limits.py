@@ -231,6 +231,11 @@ def _problem(
     )
 
 
+def engine_of(limits: EngineLimits) -> str:
+    """By the name that `--to` and `--for` take."""
+    return next(name for name, ability in ABILITIES.items() if ability.title == limits.name)
+
+
 def without_buffers(cluster: Cluster, constraints: Constraints) -> Cluster:
     """The cluster as it was before a plan was made for an engine."""
     if constraints.engine is None:

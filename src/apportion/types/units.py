@@ -25,6 +25,8 @@ _SECONDS = {
 }
 """The micro sign and the Greek letter look alike."""
 _NUMBER = r"(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"
+_WITH_COMMA = re.compile(r"(?<![\w.,-])\d+(?:,\d+)+(?:\.\d+)?\s?[a-zA-Z\u00b5\u03bc%/]*", re.ASCII)
+"""Where it begins nothing but a number: not in "rtx-3090,4090"."""
 _QUANTITY = re.compile(_NUMBER + r"\s*(?P<unit>.*)", re.ASCII)
 _SIZE_UNIT = re.compile(r"(?P<prefix>[kmgt]?)(?:i?b|i)?|bytes?|(?P<word>kilo|mega|giga|tera)bytes?")
 _RATE_UNIT = re.compile(
@@ -159,8 +161,20 @@ def parse_share(text: str) -> float:
     return number / 100
 
 
+def check_point(text: str) -> None:
+    """Raises ValueError for a number with a comma in it, whether that stands for a point or parts thousands."""
+    found = _WITH_COMMA.search(text)
+    if found is None:
+        return
+    pointed, joined = found[0].replace(",", "."), found[0].replace(",", "")
+    thousands = re.match(r"\d{1,3}(,\d{3})+(?![\d.])", found[0]) is not None
+    write = joined if pointed.count(".") > 1 else f"{joined} or {pointed}" if thousands else pointed
+    raise ValueError(f"'{found[0]}' has a comma; write {write}")
+
+
 def _split(text: str, what: str, examples: str) -> tuple[float, str]:
     """The number and its unit."""
+    check_point(text)
     match = _QUANTITY.fullmatch(text.strip())
     if match is None or float(match["number"]) > _MOST:
         raise ValueError(f"'{text}' is not {what}; write it like {examples}")

@@ -180,7 +180,7 @@ def test_spellings(text: str, key: str, count: int):
             r"unknown pair of hosts 'towr-b'; did you mean tower-b",
         ),
         ("a: rtx-4090; b: m4; link a-b 1gb/s", "may be bits or bytes; write 1Gbit/s or 1GB/s"),
-        ("a: rtx-4090; b: m4; link a-b 1Gbit 0.3", "unknown unit 'Gbit 0.3'"),
+        ("a: rtx-4090; b: m4; link a-b 1Gbit 0.3", "'0.3' lacks a unit; write a latency like 0.3ms"),
         ("a: rtx-4090; b: m4; link a-b nanbit 1ms", "'nanbit' is not a bandwidth; write it like 1Gbit/s"),
         ("a: rtx-4090; b: m4; link a-b 0Gbit 1ms", "'0Gbit' is not > 0"),
         ("a: rtx-4090; b: m4; link a-b 1Gbit -1ms", "'-1ms' is not a time; write it like 0.3ms"),

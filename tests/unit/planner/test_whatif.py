@@ -5,6 +5,12 @@ import pytest
 from command import small_model
 from planned import cluster, cpu, llama, workload
 
+from apportion.catalog.cluster_rules import (
+    ASSUMED_LATENCY_S,
+    HOP_S,
+    INTRA_HOST_BYTES_PER_S,
+    INTRA_HOST_LATENCY_S,
+)
 from apportion.catalog.cluster_text import parse_devices
 from apportion.cli.main import exit_code
 from apportion.cost.kv_capacity import with_most_kv
@@ -179,6 +185,43 @@ def test_an_added_device_is_put_on_a_host(plan_file, capsys):
     assert (extra["host"], extra["memory_bytes"], extra["speed"]) == ("tower", 20 * 2**30, 0.9)
 
 
+@pytest.mark.parametrize(
+    ("text", "bytes_per_s", "latency_s"),
+    [
+        ("tower-laptop=10Gbit", 1.25e9, None),
+        ("tower-laptop=1MB/s 1ms", 1e6, 1e-3),
+        ("link laptop-tower 2ms 1 Gbit", 1.25e8, 2e-3),
+        ("card-chip: 5ms", None, 5e-3),
+    ],
+)
+def test_a_link_is_written_as_in_devices(plan, tmp_path, capsys, text, bytes_per_s, latency_s):
+    def joining(of):
+        return next(link for link in of.cluster.links if link.src != link.dst)
+
+    before, after = joining(plan), joining(changed(plan, tmp_path, capsys, "--link", text))
+    assert after.bytes_per_s == (bytes_per_s or before.bytes_per_s)
+    assert after.latency_s == (latency_s or before.latency_s)
+
+
+def test_a_new_host_is_added_with_its_link(plan, tmp_path, capsys):
+    """As if it had been there from the start: inside it too, and with our engine's messages, as of the others."""
+    added = ("--add", "attic: 2x cpu:20GiB", "--link", "attic-laptop 10Gbit 0.2ms")
+    after = changed(plan, tmp_path, capsys, *added, "--link", "attic-tower=2Gbit")
+    assert ids(after)[2:] == [("attic", "cpu-1"), ("attic", "cpu-2")]
+    found = {
+        (link.src, link.dst): (link.bytes_per_s, link.latency_s)
+        for link in after.cluster.links
+        if "attic" in (link.src, link.dst)
+    }
+    assert found == {
+        ("attic", "attic"): (INTRA_HOST_BYTES_PER_S, INTRA_HOST_LATENCY_S),
+        ("attic", "laptop"): (1.25e9, 2e-4),
+        ("attic", "tower"): (2.5e8, ASSUMED_LATENCY_S),
+    }
+    assert all(link.hop_s == HOP_S for link in after.cluster.links if "attic" in (link.src, link.dst))
+    assert after.certificate.value <= plan.certificate.value
+
+
 def changed(plan, tmp_path, capsys, *arguments):
     file = tmp_path / "plan.json"
     write_plan(plan, file)
@@ -230,11 +273,19 @@ def test_constraints_and_memory_are_changed(plan, tmp_path, capsys):
     ("arguments", "code", "message"),
     [
         (["--remove", "x"], 2, "--remove: unknown device 'x'; there is card, chip"),
-        (["--link", "a-b=1Gbit"], 2, "links: tower-tower"),
-        (["--link", "a-b"], 2, "write it like tower-laptop=10Gbit"),
+        (["--link", "a-b=1Gbit"], 2, "unknown pair of hosts 'a-b'; there is tower-tower, tower-laptop"),
+        (["--link", "tower-laptop"], 2, "write it like tower-laptop 10Gbit 0.2ms"),
+        (["--link", "tower-laptop 1Gbit 0.3"], 2, "'0.3' lacks a unit; write a latency like 0.3ms"),
+        (["--link", "tower-laptop 1Gbit 1ms 2ms"], 2, "there are two latencies, 1ms and 2ms; write one"),
         (["--link", "tower-laptop=fast"], 2, "write it like 1Gbit/s"),
         (["--add", "x=cpu:1GiB"], 2, "the plan has several hosts; write tower:x=cpu:1GiB or laptop:x"),
-        (["--add", "attic:x=cpu:1GiB"], 2, "unknown host 'attic'; there is tower, laptop"),
+        (
+            ["--add", "attic:x=cpu:1GiB"],
+            2,
+            "host 'attic' is new, and no link joins it to tower or laptop: add --link",
+        ),
+        (["--add", "towr:x=cpu:1GiB"], 2, "did you mean tower?"),
+        (["--add", "attic: x=cpu:1GiB", "--link", "attic-tower 1ms"], 2, "give its bandwidth too"),
         (["--add", "rtx-4070"], 2, "write tower:rtx-4070 or laptop:rtx-4070"),
         (["--add", "tower:rtx-407"], 2, "rtx-4070"),
         (["--memory", "chip"], 2, "--memory 'chip'"),

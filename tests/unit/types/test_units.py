@@ -193,3 +193,21 @@ def test_sizes_survive_being_shown(size_bytes: int) -> None:
 @given(seconds=st.floats(1e-6, 1e4))
 def test_times_survive_being_shown(seconds: float) -> None:
     assert units.parse_seconds(units.format_seconds(seconds)) == pytest.approx(seconds, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "write"),
+    [
+        (units.parse_bytes, "1,5GiB", "'1,5GiB' has a comma; write 1.5GiB"),
+        (units.parse_bytes, "1,024 MiB", "'1,024 MiB' has a comma; write 1024 MiB or 1.024 MiB"),
+        (units.parse_count, "8,192", "'8,192' has a comma; write 8192 or 8.192"),
+        (units.parse_count, "1,048,576", "'1,048,576' has a comma; write 1048576"),
+        (units.parse_bandwidth, "2,5Gbit/s", "'2,5Gbit/s' has a comma; write 2.5Gbit/s"),
+        (units.parse_seconds, "0,3ms", "'0,3ms' has a comma; write 0.3ms"),
+        (units.parse_share, "12,5%", "'12,5%' has a comma; write 12.5%"),
+        (units.parse_per_second, "1,5/s", "'1,5/s' has a comma; write 1.5/s"),
+    ],
+)
+def test_commas_in_numbers_are_told_from_points(parse, text, write):
+    with pytest.raises(ValueError, match=f"^{re.escape(write)}$"):
+        parse(text)

@@ -1,7 +1,8 @@
 """What a plan would be with other devices, links or demands: its problem with changes applied, planned again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from apportion.cost.kv_capacity import with_most_kv
 from apportion.cost.memory import kv_blocks
@@ -11,16 +12,18 @@ from apportion.planner.infeasible.constraints import without_device
 from apportion.types.cluster import Cluster, Device, Link
 from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.errors import ClusterError, PlanError, UsageError
+from apportion.types.model import ModelSpec
 from apportion.types.plan import Plan
 from apportion.types.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkChange:
-    """`name` joins two hosts, or two devices, by a dash."""
+    """`name` joins two hosts, or two devices, by a dash; None is a figure that stays."""
 
     name: str
-    bytes_per_s: float
+    bytes_per_s: float | None = None
+    latency_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ class Changes:
     constraints: Constraints = UNCONSTRAINED
     """Beside those of the plan; stages by hand instead of its own."""
     add: tuple[Device, ...] = ()
+    join: tuple[Link, ...] = ()
+    """Of hosts without a link so far."""
     links: tuple[LinkChange, ...] = ()
     context_tokens: int | None = None
     concurrency: int | None = None
@@ -43,8 +48,11 @@ class Changes:
     """"auto": as fits the weights."""
 
 
-def what_if(plan: Plan, changes: Changes) -> Plan:
-    """The plan for the changed problem.
+Maker = Callable[[ModelSpec, Cluster, Workload, tuple[str, ...], Constraints], Plan]
+
+
+def what_if(plan: Plan, changes: Changes, make: Maker | None = None) -> Plan:
+    """The plan for the changed problem, by `make` where it is for another engine.
 
     Raises ClusterError for a name that is not known, UsageError where the demands do not go together, InfeasibleError
     where nothing fits any more.
@@ -61,15 +69,11 @@ def what_if(plan: Plan, changes: Changes) -> Plan:
         workload = replace(workload, kv_tokens=least_kv_tokens(workload))
     cluster = changed_cluster(plan.cluster, changes)
     constraints = changed_constraints(plan.constraints, changes)
-    streams = any(stage.streamed_layers for stage in plan.stages)
-    after = make_plan(
-        plan.model,
-        cluster,
-        workload,
-        weight_formats,
-        constraints,
-        streaming=streams or not constraints.stages,
-    )
+    if make is None:
+        streams = any(stage.streamed_layers for stage in plan.stages)
+        streaming = streams or not constraints.stages
+        make = partial(make_plan, streaming=streaming)
+    after = make(plan.model, cluster, workload, weight_formats, constraints)
     return with_most_kv(after) if filled else after
 
 
@@ -88,11 +92,15 @@ def changed_cluster(cluster: Cluster, changes: Changes) -> Cluster:
         devices.append(device)
     if not devices:
         raise ClusterError(f"all {len(known)} devices are removed; keep one, or add one")
-    links = list(cluster.links)
+    links = [*cluster.links, *changes.join]
     devices = list(_resized(Cluster(devices=tuple(devices), links=()), changes).devices)
     for change in changes.links:
         link = _named_link(Cluster(devices=tuple(devices), links=tuple(links)), change.name)
-        links[links.index(link)] = replace(link, bytes_per_s=change.bytes_per_s)
+        links[links.index(link)] = replace(
+            link,
+            bytes_per_s=link.bytes_per_s if change.bytes_per_s is None else change.bytes_per_s,
+            latency_s=link.latency_s if change.latency_s is None else change.latency_s,
+        )
     return replace(cluster, devices=tuple(devices), links=tuple(links))
 
 
