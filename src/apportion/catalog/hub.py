@@ -3,7 +3,13 @@
 import re
 from pathlib import Path
 
-from apportion.catalog.known_models import find_known_model, known_config, known_models, near_models
+from apportion.catalog.known_models import (
+    find_known_model,
+    known_config,
+    known_models,
+    near_models,
+    several_models,
+)
 from apportion.catalog.runnable import check_files
 from apportion.types.errors import ModelError
 from apportion.types.names import one_of
@@ -50,6 +56,9 @@ def resolve_model(name: str, *, weights: bool) -> Path:
 
 
 def _suggest(name: str) -> str:
+    several = several_models(name)
+    if several is not None:
+        return f"; did you mean {several}?"
     near = near_models(name)
     return f", nor in the catalogue; did you mean {one_of(near)}?" if near else ", nor in the catalogue"
 

@@ -24,6 +24,11 @@ def find_known_model(name: str) -> str | None:
     return _names().get(_spelt(name))
 
 
+def several_models(name: str) -> str | None:
+    """In words, what may be meant by a name that stands for different models; None for any other."""
+    return _SEVERAL.get(_spelt(name))
+
+
 def known_config(known: str) -> Path:
     return CATALOGUE / f"{known}.json"
 
@@ -31,6 +36,12 @@ def known_config(known: str) -> Path:
 def near_models(name: str) -> list[str]:
     """The catalogue's names that are spelt like `name`, nearest first."""
     return near_names(name.rsplit("/", 1)[-1], _names(), spelt=_spelt)
+
+
+_SEVERAL = {
+    "deepseek-r1-8b": "qwen3-8b (DeepSeek-R1-0528-Qwen3-8B, which Ollama calls so since May 2025) or llama-3.1-8b "
+    "(DeepSeek-R1-Distill-Llama-8B, before that)"
+}
 
 
 @cache

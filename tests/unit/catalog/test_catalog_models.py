@@ -65,6 +65,13 @@ def test_a_config_is_the_one_that_transformers_reads():
         ("qwen2.5 72B", "qwen2.5-72b"),
         ("deepseek-ai/DeepSeek-R1", "deepseek-v3"),
         ("phi_4", "phi-4"),
+        ("deepseek-r1:1.5b", "deepseek-r1-distill-qwen-1.5b"),
+        ("deepseek-r1:7b", "deepseek-r1-distill-qwen-7b"),
+        ("deepseek-r1:14b", "deepseek-r1-distill-qwen-14b"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", "deepseek-r1-distill-qwen-32b"),
+        ("deepseek-r1:70b", "llama-3.1-70b"),
+        ("deepseek-r1:671b", "deepseek-v3"),
+        ("deepseek-r1:8b", None),
         ("meta-llama/llama-99", None),
     ],
 )
@@ -78,6 +85,24 @@ def test_names_that_nothing_is_called():
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="nor in the catalogue; 'demo' is the bundled model"):
         resolve_model("xxxxxxxxxxxxxx", weights=False)
+
+
+def test_a_name_of_two_models_is_told_with_both():
+    with pytest.raises(ModelError, match=r"did you mean qwen3-8b \(.*\) or llama-3\.1-8b \(.*\)\?"):
+        resolve_model("deepseek-r1:8b", weights=False)
+
+
+def test_a_distilled_model_has_the_shape_of_what_it_is_distilled_into():
+    """Only the smallest has a head of its own, of 151,936 rows of 1536."""
+    for size in ("1.5b", "7b", "14b", "32b"):
+        spec, base = (
+            read_model_spec(known_config(name.format(size)))
+            for name in ("deepseek-r1-distill-qwen-{}", "qwen2.5-{}")
+        )
+        assert spec.layers == base.layers
+        head = 151936 * 1536 if size == "1.5b" else 0
+        assert model_parameters(spec) == model_parameters(base) + head
+        assert spec.max_context_tokens == 131072
 
 
 def test_running_needs_the_weights():
