@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from apportion.catalog.processors import Processor, processors
 from apportion.types.errors import ClusterError
-from apportion.types.names import one_of, unknown_name
+from apportion.types.names import names_with, one_of, unknown_name
 from apportion.types.pcie import LANE_BYTES_PER_S
 from apportion.types.units import parse_bytes
 
@@ -130,6 +130,17 @@ def find_device(text: str) -> Gpu | Processor:
     if wanted.size_gb is None or not entry.memory_options_bytes:
         return entry
     return replace(entry, memory_bytes=wanted.size_gb * 2**30)
+
+
+def listed_devices(text: str) -> list[Gpu | Processor]:
+    """Those that hold `text` in any of their spellings. Raises ClusterError where none does."""
+    keys = names_with(
+        text, {name: entry.key for entry in _entries() for name in (entry.key, entry.name, *entry.aliases)}
+    )
+    found = [entry for entry in _entries() if entry.key in keys]
+    if not found:
+        raise ClusterError(_unknown(text, _read(text)))
+    return found
 
 
 @cache

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from apportion.types.names import near_names
+from apportion.types.errors import ModelError
+from apportion.types.names import names_with, near_names, unknown_name
 
 CATALOGUE = Path(__file__).parent / "models"
 
@@ -22,6 +23,14 @@ def known_models() -> dict[str, dict[str, Any]]:
 def find_known_model(name: str) -> str | None:
     """The catalogue's name of what is called `name` in any spelling, or of a hub id; None where there is none."""
     return _names().get(_spelt(name))
+
+
+def listed_models(text: str) -> list[str]:
+    """The catalogue's names that hold `text` in any of their spellings. Raises ModelError where none does."""
+    found = names_with(text, _names())
+    if not found:
+        raise ModelError(unknown_name("model", text, _names(), spelt=_spelt))
+    return sorted(found)
 
 
 def several_models(name: str) -> str | None:

@@ -17,7 +17,7 @@ from apportion.types.names import unknown_name
 
 INTERRUPTED_EXIT_CODE = 130
 CLOSED_PIPE_EXIT_CODE = 1
-VERBS = ("plan", "run", "whatif", "export", "bench", "probe", "verify")
+VERBS = ("plan", "run", "whatif", "export", "bench", "probe", "verify", "models", "devices")
 _COLLECTED_OBJECTS = 300_000
 """Python looks for unreachable objects after so many new ones: imports make tens of thousands, none unreachable."""
 

@@ -13,7 +13,10 @@ VERBS_MEANT = {
     "check": "verify",
     "convert": "export",
     "detect": "probe",
-    "devices": "probe",
+    "list": "models",
+    "ls": "models",
+    "gpus": "devices",
+    "cards": "devices",
     "split": "plan",
 }
 OPTIONS_MEANT = {

@@ -7,6 +7,7 @@ from typing import cast
 
 MOST_LISTED = 24
 """So many names are all told where none is near; of more, a few."""
+_WORD = re.compile(r"[^\W_]+")
 _LEAST_PART = 3
 """Letters that a name must share with another to be taken for a part of it."""
 
@@ -57,6 +58,26 @@ def near_names(
     alike.sort(key=lambda spelling: sorted(spelling) != sorted(wanted))
     found = [name for spelling in (*longer, *parts, *alike) for name in by_spelling[spelling]]
     return list(dict.fromkeys(found))[:most]
+
+
+def names_with(asked: str, known: Iterable[str] | Mapping[str, str]) -> list[str]:
+    """Of `known` what has `asked` in it from the beginning of a word on: as it is written, or where there is no such
+    name by its letters alone."""
+    spellings = _by_spelling(known)
+    written = [name for spelling, name in spellings.items() if f"-{_words(asked)}" in f"-{_words(spelling)}"]
+    by_letters = [
+        name
+        for spelling, name in spellings.items()
+        if any(
+            letters(spelling[match.start() :]).startswith(letters(asked))
+            for match in _WORD.finditer(spelling)
+        )
+    ]
+    return list(dict.fromkeys(written or by_letters))
+
+
+def _words(name: str) -> str:
+    return re.sub(r"[\s_:/-]+", "-", name.casefold().strip())
 
 
 def letters(name: str) -> str:
