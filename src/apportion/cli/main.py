@@ -10,6 +10,7 @@ import typer
 
 import apportion
 from apportion.cli.mistyped import VERBS_MEANT, sentence
+from apportion.cli.plain_help import PlainCommand, PlainGroup
 from apportion.cli.stop_signals import handle_stop_signals, ignore_stop_signals
 from apportion.cli.text_streams import check_text, close_streams, open_streams
 from apportion.types.errors import ApportionError, EngineError, UsageError
@@ -24,13 +25,13 @@ _COLLECTED_OBJECTS = 300_000
 
 def _app(arguments: list[str]) -> typer.Typer:
     """With the verb that is asked for, and all of them where it is none: importing them takes a tenth of a second."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(cls=PlainGroup, add_completion=False, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(apportion_command)
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     if asked is not None and asked not in VERBS:
         raise UsageError(unknown_name("command", asked, VERBS, meant=VERBS_MEANT))
     for verb in (asked,) if asked in VERBS else VERBS:
-        app.command()(getattr(import_module(f"apportion.cli.{verb}"), verb))
+        app.command(cls=PlainCommand)(getattr(import_module(f"apportion.cli.{verb}"), verb))
     return app
 
 

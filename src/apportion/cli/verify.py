@@ -9,6 +9,7 @@ import typer
 def verify(file: Annotated[Path, typer.Argument(help="A plan, as `plan --out` wrote it.")]) -> None:
     """Recompute every figure of a plan; exit code 1 if one is wrong."""
     from rich.console import Console
+    from rich.markup import escape
 
     from apportion.cli.render import print_checks
     from apportion.planner.plan_file import read_planned
@@ -18,6 +19,14 @@ def verify(file: Annotated[Path, typer.Argument(help="A plan, as `plan --out` wr
 
     plan = read_planned(file)
     checks = verify_replicas(plan) if isinstance(plan, ReplicatedPlan) else check_plan(plan)
-    print_checks(Console(), checks)
-    if not all(check.ok for check in checks):
+    wrong = [check.name for check in checks if not check.ok]
+    console = Console()
+    said = (
+        f"wrong in {len(wrong)} of {len(checks)} checks: {', '.join(wrong)}"
+        if wrong
+        else (f"right: all {len(checks)} checks, made from the file alone, agree with it")
+    )
+    console.print(escape(f"{file} is {said}"), highlight=False)
+    print_checks(console, checks)
+    if wrong:
         raise typer.Exit(1)
