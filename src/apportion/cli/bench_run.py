@@ -43,7 +43,7 @@ def run_bench(plan: Plan, folder: Path, measured: Measured, *, random_weights: b
     """Tables go to stdout; `folder` may be a config.json where the weights are random. Every worker has ended when this
     returns or raises."""
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
-    print_plan(console, plan, details=measured.details, more=False)
+    print_plan(console, plan, details=measured.details)
     trace = Trace(plan) if measured.trace_file is not None else None
     with Engine(
         plan,

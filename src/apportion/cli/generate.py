@@ -37,7 +37,7 @@ def generate(
 ) -> RunStats:
     """Text goes to stdout, everything else to stderr. Every worker has ended when this returns or raises."""
     console = Console(stderr=True)
-    print_plan(console, plan, details=details, more=False)
+    print_plan(console, plan, details=details)
     ran = execute([plan], folder, text, prompts, requests, preempt=preempt)
     (engine,), (timing,) = ran.engines, ran.timings
     stats = run_stats(

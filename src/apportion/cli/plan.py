@@ -83,7 +83,15 @@ def plan(
         refuse_beside(compare=compare, why=why)
     made = planned_replicas(described(model) or resolve_model(model, weights=False), choices, number)
     _write(made, out, plot)
-    _show(made, as_json=as_json, compare=compare, why=why, details=details)
+    shown = {
+        "--details": details,
+        "--why": why,
+        "--compare": compare,
+        "--plot plan.svg": plot is not None,
+        "--for llama.cpp": for_engine is not None,
+    }
+    more = [option for option, given in shown.items() if not given]
+    _show(made, as_json=as_json, compare=compare, why=why, details=details, more=more)
 
 
 def _write(made: "Planned", out: Path | None, plot: Path | None) -> None:
@@ -98,7 +106,9 @@ def _write(made: "Planned", out: Path | None, plot: Path | None) -> None:
             write_picture(one, path)
 
 
-def _show(made: "Planned", *, as_json: bool, compare: bool, why: bool, details: bool) -> None:
+def _show(
+    made: "Planned", *, as_json: bool, compare: bool, why: bool, details: bool, more: list[str]
+) -> None:
     if as_json:
         from apportion.planner.plan_file import plan_json
 
@@ -115,7 +125,7 @@ def _show(made: "Planned", *, as_json: bool, compare: bool, why: bool, details: 
 
         print_replicas(console, made, details=details)
         return
-    print_plan(console, made, details=details)
+    print_plan(console, made, details=details, more=more)
     if made.workload.objective == "communication":
         from apportion.cli.render_communication import print_communication
 

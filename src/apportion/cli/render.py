@@ -15,10 +15,10 @@ from apportion.types.plan import FewestDevices, Plan, Stage
 from apportion.types.units import format_bytes, format_seconds
 
 
-def print_plan(console: Console, plan: Plan, *, details: bool = False, more: bool = True) -> None:
-    """One screen that is read from top to bottom, and beneath it all else that the plan states; `more`: or which
-    options show it."""
-    print_summary(console, plan, more=more and not details)
+def print_plan(console: Console, plan: Plan, *, details: bool = False, more: Sequence[str] = ()) -> None:
+    """One screen that is read from top to bottom, and beneath it all else that the plan states; `more` are options that
+    show more."""
+    print_summary(console, plan, more=more)
     if details:
         print_details(console, plan)
 
@@ -124,10 +124,18 @@ def _share(shares: Sequence[int], rank: int) -> str:
 
 
 def _memory_table(plan: Plan) -> Table:
-    table = Table(title="Memory", title_justify="left")
-    table.add_column("device")
+    table = Table(title="Memory", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("device", overflow="fold")
     streams = any(memory.streamed_bytes for memory in plan.memory.values())
-    for column in ("weights", "KV", "workspace", "budget", "headroom", *(["streamed"] if streams else [])):
+    for column in (
+        "weights",
+        "KV",
+        "workspace",
+        "reserved",
+        "of",
+        "free",
+        *(["streamed"] if streams else []),
+    ):
         table.add_column(column, justify="right")
     for _, _, _, device in _members(plan):
         memory = plan.memory[device.id]
@@ -135,6 +143,7 @@ def _memory_table(plan: Plan) -> Table:
             memory.weights_bytes,
             memory.kv_bytes,
             memory.workspace_bytes + memory.buffer_bytes + memory.stream_buffer_bytes,
+            memory.reserved_bytes,
             device.memory_bytes,
             device.memory_bytes - memory.total_bytes,
             *([memory.streamed_bytes] if streams else []),

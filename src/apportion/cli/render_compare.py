@@ -6,13 +6,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apportion.cli.render_summary import SPEED
 from apportion.planner.baselines.compare import Baseline
 from apportion.types.plan import Estimate, Plan
 from apportion.types.units import format_seconds, three_digits
 
 
 def print_comparison(console: Console, plan: Plan, baselines: Sequence[Baseline]) -> None:
-    table = Table(title="The usual rules, by the same cost model", title_justify="left")
+    table = Table(title=f"The usual rules, by the same cost model ({SPEED})", title_justify="left")
     table.add_column("rule")
     for column in (plan.workload.objective, "tokens/s", "TTFT", "TPOT", "gain"):
         table.add_column(column, justify="right")

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apportion.cli.render_summary import SPEED
 from apportion.planner.explain.constrained import Cost
 from apportion.types.plan import Estimate, Plan, Stage
 from apportion.types.units import format_seconds
@@ -29,8 +30,10 @@ def print_cost(console: Console, plan: Plan, cost: Cost) -> None:
     console.print(table)
     console.print(escape(_conclusion(plan, cost)))
     for one in cost.dropped:
-        costs = f"{one.loss:.1%} more time" if one.loss > NOTHING else "nothing"
-        console.print(escape(f"· {one.typed} costs {costs} while the others stay"))
+        saved = f"saves {1 - 1 / (1 + one.loss):.1%} of the time" if one.loss > NOTHING else "saves nothing"
+        console.print(escape(f"· leaving out {one.typed} alone {saved}"))
+    if cost.loss > NOTHING and cost.dropped and all(one.loss <= NOTHING for one in cost.dropped):
+        console.print("they cost only together: each keeps what another would allow")
 
 
 def _objective(plan: Plan) -> str:
@@ -42,7 +45,7 @@ def _rows(estimate: Estimate) -> tuple[tuple[str, str], ...]:
     return (
         ("first token", format_seconds(estimate.ttft_s)),
         ("every further one", format_seconds(estimate.tpot_s)),
-        ("tokens/s", f"{estimate.tokens_per_s:.1f}"),
+        (SPEED, f"{estimate.tokens_per_s:.1f}"),
     )
 
 

@@ -24,7 +24,7 @@ def print_replicas(
         "with all sequences running."
     )
     if len(plan.replicas) == 1:
-        print_plan(console, plan.replicas[0], details=details, more=False)
+        print_plan(console, plan.replicas[0], details=details)
         console.print(proven, highlight=False)
     else:
         _print_several(console, plan, proven, details=details)

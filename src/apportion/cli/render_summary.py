@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apportion.cli.assumed import assumptions
+from apportion.cli.executing import executing_engines
 from apportion.cli.render_communication import balance_said
 from apportion.cost.estimate import plan_estimate
 from apportion.planner.explain.limits import Hint, Limit, hints, limits
@@ -20,13 +21,15 @@ from apportion.types.units import format_bytes, spoken_seconds, three_digits
 _MOST_HINTS = 2
 _SECOND_PART = 0.2
 """Of the time, from which the second limit is named too."""
+SPEED = "tokens/s with the prompts' time"
+"""What tables have: all output over all time, unlike "decode" of the first screen."""
 NONE = "0.00 %"
 _SAME_MEMBERS = 3
 """Members of a group with equal shares are one row from this many on."""
 
 
-def print_summary(console: Console, plan: Plan, *, more: bool = True) -> None:
-    """`more`: with the options that show more."""
+def print_summary(console: Console, plan: Plan, *, more: Sequence[str] = ()) -> None:
+    """`more` are options that show more."""
     console.print(_headline(plan))
     console.print(f"{_proven(plan)}\n", highlight=False)
     console.print(device_table(plan))
@@ -36,7 +39,7 @@ def print_summary(console: Console, plan: Plan, *, more: bool = True) -> None:
     if any(plan.cluster.device(device_id).emulated for device_id in plan.device_ids):
         console.print("* emulated: slowed down on purpose, its figures are no real device's")
     if more:
-        console.print("more: --details, --why, --compare, --plot plan.svg", highlight=False)
+        console.print(f"more: {', '.join(more)}", highlight=False)
 
 
 def _headline(plan: Plan) -> str:
@@ -153,6 +156,8 @@ def _holds(plan: Plan, stage: Stage, ranks: range) -> str:
     if stage.split.size == 1:
         return layers
     held = [_weights_bytes(plan, device_id) for device_id in stage.split.device_ids]
+    if stage.num_layers == plan.model.num_layers:
+        layers = "every layer"
     return f"{held[ranks.start] / sum(held):.0%} of {layers}"
 
 
@@ -174,6 +179,9 @@ def _figure_table(plan: Plan) -> Table:
 def _figures(plan: Plan) -> Iterator[tuple[str, str]]:
     yield from _asked(plan)
     yield from _speeds(plan)
+    engines = executing_engines(plan)
+    if engines is not None:
+        yield "runs on", engines
     yield "how sure", _sure(plan.estimate.uncertainty)
     yield "limited by", _limited(plan, limits(plan))
     yield from _streamed(plan)

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apportion.cli.render_summary import SPEED
 from apportion.planner.explain.whatif_reasons import (
     DeviceUse,
     Figure,
@@ -19,6 +20,9 @@ from apportion.planner.plan_file import plan_json
 from apportion.types.plan import Plan
 from apportion.types.units import format_bytes
 
+_SAID = {"tokens/s": SPEED}
+"""Figures that JSON calls more shortly."""
+
 
 def print_whatif(console: Console, before: Plan, after: Plan) -> None:
     console.print(f"[bold]{escape(before.model.name)}[/] as planned, and with the changes")
@@ -28,7 +32,7 @@ def print_whatif(console: Console, before: Plan, after: Plan) -> None:
         table.add_column(column, justify="right")
     for figure in figures(before, after):
         values = (formatted(value, figure.unit) for value in (figure.before, figure.after))
-        table.add_row(escape(figure.name), *values, _change(figure))
+        table.add_row(_SAID.get(figure.name, escape(figure.name)), *values, _change(figure))
     console.print(table)
     console.print(_device_table(before, after))
     for reason in reasons(before, after):

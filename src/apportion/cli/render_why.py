@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apportion.cli.render_summary import SPEED
 from apportion.planner.explain.why import Why
 from apportion.planner.weigh import Division
 from apportion.types.plan import Plan
@@ -11,7 +12,7 @@ from apportion.types.units import three_digits
 
 
 def print_why(console: Console, plan: Plan, why: Why) -> None:
-    reliefs = Table(title="What would help, each planned again", title_justify="left")
+    reliefs = Table(title=f"What would help, planned again ({SPEED})", title_justify="left")
     reliefs.add_column("change")
     reliefs.add_column("tokens/s", justify="right")
     reliefs.add_column("objective better by", justify="right")
@@ -25,7 +26,7 @@ def print_why(console: Console, plan: Plan, why: Why) -> None:
 
 
 def _device_table(plan: Plan, why: Why) -> Table:
-    table = Table(title="What each device adds", title_justify="left")
+    table = Table(title=f"What each device adds ({SPEED})", title_justify="left")
     table.add_column("device")
     for column in ("tokens/s with", "without", "objective without it"):
         table.add_column(column, justify="right")

@@ -67,16 +67,18 @@ def weight_notes(plan: Plan, engine: str) -> list[str]:
     return notes
 
 
-def _takers(plan: Plan) -> tuple[str, ...]:
-    """Engines that take the plan's files as they are."""
+def takers(plan: Plan) -> tuple[str, ...]:
+    """Engines, by the name that `--to` takes, that have such weights, or take the plan's files as they are."""
+    if plan.model.stored is None or plan.model.stored.format != one_weight_format(plan):
+        return ("llama.cpp", "ollama", "vllm", "sglang", "exllamav3", "accelerate")
     if is_gguf(plan):
-        return ("llama.cpp", "Ollama")
+        return ("llama.cpp", "ollama")
     exl3 = one_weight_format(plan).startswith("exl3")
-    return ("exllamav3",) if exl3 else ("vLLM", "SGLang", "accelerate")
+    return ("exllamav3",) if exl3 else ("vllm", "sglang", "accelerate")
 
 
 def _stored_notes(plan: Plan, engine: str) -> list[str]:
-    if engine in _takers(plan):
+    if engine.lower() in takers(plan):
         return []
     kind = _OWN_FILES.get(engine, "a checkpoint")
     return [

@@ -38,9 +38,9 @@ def _binding(asked: Problem, memory: Sequence[MoreMemory]) -> str:
     devices = asked.cluster.devices
     largest = _largest(asked.cluster)
     most = f"the largest ({largest.id}) has {format_bytes(largest.usable_bytes)}"
-    short_bytes = least_bytes(asked) - sum(device.usable_bytes for device in devices)
-    if short_bytes > 0:
-        return f"{format_bytes(short_bytes)} are missing in sum, {most}"
+    kept_bytes = least_bytes(asked)
+    if kept_bytes > sum(device.usable_bytes for device in devices):
+        return f"weights and KV cache alone take {format_bytes(kept_bytes)}, {most}"
     if memory:
         binding = memory[0].device
         return f"what binds is the memory of {binding.id}, {format_bytes(binding.usable_bytes)}"
