@@ -32,7 +32,7 @@ class ZmqInbox:
 
     def receive(self, _timeout_s: float) -> Message:
         kind, header, payload, sent = self._socket.recv_multipart()
-        return Message(Kind(kind), header, memoryview(payload), *struct.unpack("<d", sent))
+        return Message(Kind(kind), 0, header, memoryview(payload), *struct.unpack("<d", sent))
 
 
 class ZmqOutbox:

@@ -63,6 +63,20 @@ def check_order_and_counts(make: Make) -> None:
     _close(made, *outboxes)
 
 
+def check_generation_comes_with_every_message(make: Make) -> None:
+    """That of its sender when it was sent, 0 before any is set."""
+    made = make()
+    outboxes = [made.connect() for _ in range(2)]
+    for size in (0, LARGE_BYTES, 9):
+        outboxes[0].send(Kind.STEP, b"", bytes(size))
+        outboxes[0].generation += 1 + 2**30
+    outboxes[1].send(Kind.STOP, b"other")
+    found = [take(made.inbox) for _ in range(4)]
+    assert [one.generation for one in found if one.header == b""] == [0, 1 + 2**30, 2 + 2**31]
+    assert [one.generation for one in found if one.header == b"other"] == [0]
+    _close(made, *outboxes)
+
+
 def check_payload_is_the_senders_again(make: Make) -> None:
     made = make()
     outbox = made.connect()
@@ -165,6 +179,7 @@ def check_waits_end(make: Make) -> None:
 
 CHECKS: tuple[Callable[[Make], None], ...] = (
     check_order_and_counts,
+    check_generation_comes_with_every_message,
     check_payload_is_the_senders_again,
     check_a_slow_receiver_blocks_no_sender,
     check_what_was_sent_before_the_end_comes,

@@ -26,9 +26,9 @@ from apportion.parallel.wire import Kind
 
 COORDINATOR = "coordinator"
 
-_HEAD = struct.Struct("<dIQBI")
-"""When it was sent; bytes of the header, of the payload and of the kind; number of the segment that header and payload
-lie in, 0 where they follow."""
+_HEAD = struct.Struct("<dIIQBI")
+"""When it was sent; its generation; bytes of the header, of the payload and of the kind; number of the segment that
+header and payload lie in, 0 where they follow."""
 _INLINE_BYTES = 2 * 2**10
 """Small enough that a socket (Linux: 208 KiB) holds more packets than batches are ever in flight."""
 _PACKET_BYTES = 4 * 2**10
@@ -107,13 +107,13 @@ class _Sender:
             return None
         for descriptor in descriptors:
             self._segments.append(_ReceivedSegment(descriptor))
-        sent_s, header_bytes, payload_bytes, kind_bytes, number = _HEAD.unpack_from(packet)
+        sent_s, generation, header_bytes, payload_bytes, kind_bytes, number = _HEAD.unpack_from(packet)
         kind_stop = _HEAD.size + kind_bytes
         stop = header_bytes + payload_bytes
         self._taken = self._segments[number - 1].holding(_DATA + stop) if number else None
         body = memoryview(packet)[kind_stop:] if self._taken is None else memoryview(self._taken)[_DATA:]
         kind = Kind(packet[_HEAD.size : kind_stop])
-        return Message(kind, bytes(body[:header_bytes]), body[header_bytes:stop], sent_s)
+        return Message(kind, generation, bytes(body[:header_bytes]), body[header_bytes:stop], sent_s)
 
     def free(self) -> None:
         if self._taken is not None:
@@ -139,7 +139,7 @@ class Outbox:
     """Sends to one inbox and counts the payload; see `transport.Outbox`."""
 
     def __init__(self, run_dir: Path, name: str) -> None:
-        self.sent_bytes = 0
+        self.sent_bytes = self.generation = 0
         self._path = str(run_dir / name)
         self._connection: socket.socket | None = None
         self._segments: list[_Segment] = []
@@ -152,7 +152,7 @@ class Outbox:
         if len(header) + len(payload) > _INLINE_BYTES:
             number, descriptors = self._fill(header, payload)
             body = []
-        head = _HEAD.pack(sent_s, len(header), len(payload), len(kind.value), number)
+        head = _HEAD.pack(sent_s, self.generation, len(header), len(payload), len(kind.value), number)
         with contextlib.suppress(ConnectionError, FileNotFoundError):
             socket.send_fds(self._connected(), [head, kind.value, *body], descriptors)
 

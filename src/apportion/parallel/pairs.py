@@ -89,6 +89,7 @@ def connect_pairs(run_dir: Path, name: str, rank: int, size: int) -> Pairs:
     for peer, listener in listeners.items():
         with listener:
             pairs[peer], _ = listener.accept()
+        (run_dir / f"{name}-{rank}-{peer}").unlink(missing_ok=True)
     return pairs
 
 

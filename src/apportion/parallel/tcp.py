@@ -15,8 +15,8 @@ from threading import Condition, Thread
 from apportion.parallel.transport import Message
 from apportion.parallel.wire import Kind
 
-_HEAD = struct.Struct("<BIQ")
-"""Bytes of the kind, of the header and of the payload."""
+_HEAD = struct.Struct("<BIIQ")
+"""Bytes of the kind; its generation; bytes of the header and of the payload."""
 _MOST_KIND_BYTES = max(len(kind.value) for kind in Kind)
 MOST_HEADER_BYTES, MOST_PAYLOAD_BYTES = 2**26, 2**34
 """A head that says more is no head of ours."""
@@ -104,12 +104,14 @@ class _Frames:
         """What has not come yet of head or body."""
         self._lengths: tuple[int, int, int] | None = None
         """Those in the head, once it is here."""
+        self._generation = 0
 
     def take(self) -> Message:
         """Raises BlockingIOError until the frame is complete, ConnectionError at the end, ValueError for no frame."""
         if self._lengths is None:
             self._fill()
-            self._lengths = self._checked(*_HEAD.unpack(self._head))
+            kind_bytes, self._generation, *lengths = _HEAD.unpack(self._head)
+            self._lengths = self._checked(kind_bytes, *lengths)
             self._wanted = self._of_body(sum(self._lengths))
         self._fill()
         kind_bytes, header_bytes, payload_bytes = self._lengths
@@ -117,7 +119,7 @@ class _Frames:
         kind = Kind(bytes(self._body[:kind_bytes]))
         start = kind_bytes + header_bytes
         header = bytes(self._body[kind_bytes:start])
-        return Message(kind, header, self._body[start : start + payload_bytes], None)
+        return Message(kind, self._generation, header, self._body[start : start + payload_bytes], None)
 
     def _fill(self) -> None:
         while len(self._wanted):
@@ -146,7 +148,7 @@ class TcpOutbox:
     """Sends to one inbox and counts the payload; see `transport.Outbox`."""
 
     def __init__(self, address: str) -> None:
-        self.sent_bytes = 0
+        self.sent_bytes = self.generation = 0
         host, _, port = address.rpartition(":")
         self._to = (host, int(port))
         self._connection: socket.socket | None = None
@@ -154,7 +156,7 @@ class TcpOutbox:
 
     def send(self, kind: Kind, header: bytes = b"", payload: bytes | memoryview = b"") -> None:
         self.sent_bytes += len(payload)
-        head = _HEAD.pack(len(kind.value), len(header), len(payload)) + kind.value + header
+        head = _HEAD.pack(len(kind.value), self.generation, len(header), len(payload)) + kind.value + header
         with contextlib.suppress(OSError):
             connection = self._connected()
             if self._late is not None and self._late.is_behind:

@@ -10,9 +10,10 @@ from apportion.parallel.wire import Kind
 
 class Message(NamedTuple):
     """`payload` is valid until the inbox is asked for the next message. `sent_s` is the sender's `time.perf_counter`,
-    None where that is not the receiver's clock."""
+    None where that is not the receiver's clock. What belongs to an older `generation` than the receiver's is stale."""
 
     kind: Kind
+    generation: int
     header: bytes
     payload: memoryview
     sent_s: float | None
@@ -35,6 +36,9 @@ class Inbox(Protocol):
 
 class Outbox(Protocol):
     """Sends to one inbox. It waits for no receiver: what goes to one that is gone is lost, and others tell of that."""
+
+    generation: int
+    """Of what is sent from now on: how many plans the run had before; 0 to begin with."""
 
     @property
     def sent_bytes(self) -> int:

@@ -13,6 +13,8 @@ from apportion.types.request import StepResult
 
 
 class Kind(Enum):
+    LOAD = b"load"
+    """Coordinator -> worker: leave the place held so far and take this one; header: a WorkerPlace, or None for none."""
     STEP = b"step"
     """Coordinator -> first stage -> ... -> last stage: a batch, from the second stage on with its hidden states."""
     REPORT = b"report"
@@ -22,7 +24,7 @@ class Kind(Enum):
     ASK = b"ask"
     """Coordinator -> worker: give a sign of life."""
     HERE = b"here"
-    """Worker -> coordinator: the answer to ASK; header: its device's id."""
+    """Worker -> coordinator: once it listens, and as the answer to ASK; header: its device's id."""
     STOP = b"stop"
     """Coordinator -> worker: report and exit."""
     READY = b"ready"

@@ -15,6 +15,7 @@ from threading import Condition, Lock, Thread
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from apportion.types.errors import ApportionError, EngineError, QueueFullError, UsageError
+from apportion.types.plan import Plan
 from apportion.types.request import Request, TokenEvent
 
 Result = TypeVar("Result")
@@ -42,6 +43,10 @@ class SteppedEngine(Protocol):
 
     def step(self) -> Sequence[TokenEvent]:
         """Starts what can run and waits for one step to end, or to be woken."""
+        ...
+
+    def restart(self, plan: Plan) -> list[int]:
+        """Goes on with another plan; returns the requests that can never run under it, which have ended."""
         ...
 
     def wake(self) -> None:
@@ -217,6 +222,12 @@ class AsyncEngine(Generic[Engine]):
             stream.lane.ask(lambda: _ignore(engine.cancel(request_id)))
         return True
 
+    def restart(self, number: int, plan: Plan) -> "Future[None]":
+        """Engine `number` goes on with another plan, and streams with it; those that can never run under it end with an
+        EngineError."""
+        lane = self._lanes[number]
+        return self.call(number, lambda: self._restart(lane, plan))
+
     def call(self, number: int, do: Callable[[], Result]) -> "Future[Result]":
         """The result of a function that runs on the thread of engine `number`, between two steps."""
         future: Future[Result] = Future()
@@ -301,6 +312,18 @@ class AsyncEngine(Generic[Engine]):
         try:
             lane.engine.submit(stream.request)
         except UsageError as error:
+            self._end(stream, error)
+
+    def _restart(self, lane: _Lane, plan: Plan) -> None:
+        stranded = lane.engine.restart(plan)
+        error = EngineError(
+            f"the new plan's context is {plan.workload.max_context_tokens} tokens, with room for"
+            f" {plan.num_kv_blocks * plan.block_tokens} of {plan.workload.concurrency} sequences: this request has more"
+        )
+        with self._lock:
+            lane.num_places = plan.workload.concurrency
+            lost = [self._open[one] for one in stranded if one in self._open]
+        for stream in lost:
             self._end(stream, error)
 
     def _serve(self, lane: _Lane) -> None:

@@ -8,15 +8,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from apportion.parallel.batches import BatchPacker
 from apportion.parallel.links import COORDINATOR, Inbox, Message, Outbox
-from apportion.parallel.wire import Kind, unpack, unpack_result
-from apportion.runtime.launcher import launch
-from apportion.runtime.place import socket_name
+from apportion.parallel.wire import Kind, pack, unpack, unpack_result
+from apportion.runtime.launcher import launch, places, preload
+from apportion.runtime.place import WorkerBirth, WorkerPlace
 from apportion.runtime.private_folder import private_folder
 from apportion.runtime.report import CoordinatorMeter, WorkerReport
 from apportion.runtime.silence import Silence, load_limit_s, step_limit_s
@@ -26,6 +27,7 @@ from apportion.scheduler.scheduler import Scheduler
 from apportion.types import errors
 from apportion.types.errors import EngineError
 from apportion.types.plan import Plan
+from apportion.types.record import plain
 from apportion.types.request import Request, TokenEvent
 from apportion.types.step_costs import PreemptMode
 
@@ -70,6 +72,13 @@ class Engine:
         self.meter = CoordinatorMeter(trace=trace)
         self._packer = BatchPacker()
         self._left: set[str] = set()
+        self._generation = 0
+        """How many plans there were before."""
+        self._processes: dict[str, BaseProcess] = {}
+        self._outboxes: dict[str, Outbox] = {}
+        self._places: dict[str, WorkerPlace] = {}
+        self._unheard: set[str] = set()
+        """Workers that were started and do not listen yet."""
         self._failed = False
         """Whether a worker has: it is told of once, and nobody is waited for in the end."""
         self._exit = contextlib.ExitStack()
@@ -78,22 +87,11 @@ class Engine:
         with self._exit:
             run_dir = Path(tempfile.mkdtemp(prefix="", dir=private_folder()))
             self._exit.callback(shutil.rmtree, run_dir, ignore_errors=True)
+            self.run_dir = run_dir
             self._inbox = Inbox(run_dir, COORDINATOR)
-            self._outboxes = {
-                device_id: Outbox(run_dir, socket_name(self.plan, device_id))
-                for device_id in self.plan.device_ids
-            }
             self._exit.callback(self._close_links)
-            self._processes = launch(
-                self.plan,
-                self._folder,
-                run_dir,
-                random_weights=self._random_weights,
-                trace=self._trace,
-                cores=self._cores,
-            )
             self._exit.callback(self._kill)
-            self._await_all(Kind.READY)
+            self._load()
             self._exit = self._exit.pop_all()
         return self
 
@@ -101,6 +99,21 @@ class Engine:
         with self._exit:
             if exception[0] is None and not self._failed:
                 self.stop()
+
+    def restart(self, plan: Plan) -> list[int]:
+        """Goes on with another plan on the same worker processes; returns the requests that can never run under it,
+        which have ended.
+
+        Each worker gives up what it holds and takes its new place; one that has none waits, and one that is missing is
+        started. Every sequence goes on where it is, and draws what it would have drawn.
+        """
+        self.plan = plan
+        self._generation += 1
+        self._packer = BatchPacker()
+        self.reports.clear()
+        stranded = self.scheduler.restart(SchedulerLimits.of(plan), plan.step_costs)
+        self._load()
+        return stranded
 
     def submit(self, request: Request) -> None:
         """Raises UsageError where it can never run."""
@@ -115,6 +128,15 @@ class Engine:
     def num_unfinished(self) -> int:
         """Requests."""
         return self.scheduler.num_unfinished
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps."""
+        return self.scheduler.num_in_flight
+
+    def worker_pids(self) -> dict[str, int | None]:
+        """By device, those that have no place too."""
+        return {device_id: process.pid for device_id, process in self._processes.items()}
 
     def wake(self) -> None:
         """Ends a wait in `step`, or the next one, from any thread."""
@@ -161,9 +183,45 @@ class Engine:
             for receiver, count in report.sent_bytes.items()
         }
 
+    def _load(self) -> None:
+        """Tells every worker its place, starts those that are missing, and waits until all have loaded."""
+        preload(self._folder, self.plan.model)
+        for outbox in self._outboxes.values():
+            outbox.generation = self._generation
+        living = list(self._processes)
+        for device_id in self.plan.device_ids:
+            if device_id not in self._processes:
+                self._start(device_id)
+        names = {device_id: str(number) for number, device_id in enumerate(self._processes)}
+        self._places = places(
+            self.plan,
+            self._folder,
+            names,
+            random_weights=self._random_weights,
+            trace=self._trace,
+            cores=self._cores,
+        )
+        for device_id in living:
+            self._tell_place(device_id)
+        self._await_all(Kind.READY)
+
+    def _start(self, device_id: str) -> None:
+        """It is told its place once it listens."""
+        name = str(len(self._processes))
+        birth = WorkerBirth(device_id=device_id, run_dir=self.run_dir, name=name, generation=self._generation)
+        self._processes[device_id] = launch(birth)
+        self._outboxes[device_id] = Outbox(self.run_dir, name)
+        self._outboxes[device_id].generation = self._generation
+        self._unheard.add(device_id)
+
+    def _tell_place(self, device_id: str) -> None:
+        self._outboxes[device_id].send(Kind.LOAD, pack(plain(self._places.get(device_id))))
+
     def _ask_all(self, question: Kind, answer: Kind) -> dict[str, WorkerReport]:
         for outbox in self._outboxes.values():
             outbox.send(question)
+        if question is Kind.STOP:
+            self._left |= self._processes.keys() - self._places.keys()
         self._await_all(answer)
         return dict(self.reports)
 
@@ -196,10 +254,20 @@ class Engine:
             if kind is Kind.FAILED:
                 self._failed = True
                 raise _worker_error(*unpack(header))
+            if message.generation < self._generation:
+                continue  # of the plan before
             if kind is Kind.HERE:
-                silence.answered(unpack(header))
+                self._heard(unpack(header), silence)
             if kind is wanted:
                 return header
+
+    def _heard(self, device_id: str, silence: Silence) -> None:
+        """Of a worker that listens now, or has answered."""
+        if device_id in self._unheard:
+            self._unheard.discard(device_id)
+            self._tell_place(device_id)
+        else:
+            silence.answered(device_id)
 
     def _last_words(self, silence: Silence) -> Message | None:
         """Of a worker that is gone, after a silent moment. Raises EngineError where it left none, or one that lives has

@@ -5,7 +5,7 @@ needs none of them.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,7 +14,7 @@ from apportion.model.lean.config import lean_config
 from apportion.parallel.links import COORDINATOR, Outbox
 from apportion.parallel.wire import Kind, pack
 from apportion.runtime import processes
-from apportion.runtime.place import WorkerPlace
+from apportion.runtime.place import WorkerBirth, WorkerPlace
 from apportion.types.errors import EngineError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Plan
@@ -31,46 +31,49 @@ def worker_modules(folder: Path, model: ModelSpec) -> list[str]:
     return modules if lean_config(folder, model) else [*modules, "apportion.model.hf.build"]
 
 
-def launch(
+def launch(birth: WorkerBirth) -> BaseProcess:
+    """The started process of one device's worker."""
+    return processes.start(_run_worker, (birth,), f"the worker of device {birth.device_id}")
+
+
+def places(
     plan: Plan,
     folder: Path,
-    run_dir: Path,
+    names: Mapping[str, str],
     *,
     random_weights: bool,
     trace: bool,
     cores: Sequence[int] | None = None,
-) -> dict[str, BaseProcess]:
-    """The started processes by device id; on these cores, or on all that this process may use."""
-    preload(folder, plan.model)
+) -> dict[str, WorkerPlace]:
+    """Every worker's by device id; on these cores, or on all that this process may use."""
     own = own_cores(plan, all_cores() if cores is None else cores)
-    started: dict[str, BaseProcess] = {}
-    for stage_index, stage in enumerate(plan.stages):
-        for rank, device_id in enumerate(stage.split.device_ids):
-            place = WorkerPlace(
-                plan=plan,
-                folder=folder,
-                random_weights=random_weights,
-                trace=trace,
-                run_dir=run_dir,
-                stage_index=stage_index,
-                rank=rank,
-                cores=own.get(device_id, frozenset()),
-            )
-            name = f"the worker of device {device_id}"
-            started[device_id] = processes.start(_run_worker, (place,), name)
-    return started
+    return {
+        device_id: WorkerPlace(
+            plan=plan,
+            folder=str(folder.absolute()),
+            random_weights=random_weights,
+            trace=trace,
+            stage_index=stage_index,
+            rank=rank,
+            cores=tuple(sorted(own.get(device_id, ()))),
+            names=dict(names),
+        )
+        for stage_index, stage in enumerate(plan.stages)
+        for rank, device_id in enumerate(stage.split.device_ids)
+    }
 
 
-def _run_worker(place: WorkerPlace) -> None:
+def _run_worker(birth: WorkerBirth) -> None:
     """Runs in the worker's process, where the import has been made already, or is found to fail."""
     try:
         from apportion.runtime.worker import run_worker
     except BaseException as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        coordinator = Outbox(place.run_dir, COORDINATOR)
-        coordinator.send(Kind.FAILED, pack((place.device.id, EngineError.__name__, reason)))
+        coordinator = Outbox(birth.run_dir, COORDINATOR)
+        coordinator.generation = birth.generation
+        coordinator.send(Kind.FAILED, pack((birth.device_id, EngineError.__name__, reason)))
         os._exit(1)
-    run_worker(place)
+    run_worker(birth)
 
 
 def all_cores() -> list[int]:

@@ -55,8 +55,12 @@ def lift_limit() -> None:
 class MemoryMeter(LoadMemory, Protocol):
     """While loading, `observe` takes the present size into the peak."""
 
-    def start(self) -> None:
-        """From here on everything allocated counts, and the budget holds."""
+    def start(self, budget_bytes: int) -> None:
+        """From here on everything allocated counts, and the budget holds; so does what is left of an earlier place."""
+        ...
+
+    def left(self) -> None:
+        """Called when the place held so far has been given up, before anything else is loaded."""
         ...
 
     def loaded(self, host_bytes: int) -> None:
@@ -72,20 +76,32 @@ class MemoryMeter(LoadMemory, Protocol):
 
 
 class CpuMeter:
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        self._peak_bytes = 0
-        self._most_resident_bytes = 0
-        self._host_bytes = 0
+    def __init__(self) -> None:
+        self._arena: bytes | None = None
+        self._start_bytes = self._start_data_bytes = 0
+        self._left_bytes = self._left_data_bytes = 0
+        """Of earlier places."""
 
-    def start(self) -> None:
+    def start(self, budget_bytes: int) -> None:
         _LIBC.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
         _LIBC.mallopt(_TRIM_THRESHOLD, _LARGE_BYTES)
-        self._arena = _open_arena()
+        self._arena = self._arena or _open_arena()
         _LIBC.malloc_trim(0)  # what warming up left would be taken for the stage's later, and not be counted
-        self._start_bytes, data_bytes = _status_bytes("RssAnon", "VmData")
+        anonymous_bytes, data_bytes = _status_bytes("RssAnon", "VmData")
+        self._start_bytes = anonymous_bytes - self._left_bytes
+        self._start_data_bytes = data_bytes - self._left_data_bytes
+        self._peak_bytes = self._most_resident_bytes = self._host_bytes = 0
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + self._budget_bytes, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (self._start_data_bytes + budget_bytes, hard))
+
+    def left(self) -> None:
+        if not self._start_bytes:
+            return
+        lift_limit()
+        _LIBC.malloc_trim(0)
+        anonymous_bytes, data_bytes = _status_bytes("RssAnon", "VmData")
+        self._left_bytes = max(0, anonymous_bytes - self._start_bytes)
+        self._left_data_bytes = max(0, data_bytes - self._start_data_bytes)
 
     def observe(self) -> None:
         _LIBC.malloc_trim(0)  # glibc keeps freed megabytes, which are nobody's
@@ -113,15 +129,17 @@ class CpuMeter:
 
 
 class CudaMeter:
-    def __init__(self, budget_bytes: int, torch_device: str) -> None:
-        self._budget_bytes = budget_bytes
+    def __init__(self, torch_device: str) -> None:
         self._device = torch.device(torch_device)
 
-    def start(self) -> None:
+    def start(self, budget_bytes: int) -> None:
         total_bytes = torch.cuda.get_device_properties(self._device).total_memory
-        fraction = min(1.0, self._budget_bytes / total_bytes)
+        fraction = min(1.0, budget_bytes / total_bytes)
         torch.cuda.set_per_process_memory_fraction(fraction, self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
+
+    def left(self) -> None:
+        torch.cuda.empty_cache()
 
     def observe(self) -> None:
         pass
@@ -138,5 +156,5 @@ class CudaMeter:
 
 def memory_meter(device: Device) -> MemoryMeter:
     if device.kind == "cuda":
-        return CudaMeter(device.usable_bytes, device.torch_device)
-    return CpuMeter(device.usable_bytes)
+        return CudaMeter(device.torch_device)
+    return CpuMeter()

@@ -1,7 +1,8 @@
 """One worker process: holds one member's share of one stage and runs the steps that arrive.
 
-Everything about its place (who sends to it, to whom it sends) follows from the plan. It ends when told to, when
-its parent vanishes, or on any error, which it reports first. Sibling of this process: runtime/engine.py.
+Its place in a plan is told in a message, and may be told anew: then it gives up all that it held, and drops what was
+sent for it. It ends when told to, when its parent vanishes, or on any error, which it reports first. A member whose
+peer is gone gives its place up, too, and waits for another. Sibling of this process: runtime/engine.py.
 """
 
 import gc
@@ -12,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, partial
 from multiprocessing import parent_process
@@ -36,13 +38,15 @@ from apportion.parallel.group import TensorGroup
 from apportion.parallel.links import COORDINATOR, Inbox, Outbox
 from apportion.parallel.pairs import PeerLostError
 from apportion.parallel.tensors import tensor_bytes, tensor_from_bytes
-from apportion.parallel.wire import Kind, pack, pack_result
-from apportion.runtime.memory import lift_limit, memory_meter
+from apportion.parallel.transport import Message
+from apportion.parallel.wire import Kind, pack, pack_result, unpack
+from apportion.runtime.memory import MemoryMeter, lift_limit, memory_meter
 from apportion.runtime.pacing import Pacer
-from apportion.runtime.place import WorkerPlace, socket_name
+from apportion.runtime.place import WorkerBirth, WorkerPlace
 from apportion.runtime.reduction import paced_all_reduce
 from apportion.runtime.report import WorkerReport, WorkMeter
 from apportion.types.errors import ApportionError, EngineError, InfeasibleError
+from apportion.types.record import from_plain
 from apportion.types.request import BlockMove, Chunk, Draw, SamplingParams, ScheduledBatch, StepResult
 from apportion.types.units import format_bytes
 
@@ -53,26 +57,24 @@ _MOST_REDUCTIONS = 4
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 
-def run_worker(place: WorkerPlace) -> None:
+def run_worker(birth: WorkerBirth) -> None:
     """Entry point of the process."""
     gc.freeze()  # what was imported stays, and its pages stay shared with the other workers
     gc.enable()
     sys.excepthook = sys.__excepthook__
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    coordinator = Outbox(place.run_dir, COORDINATOR)
-    if place.cores:
-        os.sched_setaffinity(0, place.cores)  # of this thread and those it starts
-    torch.set_num_threads(place.device.num_threads)
+    coordinator = Outbox(birth.run_dir, COORDINATOR)
+    coordinator.generation = birth.generation
+    worker: _Worker | None = None
     try:
+        worker = _Worker(birth, coordinator)
         with torch.inference_mode():
-            _Worker(place, coordinator).serve()
+            worker.serve()
         coordinator.close()
-    except PeerLostError:
-        signal.pause()  # the lost peer tells the coordinator why, and the coordinator ends us
     except BaseException as error:
         lift_limit()
-        coordinator.send(Kind.FAILED, pack((place.device.id, *_describe(error, place))))
+        coordinator.send(Kind.FAILED, pack((birth.device_id, *_describe(error, worker and worker.place))))
         os._exit(1)  # a peer may be blocked on us: leave at once, its sentinel tells the coordinator
 
 
@@ -84,11 +86,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _describe(error: BaseException, place: WorkerPlace) -> tuple[str, str]:
+def _describe(error: BaseException, place: WorkerPlace | None) -> tuple[str, str]:
     """(error class, one line) for the coordinator."""
     if isinstance(error, ApportionError):
         return type(error).__name__, str(error)
-    if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+    out_of_memory = isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+    if out_of_memory and place is not None:
         device = place.device
         memory = place.plan.memory[device.id]
         return InfeasibleError.__name__, (
@@ -101,48 +104,147 @@ def _describe(error: BaseException, place: WorkerPlace) -> tuple[str, str]:
 
 
 class _Worker:
-    def __init__(self, place: WorkerPlace, coordinator: Outbox) -> None:
+    """The process: it answers the coordinator, and holds one place in a plan at a time, or none."""
+
+    def __init__(self, birth: WorkerBirth, coordinator: Outbox) -> None:
+        self.place: WorkerPlace | None = None
+        self._birth = birth
+        self._coordinator = coordinator
+        self._inbox = Inbox(birth.run_dir, birth.name)
+        self._meter: MemoryMeter | None = None
+        self._member: _Member | None = None
+        self._cores = os.sched_getaffinity(0)
+        """All that it may use where it has none of its own."""
+
+    def serve(self) -> None:
+        self._tell(Kind.HERE)
+        while (message := self._inbox.receive()) is not None:
+            if message.kind is Kind.LOAD:
+                self._coordinator.generation = message.generation
+                self._load(message.header)
+                continue
+            if message.generation < self._coordinator.generation:
+                continue  # of a plan that is no more
+            if message.kind is Kind.STOP:
+                break
+            self._answer(message)
+        if self._member is not None:
+            self._tell(Kind.STOPPED, self._member.report())
+            self._member.close()
+
+    def _answer(self, message: Message) -> None:
+        member = self._member
+        if message.kind is Kind.ASK:
+            self._tell(Kind.HERE)
+        elif member is None:
+            return  # a member of its group was lost in the middle of a step: others may still send for it
+        elif message.kind is Kind.REPORT:
+            self._tell(Kind.REPORTED, member.report())
+            member.clear()
+        elif message.kind is Kind.STEP:
+            try:
+                member.step(message)
+            except PeerLostError:
+                self._leave()
+
+    def _load(self, header: bytes) -> None:
+        """Takes the place that is told, once nothing is left of the one before."""
+        self._leave()
+        told = unpack(header)
+        if told is None:
+            return
+        self.place = place = from_plain(WorkerPlace, told)
+        self._use_cores(place)
+        if self._meter is None:
+            self._meter = memory_meter(place.device)
+        try:
+            self._member = _Member(place, self._birth.run_dir, self._coordinator, self._meter)
+        except PeerLostError:
+            return  # it tells the coordinator why
+        self._tell(Kind.READY, self._member.report())
+
+    def _leave(self) -> None:
+        if self._member is not None:
+            self._member.close()
+        self._member = self.place = None
+        if self._meter is not None:
+            gc.collect()
+            self._meter.left()
+
+    def _use_cores(self, place: WorkerPlace) -> None:
+        """All threads, those that were started for an earlier place too, and those that these start."""
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), place.cores or self._cores)
+        torch.set_num_threads(place.device.num_threads)
+
+    def _tell(self, kind: Kind, report: WorkerReport | None = None) -> None:
+        self._coordinator.send(kind, pack(self._birth.device_id if report is None else asdict(report)))
+
+
+class _Member:
+    """One place in one plan: a member's share of a stage, and the steps that it runs. Raises PeerLostError where
+    another member of its group is gone."""
+
+    def __init__(self, place: WorkerPlace, run_dir: Path, coordinator: Outbox, meter: MemoryMeter) -> None:
         plan = place.plan
-        self._place, self._plan = place, plan
-        self._stage = plan.stages[place.stage_index]
+        self._place, self._plan, self._stage = place, plan, place.stage
         self._device = place.device
         self._dtype = FORMAT_DTYPES[self._stage.activation_format]
-        self._coordinator = coordinator
-        self._inbox = Inbox(place.run_dir, socket_name(plan, self._device.id))
-        self._next = {
-            device_id: Outbox(place.run_dir, socket_name(plan, device_id)) for device_id in place.receivers
-        }
+        self._coordinator, self._meter = coordinator, meter
+        self._next = {device_id: Outbox(run_dir, place.names[device_id]) for device_id in place.receivers}
+        for outbox in self._next.values():
+            outbox.generation = coordinator.generation
         self._pacer = Pacer(self._device.speed, actively=bool(place.cores))
         size = self._stage.split.size
-        name = f"group-{place.stage_index}"
-        self._group = TensorGroup(
-            place.run_dir, name, place.rank, size, spin_s=_SPIN_S if place.cores else 0.0
-        )
+        name = f"{coordinator.generation}-{place.stage_index}"
+        self._group = TensorGroup(run_dir, name, place.rank, size, spin_s=_SPIN_S if place.cores else 0.0)
         self._all_reduce = paced_all_reduce(
             self._group, self._pacer, _MOST_REDUCTIONS * (self._stage.num_layers + 1)
         )
         self._work = WorkMeter(trace=place.trace)
-        self._meter = memory_meter(self._device)
         self._model = self._build_stage()
         self._mover = BlockMover(self._model.kv_pool.tensors_B, plan.num_swap_blocks)
         self._unpacker = BatchUnpacker()
         self._rehearse()
         self._meter.loaded(self._mover.host_bytes)
 
+    def step(self, message: Message) -> None:
+        self._work.begin_step(message.sent_s)
+        self._pacer.start()
+        batch = self._unpacker.unpack(message.header)
+        try:
+            self._step(batch, message.header, message.payload)
+        except ArithmeticError:  # logits that are none, or a softmax of what is none
+            raise self._not_finite(message.payload) from None
+        self._work.end_step(batch)
+        self._meter.stepped()
+
+    def clear(self) -> None:
+        """Begins a new report."""
+        self._work.clear()
+
+    def close(self) -> None:
+        """Others in the group see that it is gone."""
+        self._group.close()
+        for outbox in self._next.values():
+            outbox.close()
+
     def _build_stage(self) -> StageModel:
         """Its files are closed in the end; the memory of what is imported does not count."""
         place, plan = self._place, self._plan
-        weights = RandomWeights() if place.random_weights else Checkpoint(place.folder)
-        import_layers(place.folder, plan.model, self._stage, weights)
+        folder = Path(place.folder)
+        weights = RandomWeights() if place.random_weights else Checkpoint(folder)
+        import_layers(folder, plan.model, self._stage, weights)
         warm_up(self._stage.weight_format, self._dtype, self._device.torch_device)
         if self._device.torch_device == "cpu" and self._dtype == torch.float32:
             load_kernels(FORMAT_DTYPES[self._stage.kv_format])
         open_store = cache(partial(layer_store, self._device))
         if self._stage.streamed_layers:
             open_store()  # its thread's stack is address space
-        self._meter.start()
+        self._meter.start(self._device.usable_bytes)
         return build_stage(
-            place.folder,
+            folder,
             plan.model,
             self._stage,
             place.rank,
@@ -154,31 +256,6 @@ class _Worker:
             memory=self._meter,
             open_store=open_store,
         )
-
-    def serve(self) -> None:
-        self._coordinator.send(Kind.READY, pack(asdict(self._report())))
-        while (message := self._inbox.receive()) is not None:
-            if message.kind is Kind.STOP:
-                break
-            if message.kind is Kind.ASK:
-                self._coordinator.send(Kind.HERE, pack(self._device.id))
-                continue
-            if message.kind is Kind.REPORT:
-                report = self._report()
-                self._work.clear()
-                self._coordinator.send(Kind.REPORTED, pack(asdict(report)))
-                continue
-            self._work.begin_step(message.sent_s)
-            self._pacer.start()
-            batch = self._unpacker.unpack(message.header)
-            try:
-                self._step(batch, message.header, message.payload)
-            except ArithmeticError:  # logits that are none, or a softmax of what is none
-                raise self._not_finite(message.payload) from None
-            self._work.end_step(batch)
-            self._meter.stepped()
-        self._coordinator.send(Kind.STOPPED, pack(asdict(self._report())))
-        self._group.close()
 
     def _rehearse(self) -> None:
         """Steps of no request: what the math libraries load and build when first used belongs to starting up. The KV
@@ -279,7 +356,7 @@ class _Worker:
         result = StepResult(step_id=batch.step_id, token_ids=token_ids, logits=logits)
         self._coordinator.send(Kind.RESULT, pack_result(result))
 
-    def _report(self) -> WorkerReport:
+    def report(self) -> WorkerReport:
         peers = self._stage.split.device_ids
         sent_bytes = {peers[rank]: count for rank, count in self._group.sent_bytes.items()}
         sent_bytes |= {device_id: outbox.sent_bytes for device_id, outbox in self._next.items()}
