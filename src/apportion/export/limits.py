@@ -238,14 +238,7 @@ def engine_of(limits: EngineLimits) -> str:
 
 def without_buffers(cluster: Cluster, constraints: Constraints) -> Cluster:
     """The cluster as it was before a plan was made for an engine."""
-    if constraints.engine is None:
-        return cluster
-    taken = constraints.engine.buffer_bytes
-    devices = (
-        replace(one, reserved_bytes=max(0, one.reserved_bytes - taken.get(one.id, 0)))
-        for one in cluster.devices
-    )
-    return replace(cluster, devices=tuple(devices))
+    return cluster.without_buffers(constraints.engine.buffer_bytes) if constraints.engine else cluster
 
 
 def _too_old(ability: Ability, device: Device) -> bool:

@@ -13,11 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from apportion.planner.plan_structure import cluster_fault
 from apportion.types.cluster import Cluster
+from apportion.types.constraints import Constraints
 from apportion.types.errors import PlanError
 from apportion.types.json_text import parse_json
 from apportion.types.plan import PLAN_VERSION
 
 _CLUSTER = TypeAdapter(Cluster)
+_CONSTRAINTS = TypeAdapter(Constraints)
 _OPTIONS: dict[str, tuple[str, object]] = {
     "max_context_tokens": ("--context", None),
     "concurrency": ("--concurrency", 1),
@@ -55,6 +57,7 @@ def plan_again(document: Table, source: str) -> str:
     if _cluster(document) is not None:
         words += ["--cluster", source]
     words += [word for option, value in _asked(document) for word in (option, value)]
+    words += _by_hand(first)
     formats = first.get("weight_formats")
     if isinstance(formats, list) and formats:
         words += ["--weights", ",".join(map(str, cast(list[object], formats)))]
@@ -62,6 +65,31 @@ def plan_again(document: Table, source: str) -> str:
         number = document.get("num_asked")
         words += ["--replicas", "auto" if number is None else str(number)]
     return shlex.join([*words, "--out", source])
+
+
+def _by_hand(first: Table) -> list[str]:
+    """Its constraints, layers that are streamed though stages were typed, and its swap space."""
+    words: list[str] = []
+    constraints = _constraints(first)
+    if constraints is not None:
+        typed = (typed for typed, _ in constraints.parts())
+        words += [word for text in typed if text.startswith("--") for word in text.split(" ", 1)]
+    stages = first.get("stages")
+    streams = isinstance(stages, list) and any(
+        _table(stage).get("streamed_layers") for stage in cast(list[object], stages)
+    )
+    if streams and constraints is not None and constraints.stages:
+        words += ["--stream", "auto"]
+    swapped = [_table(used).get("swap_bytes") for used in _table(first.get("memory")).values()]
+    most = max((size for size in swapped if isinstance(size, int)), default=0)
+    return [*words, "--swap-space", f"{most}B"] if most else words
+
+
+def _constraints(document: Table) -> Constraints | None:
+    try:
+        return _CONSTRAINTS.validate_python(document.get("constraints"))
+    except (ValidationError, RecursionError):
+        return None
 
 
 def _asked(document: Table) -> list[tuple[str, str]]:
@@ -76,6 +104,11 @@ def _asked(document: Table) -> list[tuple[str, str]]:
             and not (by_rate and field == "concurrency")
         ):
             said.append((option, f"{value:g}" if isinstance(value, float) else str(value)))
+    balance = _table(workload.get("balance"))
+    for field, factor, unit in (("of_mean", 100, "%"), ("seconds", 1, "s")):
+        value = balance.get(field)
+        if isinstance(value, float):
+            said.append(("--balance", f"{value * factor:.10g}{unit}"))
     return said
 
 
@@ -85,7 +118,10 @@ def read_planned_cluster(path: Path) -> Cluster:
         given = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PlanError(f"cannot read cluster {path}: {error}") from None
-    found = _cluster(_table(given))
+    document = _table(given)
+    found, constraints = _cluster(document), _constraints(document)
+    if found is not None and constraints is not None and constraints.engine is not None:
+        found = found.without_buffers(constraints.engine.buffer_bytes)
     if found is None or not found.devices:
         raise PlanError(
             f"{path} holds no cluster of a plan; name a TOML file, or a plan that `plan --out` wrote"

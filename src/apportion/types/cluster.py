@@ -1,5 +1,6 @@
 """The devices a person has, and the links that join their hosts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -162,6 +163,16 @@ class Cluster:
 
     def device(self, device_id: str) -> Device:
         return next(device for device in self.devices if device.id == device_id)
+
+    def without_buffers(self, buffer_bytes: Mapping[str, int]) -> "Cluster":
+        """With so much less of each device's memory kept unused."""
+        return replace(
+            self,
+            devices=tuple(
+                replace(one, reserved_bytes=max(0, one.reserved_bytes - buffer_bytes.get(one.id, 0)))
+                for one in self.devices
+            ),
+        )
 
     def with_reserve(self, device_id: str, num_bytes: int) -> "Cluster":
         """With so many bytes more of a device kept unused. Raises ClusterError where it has not so many."""

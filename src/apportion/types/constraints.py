@@ -129,7 +129,7 @@ class Constraints:
     def parts(self) -> Iterator[tuple[str, "Constraints"]]:
         """Each constraint as it is typed, and all the others without it."""
         if self.engine is not None:
-            yield f"--for {self.engine.name}", replace(self, engine=None, groups="any")
+            yield f"--for {self.engine.name.lower()}", replace(self, engine=None, groups="any")
         elif self.groups != "any":
             what = "equal shares in every group" if self.groups == "even" else "one device a stage"
             yield what, replace(self, groups="any")

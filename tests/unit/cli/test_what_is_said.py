@@ -128,16 +128,16 @@ def test_reserved_memory_is_a_column(capsys: pytest.CaptureFixture[str]):
 
 
 def test_constraints_that_cost_only_together(capsys: pytest.CaptureFixture[str]):
-    """Over a slow link b is used under constraints alone, and each of two brings it in."""
-    devices = "a: rtx-3090; b: gtx-1080-ti; link a-b 100Mbit 1ms"
+    """Over a slow link the old card is used under constraints alone, and each of two brings it in."""
+    devices = "a: rtx-3090; b: old=gtx-1080-ti; link a-b 100Mbit 1ms"
     words = ("plan", "llama-3.2-1b", "--devices", devices, "--weights", "fp16", "--no-calibration")
     out = said(capsys, *words, "--use-all")
     assert "more time" in out
     assert "leaving out" not in out
-    out = said(capsys, *words, "--use-all", "--pin", "b=head")
+    out = said(capsys, *words, "--use-all", "--pin", "old=head")
     assert out.count("alone saves nothing") == 2
     assert "they cost only together" in out
-    out = said(capsys, *words, "--use-all", "--pin", "b=8-15")
+    out = said(capsys, *words, "--use-all", "--pin", "old=8-15")
     assert "leaving out --use-all alone saves nothing" in out
-    assert "leaving out --pin b=8-15 alone saves " in out
+    assert "leaving out --pin old=8-15 alone saves " in out
     assert "they cost only together" not in out

@@ -104,3 +104,43 @@ def test_a_cluster_is_read_from_plans_alone(
     path.write_text(text)
     assert exit_code(["plan", "demo", "--cluster", str(path)]) == 2
     assert "cluster" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["--use-all", "--pin", "mine=0-3", "--swap-space", "1GiB"],
+        ["--exclude", "a"],
+        ["--stage", "mine=0-29", "--stage", "rtx-3060-12gb=30-35"],
+        ["--for", "llama.cpp", "--weights", "int8", "--pin", "mine=head"],
+        ["--objective", "communication", "--balance", "25%"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_what_was_typed_beside_the_workload_is_typed_again(tmp_path: Path, typed: list[str]) -> None:
+    path = tmp_path / "old.json"
+    before = written(path, *typed, version=PLAN_VERSION - 1)
+    command = shlex.split(plan_again(before, str(path)))
+    assert exit_code([*command[1:], "--no-calibration"]) == 0
+    after = json.loads(path.read_text())
+    for key in (
+        "cluster",
+        "workload",
+        "constraints",
+        "weight_formats",
+        "stages",
+        "num_swap_blocks",
+        "certificate",
+    ):
+        assert after[key] == before[key], key
+
+
+def test_streamed_layers_of_stages_by_hand_are_streamed_again(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    typed = ["plan", "llama-3.1-8b", "--devices", "g=rtx-3060-12gb", "--stage", "g=0-31", "--stream", "auto"]
+    assert exit_code([*typed, "--weights", "bf16", "--no-calibration", "--out", str(path)]) == 0
+    before = json.loads(path.read_text())
+    assert before["stages"][0]["streamed_layers"]
+    command = shlex.split(plan_again(before, str(path)))
+    assert exit_code([*command[1:], "--no-calibration"]) == 0
+    assert json.loads(path.read_text())["stages"] == before["stages"]
