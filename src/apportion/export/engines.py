@@ -120,7 +120,9 @@ def _experts(plan: Plan, engine: str) -> tuple[float, Export] | None:
                 chunk_tokens=held.constraints.engine.step_tokens,
                 num_kv_blocks=kv_blocks(held.workload, held.block_tokens),
             )
-            split = best_expert_split(held.model, held.cluster, held.workload, formats, capacity)
+            split = best_expert_split(
+                held.model, held.cluster, held.workload, formats, capacity, held.constraints
+            )
             found += [] if split is None else [(split, name)]
         if found:
             split, name = max(found, key=lambda one: one[0].tokens_per_s)

@@ -23,11 +23,13 @@ from apportion.cost.roofline import AnyStep, attention_s, ffn_column_s, head_row
 from apportion.cost.shard import Shard, layer_counts
 from apportion.cost.traffic import coordinator_host, host_link
 from apportion.types.cluster import Cluster, Device
+from apportion.types.constraints import UNCONSTRAINED, Constraints
 from apportion.types.model import LayerSpec, ModelSpec
 from apportion.types.workload import Workload
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 Seconds = Callable[[AnyStep], float]
 MAX_ORDERED = 4
 """So many GPUs are tried in every order; more, in the cluster's."""
@@ -56,16 +58,31 @@ class ExpertSplit:
 
 
 def best_expert_split(
-    model: ModelSpec, cluster: Cluster, workload: Workload, formats: Formats, capacity: Capacity
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    formats: Formats,
+    capacity: Capacity,
+    constraints: Constraints = UNCONSTRAINED,
 ) -> ExpertSplit | None:
-    """None where there are no experts, no GPU or no CPU on the main host, or nothing fits."""
+    """None where there are no experts, no GPU or no CPU on the main host, or nothing fits or keeps the constraints."""
     main = coordinator_host(cluster)
     gpus = [device for device in cluster.devices if device.host == main and device.kind != "cpu"]
     cpus = [device for device in cluster.devices if device.host == main and device.kind == "cpu"]
     if not (gpus and cpus) or all(layer.num_experts == 0 for layer in model.layers):
         return None
-    search = _Search(model, cluster, workload, formats, capacity, cpus[0])
+    if not _can_keep(constraints, cluster, [gpu.id for gpu in gpus], cpus[0].id):
+        return None
+    search = _Search(model, cluster, workload, formats, capacity, cpus[0], constraints)
     return min(search.splits(gpus), key=lambda split: -split.tokens_per_s, default=None)
+
+
+def _can_keep(constraints: Constraints, cluster: Cluster, gpus: Sequence[str], cpu: str) -> bool:
+    """Whole layers are on one GPU of the main host each; a CPU takes part with experts alone."""
+    named = {device.id for device in cluster.devices} if constraints.use_all else constraints.used
+    return named <= {*gpus, cpu} and all(
+        len(one.device_ids) == 1 and one.device_ids[0] in gpus for one in constraints.tied
+    )
 
 
 class _Search:
@@ -77,7 +94,9 @@ class _Search:
         formats: Formats,
         capacity: Capacity,
         cpu: Device,
+        constraints: Constraints,
     ) -> None:
+        self.constraints = constraints
         self.model, self.cluster, self.workload, self.formats, self.cpu = (
             model,
             cluster,
@@ -176,6 +195,19 @@ class _Search:
             hop = self._all_steps(lambda step: link.hop_seconds(step.tokens * hidden_bytes))
         return self._all_steps(lambda _: gpu.step_overhead_s), head, hop
 
+    def _may_hold(self, gpu: Device) -> BoolArray:
+        """[start, stop]: a run of layers that keeps what is said of this GPU."""
+        stops = np.arange(self.model.num_layers + 1)
+        start, stop = stops[:, None], stops[None, :]
+        held = start < stop
+        for one in self.constraints.tied:
+            if gpu.id in one.device_ids:
+                held = held & (start <= one.layer_start) & (one.layer_stop <= stop)
+        for one in self.constraints.stages:
+            if gpu.id in one.device_ids:
+                held = held & (start == one.layer_start) & (one.layer_stop == stop)
+        return held
+
     def _cut(
         self,
         order: Sequence[Device],
@@ -199,8 +231,10 @@ class _Search:
             cost = (
                 time[None, :] - time[:, None] + fixed + head * (stops == layers) + hop * (stops > 0)[:, None]
             )
-            cost = np.where((needed <= gpu.usable_bytes) & (stops[:, None] < stops), cost, np.inf)
+            cost = np.where((needed <= gpu.usable_bytes) & self._may_hold(gpu), cost, np.inf)
             ways = best[:, None] + cost
+            if self.constraints.use_all or gpu.id in self.constraints.used:
+                best = np.full(layers + 1, np.inf)
             after = np.minimum(best, ways.min(axis=0))
             chosen.append(np.where(best <= ways.min(axis=0), stops, ways.argmin(axis=0)))
             best = after
