@@ -12,7 +12,6 @@ What a name stands for is imported when it is first used.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from apportion.types.errors import (
     ApportionError,
@@ -25,7 +24,13 @@ from apportion.types.errors import (
     UsageError,
 )
 
+TYPE_CHECKING = False
+"""What only the type checker takes for true: `python -m apportion` imports this file while the current folder comes
+first, so that nothing may be imported here which Python itself has not."""
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from apportion.library.llm import LLM, AsyncLLM, CompletionOutput, RequestOutput, TextToken
     from apportion.library.plans import PlanOptions, plan, read_plan, write_plan
     from apportion.planner.explain.whatif import Changes, what_if
@@ -80,7 +85,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOME_OF:
         raise AttributeError(f"module 'apportion' has no attribute '{name}'")
     value = getattr(import_module(f"apportion.{_HOME_OF[name]}"), name)
