@@ -59,7 +59,7 @@ def parse_weights(text: str, model: ModelSpec, own_format: str) -> tuple[str, ..
     ]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UsageError(f"--weights: {_unknown(unknown[0], [*known, AUTO])}")
+        raise UsageError(f"--weights: {_unknown(unknown[0], [*known, AUTO], files=model.stored is None)}")
     return widest_first(model, names)
 
 
@@ -68,9 +68,12 @@ def _parts(text: str) -> list[str]:
     return [_SPELT.get(letters(part), part.strip()) for part in text.split(",")]
 
 
-def _unknown(name: str, known: list[str]) -> str:
+def _unknown(name: str, known: list[str], *, files: bool) -> str:
+    """`files`: whether formats of files can be asked for, as the model has none of its own."""
     from apportion.catalog.named_weights import NAMED_WEIGHTS
 
+    if not files:
+        return unknown_name("weight format", name, known)
     near = _MEANT.get(letters(name)) or near_names(name, [*known, *NAMED_WEIGHTS])
     if near:
         return f"unknown weight format '{name}'; did you mean {one_of(near)}?"

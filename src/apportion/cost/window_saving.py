@@ -23,5 +23,5 @@ def window_saving(plan: Plan) -> list[str]:
     return [
         f"{windows} of {plan.model.num_layers} layers attend to a window, and are planned with all of their context, as"
         f" here: an engine that holds the window alone needs {format_bytes(sliding)} of cache instead of"
-        f" {format_bytes(whole)}"
+        f" {format_bytes(whole)} (--for llama.cpp, or vllm)"
     ]
