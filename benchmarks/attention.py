@@ -9,13 +9,13 @@ import json
 import os
 import statistics
 import time
-from typing import TypeVar
 
 import torch
 
-from apportion.model.attention import paged_attention
-from apportion.model.batch import FlatBatch
-from apportion.model.kv_pool import KVPool
+from apportion.model.backend import Backend
+from apportion.model.backends.cpu.backend import CpuBackend
+from apportion.model.backends.torch.backend import TorchBackend
+from apportion.model.kv_pool import PoolTensors
 from apportion.model.weights.checkpoint import FORMAT_DTYPES
 from apportion.types.request import Chunk, ScheduledBatch
 
@@ -31,24 +31,20 @@ CASES = [
 """(sequences, new tokens of each, context)"""
 MEASURE_S = 3.0
 MIN_ROUNDS = 3
-PoolT = TypeVar("PoolT", bound=KVPool)
+COMPILED = CpuBackend(block_tokens=BLOCK_TOKENS)
+SDPA = TorchBackend("cpu", torch.float32, block_tokens=BLOCK_TOKENS, gather_tokens=0)
 
 
-class UncompiledPool(KVPool):
-    """One that is read by scaled_dot_product_attention alone."""
-
-    compiled = False
-
-    def to_token_major(self) -> "UncompiledPool":
-        """The heads of a token side by side."""
-        for tensors in (self.keys_KSD, self.values_KSD):
-            tensors[:] = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in tensors]
-        return self
+def to_token_major(pool: PoolTensors) -> PoolTensors:
+    """The heads of a token side by side."""
+    for tensors in (pool.keys_KSD, pool.values_KSD):
+        tensors[:] = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in tensors]
+    return pool
 
 
-def make_pool(kind: type[PoolT], num_slots: int, dtype: torch.dtype = torch.float32) -> PoolT:
+def make_pool(num_slots: int, dtype: torch.dtype = torch.float32) -> PoolTensors:
     layer_bytes = 2 * dtype.itemsize * num_slots * KV_HEADS * HEAD_DIM
-    pool = kind(
+    pool = PoolTensors(
         layer_start=0,
         num_layers=max(1, -(-POOL_BYTES // layer_bytes)),
         num_blocks=num_slots // BLOCK_TOKENS,
@@ -56,14 +52,14 @@ def make_pool(kind: type[PoolT], num_slots: int, dtype: torch.dtype = torch.floa
         kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         dtype=dtype,
-        torch_device="cpu",
+        torch_device=torch.device("cpu"),
     )
     for tensor in (*pool.keys_KSD, *pool.values_KSD):
         tensor.normal_()
     return pool
 
 
-def make_batch(num_sequences: int, new_tokens: int, context: int) -> FlatBatch:
+def make_batch(num_sequences: int, new_tokens: int, context: int) -> ScheduledBatch:
     each = context // BLOCK_TOKENS
     chunks = tuple(
         Chunk(
@@ -75,37 +71,37 @@ def make_batch(num_sequences: int, new_tokens: int, context: int) -> FlatBatch:
         )
         for i in range(num_sequences)
     )
-    return FlatBatch.build(
-        ScheduledBatch(step_id=0, chunks=chunks), block_tokens=BLOCK_TOKENS, torch_device="cpu"
-    )
+    return ScheduledBatch(step_id=0, chunks=chunks)
 
 
 def measure(num_sequences: int, new_tokens: int, context: int) -> dict[str, float]:
     """Median seconds of the core's time for one layer with each pool, in turn, each time on the next layer."""
     num_slots, num_tokens = num_sequences * context, num_sequences * new_tokens
-    pools: dict[str, KVPool] = {
-        "sdpa, token-major": make_pool(UncompiledPool, num_slots).to_token_major(),
-        "sdpa": make_pool(UncompiledPool, num_slots),
+    pools: dict[str, tuple[Backend, PoolTensors]] = {
+        "sdpa, token-major": (SDPA, to_token_major(make_pool(num_slots))),
+        "sdpa": (SDPA, make_pool(num_slots)),
     }
     pools |= {
-        f"compiled, {name}": make_pool(KVPool, num_slots, FORMAT_DTYPES[name]) for name in ("fp32", "fp16")
+        f"compiled, {name}": (COMPILED, make_pool(num_slots, FORMAT_DTYPES[name]))
+        for name in ("fp32", "fp16")
     }
-    batch = make_batch(num_sequences, new_tokens, context)
+    scheduled = make_batch(num_sequences, new_tokens, context)
+    batches = {backend: backend.prepare(scheduled) for backend in (SDPA, COMPILED)}
     query_TND = torch.randn(num_tokens, KV_HEADS * GROUP, HEAD_DIM)
     key_TKD, value_TKD = torch.randn(2, num_tokens, KV_HEADS, HEAD_DIM)
     seconds: dict[str, list[float]] = {name: [] for name in pools}
     begun_s, layer = time.perf_counter(), 0
     while time.perf_counter() - begun_s < MEASURE_S or len(seconds["sdpa"]) < MIN_ROUNDS:
-        for name, pool in pools.items():
+        for name, (backend, pool) in pools.items():
             layer = (layer + 1) % len(pool.keys_KSD)
+            held = backend.kv_pool(pool)
             start_s = time.thread_time()
-            paged_attention(
+            held.attend(
                 query_TND,
                 key_TKD,
                 value_TKD,
                 layer=layer,
-                batch=batch,
-                kv_pool=pool,
+                batch=batches[backend],
                 scale=SCALE,
                 window_tokens=None,
                 softcap=None,

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from apportion.catalog.model_config import read_model_spec
 from apportion.model import attention
-from apportion.model.batch import FlatBatch
+from apportion.model.backends.cpu.backend import CpuBackend
+from apportion.model.backends.cpu.batch import CpuBatch
 from apportion.model.build import build_stage
 from apportion.model.hf import build as hf
 from apportion.model.kernels.op_table import OpTable
@@ -48,6 +49,7 @@ CONFIG = {
 LAYERS = (8, 16)
 """A stage in the middle: what it reads is beyond the caches, and it has no head."""
 CONTEXT_TOKENS, BLOCK_TOKENS, MAX_BATCH = 512, 16, 32
+BACKEND = CpuBackend(block_tokens=BLOCK_TOKENS)
 BLOCKS_EACH = CONTEXT_TOKENS // BLOCK_TOKENS
 CASES = {"decode 1": 1, "decode 4": 4, "decode 16": 16, "decode 32": 32, "prefill 256": None}
 ROUNDS = 9
@@ -80,15 +82,14 @@ def build(folder: Path, weight_format: str, *, own: bool) -> StageModel:
         0,
         weights=RandomWeights(),
         num_kv_blocks=MAX_BATCH * BLOCKS_EACH,
-        block_tokens=BLOCK_TOKENS,
         all_reduce=lambda partial: partial,
-        torch_device="cpu",
+        backend=BACKEND,
         memory=Unmetered(),
         lean=own,
     )
 
 
-def make_batch(num_sequences: int | None) -> FlatBatch:
+def make_batch(num_sequences: int | None) -> CpuBatch:
     new_tokens = 256 if num_sequences is None else 1
     chunks = tuple(
         Chunk(
@@ -100,9 +101,7 @@ def make_batch(num_sequences: int | None) -> FlatBatch:
         )
         for i in range(num_sequences or 1)
     )
-    return FlatBatch.build(
-        ScheduledBatch(step_id=0, chunks=chunks), block_tokens=BLOCK_TOKENS, torch_device="cpu"
-    )
+    return BACKEND.prepare(ScheduledBatch(step_id=0, chunks=chunks))
 
 
 class Clock:
@@ -138,9 +137,9 @@ def run_apart(products: Clock, attending: Clock) -> Callable[[OpTable, int, int]
     return runs
 
 
-def measure(stage: StageModel, batch: FlatBatch) -> tuple[float, float, float]:
+def measure(stage: StageModel, batch: CpuBatch) -> tuple[float, float, float]:
     """Seconds of the core's time a layer: in all, in matrix products, in attention."""
-    hidden_TH = torch.randn(len(batch.token_ids_T), CONFIG["hidden_size"])
+    hidden_TH = torch.randn(len(batch.rows.token_ids_T), CONFIG["hidden_size"])
     products, attending = Clock(), Clock()
     attend = attending.around(attention.paged_attention)
     with torch.inference_mode():

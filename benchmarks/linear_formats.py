@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apportion.model.backends.cpu.backend import CpuBackend
+from apportion.model.backends.torch.products import WidenedProduct
 from apportion.model.weights.checkpoint import Weights
-from apportion.model.weights.cpu_products import PackedProduct
-from apportion.model.weights.linear import WidenedProduct
+from apportion.model.weights.formats import WEIGHT_FORMATS
 from apportion.model.weights.matrix_source import MatrixSource
 
 SHAPES = [(1024, 2048), (5632, 1024), (1024, 2816), (32000, 1024), (4096, 4096)]
@@ -50,7 +51,8 @@ def held(weight: Tensor) -> Held:
 
 
 def ours(weight_format: str) -> Callable[[Tensor], Any]:
-    return lambda weight: PackedProduct(held(weight), weight_format)
+    backend = CpuBackend(block_tokens=1)
+    return lambda weight: backend.product(held(weight), WEIGHT_FORMATS[weight_format], backend.allocate)
 
 
 def int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.model.batch import FlatBatch
+from apportion.model.backends.cpu.backend import CpuBackend
 from apportion.model.build import build_stage
 from apportion.model.stage import StageModel
 from apportion.model.weights.checkpoint import Checkpoint
@@ -34,6 +34,7 @@ FORMATS = (
     *("bf16/fp32", "bf16/bf16", "fp16/fp32", "fp16/fp16", "int8/fp32", "int8/fp16"),
 )
 WINDOW_TOKENS, CHUNK_TOKENS, BLOCK_TOKENS = 256, 128, 16
+BACKEND = CpuBackend(block_tokens=BLOCK_TOKENS)
 BLOCK_IDS = tuple(range(WINDOW_TOKENS // BLOCK_TOKENS))
 
 
@@ -48,9 +49,8 @@ def whole_stage(folder: Path, weight_format: str, kv_format: str) -> StageModel:
         0,
         weights=Checkpoint(folder),
         num_kv_blocks=len(BLOCK_IDS),
-        block_tokens=BLOCK_TOKENS,
         all_reduce=lambda partial: partial,
-        torch_device="cpu",
+        backend=BACKEND,
         memory=Unmetered(),
     )
 
@@ -58,11 +58,9 @@ def whole_stage(folder: Path, weight_format: str, kv_format: str) -> StageModel:
 def chunk_logits(stage: StageModel, start: int, token_ids: tuple[int, ...]) -> Tensor:
     """logits_TV after each token of a chunk."""
     chunk = Chunk(0, start, token_ids, BLOCK_IDS, None)
-    flat = FlatBatch.build(
-        ScheduledBatch(step_id=0, chunks=(chunk,)), block_tokens=BLOCK_TOKENS, torch_device="cpu"
-    )
-    flat = replace(flat, sample_rows_N=torch.arange(len(token_ids)))
-    return stage.forward(flat.token_ids_T, flat)
+    flat = BACKEND.prepare(ScheduledBatch(step_id=0, chunks=(chunk,)))
+    flat = replace(flat, rows=replace(flat.rows, sample_rows_N=torch.arange(len(token_ids))))
+    return stage.forward(flat.rows.token_ids_T, flat)
 
 
 def window_nats(stage: StageModel, ids: tuple[int, ...], chunk_tokens: int) -> float:

@@ -22,7 +22,7 @@ from apportion.catalog.model_config import read_model_spec
 from apportion.cost.roofline import Step
 from apportion.cost.shard import stage_shards
 from apportion.cost.streaming import evenly_streamed, streaming_step_s
-from apportion.model.batch import FlatBatch
+from apportion.model.backends.cpu.backend import CpuBackend
 from apportion.model.build import build_stage
 from apportion.model.stage import StageModel
 from apportion.model.weights.layer_store import DiskStore, LayerStore, PageCacheStore
@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from plans import hand_plan
 
 NUM_LAYERS, BLOCK_TOKENS, CONTEXT_TOKENS = 8, 16, 512
+BACKEND = CpuBackend(block_tokens=BLOCK_TOKENS)
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 1024,
@@ -83,9 +84,8 @@ def build(config: Path, stage: Stage, open_store: Callable[[], LayerStore]) -> S
         0,
         weights=RandomWeights(),
         num_kv_blocks=CONTEXT_TOKENS // BLOCK_TOKENS,
-        block_tokens=BLOCK_TOKENS,
         all_reduce=lambda partial: partial,
-        torch_device="cpu",
+        backend=BACKEND,
         memory=Unmetered(),
         open_store=open_store,
     )
@@ -100,9 +100,9 @@ def step_s(model: StageModel, start: int, tokens: int) -> float:
         sampling=SamplingParams(max_tokens=1),
     )
     batch = ScheduledBatch(step_id=0, chunks=(chunk,))
-    flat = FlatBatch.build(batch, block_tokens=BLOCK_TOKENS, torch_device="cpu")
+    flat = BACKEND.prepare(batch)
     begun_s = time.perf_counter()
-    model.forward(flat.token_ids_T, flat)
+    model.forward(flat.rows.token_ids_T, flat)
     return time.perf_counter() - begun_s
 
 

@@ -59,7 +59,8 @@ def layer() -> Named:
 def products() -> Named:
     import torch
 
-    from apportion.model.weights.cpu_products import PackedProduct
+    from apportion.model.backends.cpu.backend import CpuBackend
+    from apportion.model.weights.formats import WEIGHT_FORMATS
     from apportion.model.weights.matrix_source import MatrixSource
 
     class Held(MatrixSource):
@@ -71,8 +72,9 @@ def products() -> Named:
 
     weight = torch.from_numpy(randn(133, 1030, seed=7))
     source: Any = Held(weights=None, reads=(), rows=133, columns=1030)  # pyright: ignore
+    backend = CpuBackend(block_tokens=16)
     for weight_format in ("fp32", "fp16", "bf16", "int8"):
-        packed = PackedProduct(source, weight_format)
+        packed = backend.product(source, WEIGHT_FORMATS[weight_format], backend.allocate)
         for rows in (1, 7, 70):
             x = torch.from_numpy(randn(rows, 1030, seed=8))
             yield f"{rows} rows by {weight_format}", [packed(x).numpy()]
@@ -81,16 +83,17 @@ def products() -> Named:
 def attention() -> Named:
     import torch
 
-    from apportion.model.attention import paged_attention
-    from apportion.model.batch import FlatBatch
-    from apportion.model.kv_pool import KVPool
+    from apportion.model.backends.cpu.backend import CpuBackend
+    from apportion.model.kv_pool import PoolTensors
     from apportion.types.request import Chunk, ScheduledBatch
 
     def attend(stored: torch.dtype, head_dim: int, group: int, cuts: list[int], **options: Any) -> np.ndarray:
-        pool = KVPool(
+        backend = CpuBackend(block_tokens=16)
+        tensors = PoolTensors(
             layer_start=0, num_layers=1, num_blocks=20, block_tokens=16, kv_heads=2, head_dim=head_dim,
-            dtype=stored, torch_device="cpu",
+            dtype=stored, torch_device=backend.torch_device,
         )  # fmt: skip
+        pool = backend.kv_pool(tensors)
         query = torch.from_numpy(randn(300, 2 * group, head_dim, seed=9))
         key, value = (torch.from_numpy(randn(300, 2, head_dim, seed=seed)) for seed in (10, 11))
         outs = []
@@ -100,11 +103,9 @@ def attention() -> Named:
                 block_ids=tuple(reversed(range(19))), sampling=None,
             )  # fmt: skip
             batch = ScheduledBatch(step_id=0, chunks=(chunk,))
-            flat = FlatBatch.build(batch, block_tokens=16, torch_device="cpu")
+            flat = backend.prepare(batch)
             new = (part[start:stop] for part in (query, key, value))
-            outs.append(
-                paged_attention(*new, layer=0, batch=flat, kv_pool=pool, scale=head_dim**-0.5, **options)
-            )
+            outs.append(pool.attend(*new, layer=0, batch=flat, scale=head_dim**-0.5, **options))
         return torch.cat(outs).numpy()
 
     formats = (torch.float32, torch.float16, torch.bfloat16)

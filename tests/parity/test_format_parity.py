@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity.test_stage_inprocess import BLOCK_TOKENS, SEQUENCES, STEPS, build, make_stages, scheduled
+from parity.test_stage_inprocess import SEQUENCES, STEPS, build, make_stages, scheduled
 from parity.tiny_models import FAMILIES, make_checkpoint
 from plans import hand_plan
 from torch import Tensor
@@ -17,7 +17,6 @@ from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cost.memory import parameters, read_bytes, shard_weights_bytes
 from apportion.cost.shard import stage_shards
-from apportion.model.batch import FlatBatch
 from apportion.runtime.engine import Engine
 from apportion.runtime.text import Text
 from apportion.types.errors import ModelError
@@ -72,8 +71,8 @@ def test_every_family_is_the_model_of_the_weights_it_holds(family: str, weight_f
         stages = [build(folder, spec, stage) for stage in make_stages(spec, division, weight_format, "fp32")]
         for step in range(len(STEPS)):
             batch = scheduled(step, [ids_T.tolist() for ids_T in ids])
-            flat = FlatBatch.build(batch, block_tokens=BLOCK_TOKENS, torch_device="cpu")
-            values = flat.token_ids_T
+            flat = stages[0].backend.prepare(batch)
+            values = flat.rows.token_ids_T
             for running in stages:
                 values = running.forward(values, flat)
             sampled = [chunk for chunk in batch.chunks if chunk.sampling is not None]

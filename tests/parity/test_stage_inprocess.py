@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from apportion.catalog.model_config import read_model_spec
+from apportion.model.backend import Backend
+from apportion.model.backends.choose import backend_of
 from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
 from apportion.model.kernels.op_table import OpTable
@@ -75,6 +77,7 @@ class RunningStage:
     stage: Stage
     members: list[StageModel]
     group: ThreadGroup
+    backend: Backend
 
     def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
         with ThreadPoolExecutor(len(self.members)) as pool:
@@ -117,8 +120,14 @@ def make_stages(
     ]
 
 
-def build(folder: Path, model: ModelSpec, stage: Stage, *, lean: bool = True) -> RunningStage:
-    group = ThreadGroup(stage.split.size)
+def stage_backend(stage: Stage) -> Backend:
+    return backend_of("cpu", stage.activation_format, block_tokens=BLOCK_TOKENS, gather_tokens=0)
+
+
+def build(
+    folder: Path, model: ModelSpec, stage: Stage, *, lean: bool = True, backend: Backend | None = None
+) -> RunningStage:
+    group, backend = ThreadGroup(stage.split.size), backend or stage_backend(stage)
     members = [
         build_stage(
             folder,
@@ -127,15 +136,14 @@ def build(folder: Path, model: ModelSpec, stage: Stage, *, lean: bool = True) ->
             rank,
             weights=Checkpoint(folder),
             num_kv_blocks=NUM_BLOCKS,
-            block_tokens=BLOCK_TOKENS,
             all_reduce=group.all_reduce(rank),
-            torch_device="cpu",
+            backend=backend,
             memory=Unmetered(),
             lean=lean,
         )
         for rank in range(stage.split.size)
     ]
-    return RunningStage(stage, members, group)
+    return RunningStage(stage, members, group, backend)
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +222,8 @@ def test_split_equals_whole(family: str, division: str, references):
     stages = [build(folder, model, stage) for stage in make_stages(model, DIVISIONS[division])]
     for step in range(len(STEPS)):
         batch = scheduled(step, ids)
-        flat = FlatBatch.build(batch, block_tokens=BLOCK_TOKENS, torch_device="cpu")
-        values = flat.token_ids_T
+        flat = stages[0].backend.prepare(batch)
+        values = flat.rows.token_ids_T
         for running in stages:
             values = running.forward(values, flat)
             check_reductions(model, running, batch.num_tokens)
@@ -242,8 +250,8 @@ def test_a_decode_step_is_one_call(references, monkeypatch: pytest.MonkeyPatch):
         run(table, first, stop)
 
     monkeypatch.setattr(OpTable, "run", counted)
-    flat = FlatBatch.build(scheduled(4, ids), block_tokens=BLOCK_TOKENS, torch_device="cpu")
-    stage.forward(flat.token_ids_T, flat)
+    flat = stage.backend.prepare(scheduled(4, ids))
+    stage.forward(flat.rows.token_ids_T, flat)
     assert len(runs) == 2
     check_reductions(model, stage, 2)
 
@@ -255,9 +263,9 @@ def test_lean_layers_equal_transformers(family: str, references):
     (stage,) = make_stages(model, DIVISIONS["3:1"])
     lean, transformers = (build(folder, model, stage, lean=lean) for lean in (True, False))
     for step in range(len(STEPS)):
-        flat = FlatBatch.build(scheduled(step, ids), block_tokens=BLOCK_TOKENS, torch_device="cpu")
+        flat = lean.backend.prepare(scheduled(step, ids))
         lean_NV, transformers_NV = (
-            running.forward(flat.token_ids_T, flat) for running in (lean, transformers)
+            running.forward(flat.rows.token_ids_T, flat) for running in (lean, transformers)
         )
         torch.testing.assert_close(lean_NV, transformers_NV, atol=2e-5, rtol=0)
     for running in (lean, transformers):
@@ -282,8 +290,8 @@ def test_half_precision_stays_close(family: str, weight_format: str, references)
             ),
         ),
     )
-    flat = FlatBatch.build(batch, block_tokens=BLOCK_TOKENS, torch_device="cpu")
-    logits_V = stages[0].forward(flat.token_ids_T, flat)[0]
+    flat = stages[0].backend.prepare(batch)
+    logits_V = stages[0].forward(flat.rows.token_ids_T, flat)[0]
     similarity = torch.cosine_similarity(logits_V, expected[0][-1], dim=0)
     assert similarity > 0.999
     check_share(model, stages[0])

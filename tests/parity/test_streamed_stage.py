@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from parity.test_stage_inprocess import (
-    BLOCK_TOKENS,
     NUM_BLOCKS,
     SEQUENCES,
     STEPS,
@@ -15,6 +14,7 @@ from parity.test_stage_inprocess import (
     ThreadGroup,
     make_stages,
     scheduled,
+    stage_backend,
 )
 from parity.tiny_models import FAMILIES, make_checkpoint
 
@@ -22,7 +22,6 @@ from apportion.catalog.model_config import read_model_spec
 from apportion.cost.memory import parameters, read_bytes
 from apportion.cost.shard import stage_shards
 from apportion.cost.streaming import streamed_bytes
-from apportion.model.batch import FlatBatch
 from apportion.model.build import build_stage
 from apportion.model.weights.checkpoint import Checkpoint, Weights
 from apportion.model.weights.layer_store import DiskStore, LayerStore, PageCacheStore
@@ -45,7 +44,7 @@ IDS = [
 def build(
     folder: Path, stage: Stage, open_store: Callable[[], LayerStore], weights: Callable[[], Weights]
 ) -> RunningStage:
-    group = ThreadGroup(stage.split.size)
+    group, backend = ThreadGroup(stage.split.size), stage_backend(stage)
     members = [
         build_stage(
             folder,
@@ -54,15 +53,14 @@ def build(
             rank,
             weights=weights(),
             num_kv_blocks=NUM_BLOCKS,
-            block_tokens=BLOCK_TOKENS,
             all_reduce=group.all_reduce(rank),
-            torch_device="cpu",
+            backend=backend,
             memory=Unmetered(),
             open_store=open_store,
         )
         for rank in range(stage.split.size)
     ]
-    return RunningStage(stage, members, group)
+    return RunningStage(stage, members, group, backend)
 
 
 def logits(running: RunningStage) -> torch.Tensor:
@@ -70,8 +68,8 @@ def logits(running: RunningStage) -> torch.Tensor:
     drawn = []
     with torch.inference_mode():
         for step in range(len(STEPS)):
-            flat = FlatBatch.build(scheduled(step, IDS), block_tokens=BLOCK_TOKENS, torch_device="cpu")
-            drawn.append(running.forward(flat.token_ids_T, flat))
+            flat = running.backend.prepare(scheduled(step, IDS))
+            drawn.append(running.forward(flat.rows.token_ids_T, flat))
     return torch.cat(drawn)
 
 

@@ -5,13 +5,13 @@ Shapes: T = tokens of the batch, N = rows to sample, H = hidden size, D = head d
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
-from apportion.model.lean.program import LeanProgram
 from apportion.model.rope import Rotary
 from apportion.model.weights.streaming import LayerStream
 
@@ -35,6 +35,10 @@ class StageModules:
     logits_softcap: float | None = None
 
 
+StageProgram = Callable[[Tensor, Any], Tensor]
+"""Runs in place of embedding, layers and final norm: ids_T or hidden_TH, and a batch of the backend's, -> hidden_TH"""
+
+
 class DecoderStage:
     """See `StageModel`."""
 
@@ -42,7 +46,7 @@ class DecoderStage:
         self,
         modules: StageModules,
         kv_pool: KVPool,
-        programs: Sequence[LeanProgram | None],
+        programs: Sequence[StageProgram | None],
         *,
         parameters: int,
         weights_bytes: int,
@@ -63,16 +67,16 @@ class DecoderStage:
     @property
     def held_bytes(self) -> int:
         stream = self._modules.stream
-        return self.weights_bytes + self.kv_pool.kv_bytes + (stream.buffer_bytes if stream else 0)
+        return self.weights_bytes + self.kv_pool.tensors.num_bytes + (stream.buffer_bytes if stream else 0)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
         program = self._programs[self._modules.stream.next_buffer if self._modules.stream else 0]
         hidden_TH = (program or self._through_layers)(inputs, batch)
-        self.kv_pool.check_range()
+        self.kv_pool.tensors.check_range()
         if self._modules.norm is None:
             return hidden_TH
-        hidden_NH = hidden_TH.index_select(0, batch.sample_rows_N)
+        hidden_NH = hidden_TH.index_select(0, batch.rows.sample_rows_N)
         del hidden_TH  # the memory of the others
         return self._logits(hidden_NH if program else self._modules.norm(hidden_NH))
 
@@ -80,7 +84,7 @@ class DecoderStage:
         """Not through the final norm."""
         hidden_TH = inputs if self._modules.embedding is None else self._embed(inputs)
         rotaries, hidden_1TH = self._modules.rotaries, hidden_TH[None]
-        rotations = {rotary: rotary(batch.positions_T, hidden_TH.dtype) for rotary in set(rotaries)}
+        rotations = {rotary: rotary(batch.rows.positions_T, hidden_TH.dtype) for rotary in set(rotaries)}
         for layer, rotary in zip(self._modules.layers, rotaries, strict=True):
             hidden_1TH = layer(
                 hidden_1TH,

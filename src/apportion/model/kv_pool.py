@@ -1,24 +1,50 @@
-"""The KV cache of one member of a stage: one preallocated pair of tensors per layer, cut into blocks.
+"""The paged KV cache of a member's layers, cut into blocks: what a backend's pool offers, and the tensors behind it.
 
 A head's keys lie side by side: a sequence whose blocks follow each other is one run of memory per head, which a core
 reads 2-3 times as fast as rows a token apart. They may be narrower than what attention computes in: they are rounded to
 nearest as they are written, and a number too large for their format is never kept silently.
 
-Shapes: B = blocks, S = slots of the pool, T = new tokens, C = positions of one sequence, K = local KV heads,
-D = head dim.
+Shapes: B = blocks, S = slots of the pool, T = new tokens, C = positions of one sequence, K = local KV heads, N = query
+heads, D = head dim.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.model.kernels.kv_elements import ELEMENT_TYPES
 from apportion.types.errors import ModelError
 
 
-class KVPool:
+class KVPool(Protocol):
+    @property
+    def tensors(self) -> "PoolTensors": ...
+
+    def attend(
+        self,
+        query_TND: Tensor,
+        key_TKD: Tensor,
+        value_TKD: Tensor,
+        *,
+        layer: int,
+        batch: Any,
+        scale: float,
+        window_tokens: int | None,
+        softcap: float | None,
+        sinks_N: Tensor | None,
+        out_TND: Tensor | None = None,
+    ) -> Tensor:
+        """Writes the new keys and values, then attends each token to its sequence; returns out_TND, contiguous, in new
+        memory where none is given.
+
+        `batch` is one that the same backend prepared; `window_tokens` counts the token itself; `softcap` bounds the
+        scores by tanh; a sink is a score per head that takes part in the softmax and has no value.
+        """
+        ...
+
+
+class PoolTensors:
     """Layers `[layer_start, layer_start + num_layers)`; slot = block · block_tokens + offset in the block."""
 
     def __init__(
@@ -31,19 +57,20 @@ class KVPool:
         kv_heads: int,
         head_dim: int,
         dtype: torch.dtype,
-        torch_device: str,
+        torch_device: torch.device,
     ) -> None:
         shape = (kv_heads, num_blocks * block_tokens, head_dim)
         self.layer_start = layer_start
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
+        self.dtype = dtype
         self.keys_KSD = [torch.zeros(shape, dtype=dtype, device=torch_device) for _ in range(num_layers)]
         self.values_KSD = [torch.zeros(shape, dtype=dtype, device=torch_device) for _ in range(num_layers)]
         self.beyond_1 = np.zeros(1, np.int64)
         """1 once a number was too large for the format."""
 
     @property
-    def tensors_B(self) -> list[Tensor]:
+    def by_block(self) -> list[Tensor]:
         """Views of all tensors with the block as first dimension."""
         return [
             tensor_KSD.unflatten(1, (self.num_blocks, self.block_tokens)).transpose(0, 1)
@@ -51,27 +78,8 @@ class KVPool:
         ]
 
     @property
-    def kv_bytes(self) -> int:
+    def num_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self.keys_KSD, *self.values_KSD))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.keys_KSD[0].dtype
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the compiled kernels can read it."""
-        return self.keys_KSD[0].device.type == "cpu" and self.dtype in ELEMENT_TYPES
-
-    @property
-    def elements(self) -> "np.dtype[Any]":
-        """Of `arrays`."""
-        return self.arrays(self.layer_start)[0].dtype
-
-    def arrays(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """The keys and values of all slots as compiled code sees them: keys_KSD and values_KSD."""
-        index, element = layer - self.layer_start, ELEMENT_TYPES[self.dtype]
-        return self.keys_KSD[index].view(element).numpy(), self.values_KSD[index].view(element).numpy()
 
     def check_range(self) -> None:
         """Raises ModelError where a number that was written since the last call is none of the format."""

@@ -9,13 +9,11 @@ from collections.abc import Callable
 
 import torch
 
-from apportion.model.weights.linear import make_product
-from apportion.model.weights.matrix_source import MatrixSource
-from apportion.model.weights.random_weights import RandomWeights
-from apportion.model.weights.shard import whole_placements
+from apportion.model.backends.cpu.backend import CpuBackend
+from apportion.model.weights.formats import WEIGHT_FORMATS
+from apportion.model.weights.random_weights import random_matrix
 from apportion.types.stopwatch import best_s, median_s
 
-FORMATS = ("fp32", "bf16", "fp16", "int8")
 ROWS, COLUMNS, TOKENS = 1024, 2048, 256
 """Of a matrix as large as a small model's, and a prefill chunk."""
 READ_ROWS = 2**14
@@ -24,9 +22,8 @@ MEASURE_S = 0.3
 
 
 def product(weight_format: str, rows: int, tokens: int) -> Callable[[], object]:
-    reads = tuple(whole_placements("weight", (rows, COLUMNS), None))
-    source = MatrixSource(weights=RandomWeights(), reads=reads, rows=rows, columns=COLUMNS)
-    linear = make_product(source, weight_format, torch.float32, "cpu")
+    backend = CpuBackend(block_tokens=1)
+    linear = backend.product(random_matrix(rows, COLUMNS), WEIGHT_FORMATS[weight_format], backend.allocate)
     x_MK = torch.ones(tokens, COLUMNS)
     return lambda: linear(x_MK)
 
@@ -41,5 +38,5 @@ def product_flops_per_s(weight_format: str) -> float:
 
 if __name__ == "__main__":
     with torch.inference_mode():
-        flops_per_s = {name: product_flops_per_s(name) for name in FORMATS}
+        flops_per_s = {name: product_flops_per_s(name) for name in WEIGHT_FORMATS}
         print(json.dumps({"read_bytes_per_s": read_bytes_per_s(), "flops_per_s": flops_per_s}))

@@ -18,7 +18,7 @@ Rotary = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
 
 
 class Rope:
-    def __init__(self, config: RopeConfig, head_dim: int, torch_device: str) -> None:
+    def __init__(self, config: RopeConfig, head_dim: int, torch_device: torch.device) -> None:
         self.frequencies_F = _frequencies(config, head_dim).to(torch_device)
         self.amplitude = config.scaling.amplitude if isinstance(config.scaling, YarnScaling) else 1.0
 

@@ -32,7 +32,7 @@ class StageModel(Protocol):
         """One microbatch through the stage.
 
         `inputs` is ids_T (int64) for a stage with the embedding, else hidden_TD. Returns hidden_TD, or, for a
-        stage with the head, logits_NV (fp32) of the member's vocabulary rows for `batch.sample_rows_N` alone.
+        stage with the head, logits_NV (fp32) of the member's vocabulary rows for `batch.rows.sample_rows_N` alone.
         Every member calls `all_reduce` equally often and in the same order: once for the embedding, twice per
         layer, all of shape [T, hidden]; a norm over all heads (olmo2) adds two of shape [T, 1] per layer.
         """

@@ -58,12 +58,13 @@ class TensorGroup:
         return {peer: summed + (0 if peer else self._gathered_bytes) for peer in self._peers}
 
     def all_reduce(self, partial: Tensor) -> Tensor:
-        """The sum over all members, on each of them; like `partial`, whose place it may take. Raises PeerLostError."""
+        """The sum over all members, on each of them: like `partial`, a tensor of the host, whose place it may take.
+
+        Raises PeerLostError.
+        """
         if self.size == 1:
             return partial
-        if partial.is_cpu:
-            return self._exchange.total(partial)
-        return self._exchange.total(partial.cpu()).to(partial.device)
+        return self._exchange.total(partial)
 
     def gather_columns(self, part_NV: Tensor, num_columns: list[int]) -> Tensor | None:
         """All members' columns, `num_columns[r]` of rank r, side by side on rank 0; None on the others."""

@@ -23,15 +23,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apportion.model.attention import load_kernels
-from apportion.model.batch import FlatBatch
-from apportion.model.block_moves import BlockMover
+from apportion.model.backend import MemoryMeter
+from apportion.model.backends.choose import backend_of, memory_meter
+from apportion.model.backends.cpu.meter import lift_limit
 from apportion.model.build import build_stage, import_layers
 from apportion.model.sampling import sample
 from apportion.model.stage import StageModel
 from apportion.model.weights.checkpoint import FORMAT_DTYPES, Checkpoint
 from apportion.model.weights.layer_store import layer_store
-from apportion.model.weights.linear import warm_up
 from apportion.model.weights.random_weights import RandomWeights
 from apportion.parallel.batches import BatchPacker, BatchUnpacker
 from apportion.parallel.group import TensorGroup
@@ -40,7 +39,6 @@ from apportion.parallel.pairs import PeerLostError
 from apportion.parallel.tensors import tensor_bytes, tensor_from_bytes
 from apportion.parallel.transport import Message
 from apportion.parallel.wire import Kind, pack, pack_result, unpack
-from apportion.runtime.memory import MemoryMeter, lift_limit, memory_meter
 from apportion.runtime.pacing import Pacer
 from apportion.runtime.place import WorkerBirth, WorkerPlace
 from apportion.runtime.reduction import paced_all_reduce
@@ -156,7 +154,7 @@ class _Worker:
         self.place = place = from_plain(WorkerPlace, told)
         self._use_cores(place)
         if self._meter is None:
-            self._meter = memory_meter(place.device)
+            self._meter = memory_meter(place.device.torch_device)
         try:
             self._member = _Member(place, self._birth.run_dir, self._coordinator, self._meter)
         except PeerLostError:
@@ -203,8 +201,15 @@ class _Member:
             self._group, self._pacer, _MOST_REDUCTIONS * (self._stage.num_layers + 1)
         )
         self._work = WorkMeter(trace=place.trace)
+        # What is gathered at once is at most a full context, which the workspace has room for.
+        self._backend = backend_of(
+            self._device.torch_device,
+            self._stage.activation_format,
+            block_tokens=plan.block_tokens,
+            gather_tokens=plan.workload.max_context_tokens,
+        )
         self._model = self._build_stage()
-        self._mover = BlockMover(self._model.kv_pool.tensors_B, plan.num_swap_blocks)
+        self._mover = self._backend.block_mover(self._model.kv_pool.tensors, plan.num_swap_blocks)
         self._unpacker = BatchUnpacker()
         self._rehearse()
         self._meter.loaded(self._mover.host_bytes)
@@ -236,9 +241,7 @@ class _Member:
         folder = Path(place.folder)
         weights = RandomWeights() if place.random_weights else Checkpoint(folder)
         import_layers(folder, plan.model, self._stage, weights)
-        warm_up(self._stage.weight_format, self._dtype, self._device.torch_device)
-        if self._device.torch_device == "cpu" and self._dtype == torch.float32:
-            load_kernels(FORMAT_DTYPES[self._stage.kv_format])
+        self._backend.warm_up(self._stage.weight_format, self._stage.kv_format)
         open_store = cache(partial(layer_store, self._device))
         if self._stage.streamed_layers:
             open_store()  # its thread's stack is address space
@@ -250,9 +253,8 @@ class _Member:
             place.rank,
             weights=weights,
             num_kv_blocks=plan.num_kv_blocks,
-            block_tokens=plan.block_tokens,
             all_reduce=self._all_reduce if self._group.size > 1 else _identity,
-            torch_device=self._device.torch_device,
+            backend=self._backend,
             memory=self._meter,
             open_store=open_store,
         )
@@ -262,14 +264,11 @@ class _Member:
         they write is overwritten before anything attends to it."""
         packer, unpacker = BatchPacker(), BatchUnpacker()
         for batch in _rehearsal(self._plan.num_kv_blocks):
-            flat = self._flat(unpacker.unpack(packer.pack(batch)))
-            hidden_TD = torch.zeros(
-                len(flat.token_ids_T),
-                self._plan.model.hidden_size,
-                dtype=self._dtype,
-                device=flat.token_ids_T.device,
-            )
-            outputs = self._model.forward(flat.token_ids_T if self._stage.has_embedding else hidden_TD, flat)
+            flat = self._backend.prepare(unpacker.unpack(packer.pack(batch)))
+            ids_T = flat.rows.token_ids_T
+            shape = len(ids_T), self._plan.model.hidden_size
+            hidden_TD = torch.zeros(shape, dtype=self._dtype, device=ids_T.device)
+            outputs = self._model.forward(ids_T if self._stage.has_embedding else hidden_TD, flat)
             tensor_from_bytes(tensor_bytes(outputs), self._dtype, (-1,))
             self._all_reduce.take_spans()
         if self._stage.has_head:
@@ -285,22 +284,13 @@ class _Member:
         self._rehearsed_bytes = self._model.streamed_bytes
         self._work.clear()
 
-    def _flat(self, batch: ScheduledBatch) -> FlatBatch:
-        """What is gathered at once is at most a full context, which the workspace has room for."""
-        return FlatBatch.build(
-            batch,
-            block_tokens=self._plan.block_tokens,
-            torch_device=self._device.torch_device,
-            gather_tokens=0 if self._device.kind == "cpu" else self._plan.workload.max_context_tokens,
-        )
-
     def _step(self, batch: ScheduledBatch, header: bytes, payload: memoryview) -> None:
         if batch.moves:
             begun_s = time.perf_counter()
             self._mover.apply(batch.moves)
             self._work.spent("swap", begun_s, time.perf_counter())
-        flat = self._flat(batch)
-        inputs = flat.token_ids_T if self._stage.has_embedding else self._hidden(payload)
+        flat = self._backend.prepare(batch)
+        inputs = flat.rows.token_ids_T if self._stage.has_embedding else self._hidden(payload)
         outputs = self._model.forward(inputs, flat)
         for begun_s, ended_s in self._all_reduce.take_spans():
             self._work.spent("exchange", begun_s, ended_s)
@@ -327,7 +317,7 @@ class _Member:
 
     def _hidden(self, payload: memoryview) -> Tensor:
         hidden_TD = tensor_from_bytes(payload, self._dtype, (-1, self._plan.model.hidden_size))
-        return hidden_TD.to(self._device.torch_device)
+        return hidden_TD.to(self._backend.torch_device)
 
     def _finish(self, batch: ScheduledBatch, logits_NV: Tensor) -> None:
         """Draws the tokens on rank 0 and tells the coordinator that the step is over."""

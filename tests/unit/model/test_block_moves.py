@@ -2,9 +2,11 @@
 
 import random
 
+import pytest
 import torch
 
-from apportion.model.block_moves import BlockMover, runs
+from apportion.model.backends.cpu.block_moves import CpuBlockMover
+from apportion.model.backends.torch.block_moves import TorchBlockMover, runs
 from apportion.types.request import BlockMove
 
 NUM_BLOCKS, NUM_SLOTS = 12, 8
@@ -35,7 +37,8 @@ def test_neighbours_that_go_to_neighbours_are_one_move():
     assert list(runs([])) == []
 
 
-def test_contents_are_those_of_moves_one_by_one():
+@pytest.mark.parametrize("mover", [CpuBlockMover, TorchBlockMover])
+def test_contents_are_those_of_moves_one_by_one(mover: type[CpuBlockMover] | type[TorchBlockMover]):
     draw = random.Random(1)
     for _ in range(50):
         moves: list[BlockMove] = []
@@ -47,7 +50,7 @@ def test_contents_are_those_of_moves_one_by_one():
                 if max(src, dst) + step < NUM_SLOTS:
                     moves.append(BlockMove(kind, src + step, dst + step))
         views = pool()
-        BlockMover(views, NUM_SLOTS).apply(moves)
+        mover(views, NUM_SLOTS).apply(moves)
         device, host = list(range(NUM_BLOCKS)), [None] * NUM_SLOTS
         for kind, src, dst in moves:
             source, target = (host if kind == "swap in" else device), (host if kind == "swap out" else device)

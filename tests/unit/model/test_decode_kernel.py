@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from apportion.model import attention
-from apportion.model.attention import paged_attention
-from apportion.model.batch import FlatBatch
-from apportion.model.kv_pool import KVPool
+from apportion.model.backends.cpu.backend import CpuBackend
+from apportion.model.backends.torch import pool as torch_pool
+from apportion.model.backends.torch.backend import TorchBackend
+from apportion.model.kv_pool import PoolTensors
 from apportion.types.errors import ModelError
 from apportion.types.request import Chunk, ScheduledBatch
 
@@ -19,8 +19,8 @@ LENGTHS = {0: 1, 1: 18, 2: 32}
 SCALE = 0.3
 
 
-def filled_pool(dtype: torch.dtype = torch.float32) -> KVPool:
-    pool = KVPool(
+def filled_pool(dtype: torch.dtype = torch.float32) -> PoolTensors:
+    pool = PoolTensors(
         layer_start=3,
         num_layers=1,
         num_blocks=20,
@@ -28,7 +28,7 @@ def filled_pool(dtype: torch.dtype = torch.float32) -> KVPool:
         kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         dtype=dtype,
-        torch_device="cpu",
+        torch_device=torch.device("cpu"),
     )
     generator = torch.Generator().manual_seed(1)
     for tensor in (*pool.keys_KSD, *pool.values_KSD):
@@ -44,21 +44,25 @@ def new_tokens(sequence: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def decode(
-    pool: KVPool, sequences: list[int], gather_tokens: int = 0, dtype: torch.dtype = torch.float32, **options
+    pool: PoolTensors,
+    sequences: list[int],
+    gather_tokens: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **options,
 ) -> Tensor:
     chunks = tuple(
         Chunk(sequence_id=i, start=LENGTHS[i] - 1, token_ids=(5,), block_ids=TABLES[i], sampling=None)
         for i in sequences
     )
-    batch = FlatBatch.build(
-        ScheduledBatch(step_id=0, chunks=chunks),
-        block_tokens=BLOCK_TOKENS,
-        torch_device="cpu",
-        gather_tokens=gather_tokens,
+    backend = (
+        CpuBackend(block_tokens=BLOCK_TOKENS)
+        if dtype == torch.float32
+        else TorchBackend("cpu", dtype, block_tokens=BLOCK_TOKENS, gather_tokens=gather_tokens)
     )
+    batch = backend.prepare(ScheduledBatch(step_id=0, chunks=chunks))
     new = zip(*map(new_tokens, sequences), strict=True)
     query, key, value = (torch.stack(parts).to(dtype) for parts in new)
-    return paged_attention(query, key, value, layer=3, batch=batch, kv_pool=pool, scale=SCALE, **options)
+    return backend.kv_pool(pool).attend(query, key, value, layer=3, batch=batch, scale=SCALE, **options)
 
 
 def expected(
@@ -110,11 +114,11 @@ def test_it_is_attention(
 def test_gathered_side_by_side_it_is_attention_too(
     window_tokens: int | None, softcap: float | None, with_sinks: bool, gather_tokens: int, num_groups: int
 ):
-    """As on a GPU: no compiled kernel, here because of the pool's dtype."""
+    """As on a GPU: by torch's own operations."""
     sinks_N = torch.linspace(-2, 9, KV_HEADS * GROUP).double() if with_sinks else None
     pool = filled_pool(torch.float64)
     options = {"window_tokens": window_tokens, "softcap": softcap, "sinks_N": sinks_N}
-    with patch.object(attention, "_attend_together", wraps=attention._attend_together) as together:
+    with patch.object(torch_pool, "_attend_together", wraps=torch_pool._attend_together) as together:
         out_BND = decode(pool, [2, 0, 1], gather_tokens, torch.float64, **options)
     assert together.call_count == num_groups
     for out_ND, sequence in zip(out_BND, [2, 0, 1], strict=True):
@@ -170,15 +174,14 @@ def test_a_number_beyond_fp16_is_an_error(number: float, new_rows: int):
     wide.check_range()
 
 
-def attend_new(pool: KVPool, key_TKD: Tensor, value_TKD: Tensor) -> None:
+def attend_new(pool: PoolTensors, key_TKD: Tensor, value_TKD: Tensor) -> None:
     """The first tokens of a sequence."""
     chunk = Chunk(sequence_id=0, start=0, token_ids=(5,) * len(key_TKD), block_ids=(0,), sampling=None)
-    batch = FlatBatch.build(
-        ScheduledBatch(step_id=0, chunks=(chunk,)), block_tokens=BLOCK_TOKENS, torch_device="cpu"
-    )
+    backend = CpuBackend(block_tokens=BLOCK_TOKENS)
+    batch = backend.prepare(ScheduledBatch(step_id=0, chunks=(chunk,)))
     query_TND = torch.ones(len(key_TKD), KV_HEADS * GROUP, HEAD_DIM)
     options = {"window_tokens": None, "softcap": None, "sinks_N": None}
-    paged_attention(query_TND, key_TKD, value_TKD, layer=3, batch=batch, kv_pool=pool, scale=SCALE, **options)
+    backend.kv_pool(pool).attend(query_TND, key_TKD, value_TKD, layer=3, batch=batch, scale=SCALE, **options)
 
 
 def test_only_the_new_slots_are_written():

@@ -12,6 +12,11 @@ from apportion.model.weights.layer_store import DiskStore, LayerStore, PageCache
 from apportion.model.weights.weight_memory import PAGE_BYTES, LayerBuffer, Sizing
 from apportion.types.errors import ModelError
 
+
+def allocate(num_bytes: int) -> torch.Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8)
+
+
 STORES = [PageCacheStore, DiskStore]
 
 
@@ -22,7 +27,7 @@ def test_layers_come_back_in_any_order(store_type: type[LayerStore], on_disk: bo
     folder = tmp_path if on_disk else Path("/dev/shm")
     before = set(folder.iterdir())
     store = store_type(folder)
-    buffer = LayerBuffer(3 * PAGE_BYTES - 5, "cpu")
+    buffer = LayerBuffer(3 * PAGE_BYTES - 5, allocate)
     kept = [torch.randint(0, 256, (3 * PAGE_BYTES,), dtype=torch.uint8) for _ in range(3)]
     for bytes_B in kept:
         buffer.bytes_B.copy_(bytes_B)
@@ -45,16 +50,16 @@ def test_no_room_is_said_with_what_to_change(
     monkeypatch.setattr(os, "posix_fallocate", full)
     store = store_type(tmp_path)
     with pytest.raises(ModelError, match=r"has no room for streamed layer 1, of 8\.0 KiB: .*XDG_CACHE_HOME"):
-        store.keep(LayerBuffer(2 * PAGE_BYTES, "cpu").bytes_B)
+        store.keep(LayerBuffer(2 * PAGE_BYTES, allocate).bytes_B)
 
 
 def test_a_buffer_is_as_large_as_was_measured():
-    sizing = Sizing()
+    sizing = Sizing(allocate)
     sizes = (1, 64, 65, 1000)
     for size in sizes:
-        assert len(sizing.allocate(size, "cpu")) == size
+        assert len(sizing.allocate(size)) == size
     assert sizing.buffer_bytes == 64 + 64 + 128 + 1024
-    buffer = LayerBuffer(sizing.buffer_bytes, "cpu")
-    starts = [buffer.allocate(size, "cpu").data_ptr() - buffer.bytes_B.data_ptr() for size in sizes]
+    buffer = LayerBuffer(sizing.buffer_bytes, allocate)
+    starts = [buffer.allocate(size).data_ptr() - buffer.bytes_B.data_ptr() for size in sizes]
     assert starts == [0, 64, 128, 256]
     assert buffer.bytes_B.data_ptr() % PAGE_BYTES == 0

@@ -84,7 +84,7 @@ def configs(tmp_path: Path):
 
 
 def rotation(config: RopeConfig) -> tuple[Tensor, Tensor]:
-    return Rope(config, HEAD_DIM, "cpu")(POSITIONS_T, torch.float32)
+    return Rope(config, HEAD_DIM, torch.device("cpu"))(POSITIONS_T, torch.float32)
 
 
 @pytest.mark.parametrize("rope", ROPES)

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apportion.model.backends.cpu.compile import look_up
 from apportion.model.kernels import layer as lean_kernels
-from apportion.model.kernels.look_up_op import look_up_op
 from apportion.model.kernels.op_code import ROW_WORDS, Op, meeting_words, run
 from apportion.model.kernels.team import Team
 from apportion.model.lean.ops import ACTIVATIONS, Norm, gate_coefficients, split_heads
-from apportion.model.weights.matrix_source import MatrixSource
-from apportion.model.weights.random_weights import RandomWeights
-from apportion.model.weights.shard import whole_placements
+from apportion.model.weights.formats import WEIGHT_FORMATS
+from apportion.model.weights.random_weights import random_matrix
 from apportion.model.weights.vocabulary import LookupTable
 
 TOKENS, EPS = 5, 1e-5
@@ -119,16 +118,15 @@ def test_turns_and_what_a_step_is_given():
 @pytest.mark.parametrize("weight_format", ["fp32", "fp16", "bf16", "int8"])
 def test_rows_are_looked_up(weight_format: str):
     """As the table itself gives them; ids of other members' rows give zeros."""
-    reads = tuple(whole_placements("", (9, 21), None))
-    source = MatrixSource(weights=RandomWeights(), reads=reads, rows=9, columns=21)
-    table = LookupTable(source, weight_format, torch.float32, "cpu", multiplier=1.7)
-    rows_VH, scales_V = table.arrays
+    source = random_matrix(9, 21)
+    table = LookupTable(
+        source, WEIGHT_FORMATS[weight_format], torch.float32, torch.device("cpu"), multiplier=1.7
+    )
     ids_T = torch.tensor([3, 11, 8, 12, 2])
     out = torch.empty(5, 21)
     where = np.array([ids_T.data_ptr()])
-    operands = {"table": rows_VH.ctypes.data, "scales": 0 if scales_V is None else scales_V.ctypes.data}
-    sizes = {"width": 21, "first_row": 3, "num_rows": 9, "multiplier": table.multiplier}
-    call(look_up_op(rows_VH.dtype), 5, out=out, source=where.ctypes.data, **operands, **sizes)
+    op, operands = look_up(table, 3)
+    call(op, 5, out=out, source=where.ctypes.data, width=21, **operands)
     expected = torch.zeros(5, 21)
     expected[:3] = table(ids_T[:3] - 3)
     torch.testing.assert_close(out, expected, rtol=2e-7, atol=0)

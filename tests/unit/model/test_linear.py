@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from apportion.model.backends.cpu.backend import CpuBackend
+from apportion.model.backends.torch.backend import TorchBackend
 from apportion.model.weights.checkpoint import Checkpoint
-from apportion.model.weights.linear import PackedLinear, WidenedProduct, matrix_bytes
+from apportion.model.weights.formats import WEIGHT_FORMATS
+from apportion.model.weights.linear import PackedLinear
 from apportion.model.weights.matrix_source import MatrixSource, stacked
-from apportion.model.weights.quantise import quantised_rows
 from apportion.model.weights.shard import ShardedDim, Share, whole_placements
 from apportion.types.errors import ModelError
 
@@ -19,6 +21,13 @@ SHAPES = [(48, 512), (100, 256), (37, 700), (300, 1024), (3, 5), (2000, 640), (9
 """Rows, columns: of whole panels, with a last one of one, two and three vectors, read at once and in several parts."""
 ROUNDING = 2e-6
 """Of an fp32 product, relative to the largest of the row's results."""
+
+
+CPU = CpuBackend(block_tokens=1)
+
+
+def packed(source: MatrixSource, weight_format: str, bias_N: Tensor | None = None) -> PackedLinear:
+    return PackedLinear(source, WEIGHT_FORMATS[weight_format], CPU, bias_N)
 
 
 def random(*shape: int) -> Tensor:
@@ -52,7 +61,7 @@ def errors(out: Tensor, expected: Tensor) -> Tensor:
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_products_round_like_fp32(weight_format: str, shape: tuple[int, int], tmp_path: Path):
     weight, bias = random(*shape) / 30, random(shape[0])
-    linear = PackedLinear(source(tmp_path, weight), weight_format, torch.float32, "cpu", bias)
+    linear = packed(source(tmp_path, weight), weight_format, bias)
     for rows in (1, 2, 7, 33, 270):
         x = random(rows, shape[1])
         expected = x.double() @ as_held(weight, weight_format).T + bias
@@ -61,12 +70,12 @@ def test_products_round_like_fp32(weight_format: str, shape: tuple[int, int], tm
     assert linear(random(0, shape[1])).shape == (0, shape[0])
     x = random(shape[1], 3).T
     assert torch.equal(linear(x), linear(x.contiguous()))
-    assert linear.weights_bytes == matrix_bytes(*shape, weight_format)
+    assert linear.weights_bytes == WEIGHT_FORMATS[weight_format].matrix_bytes(*shape)
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_a_row_does_not_depend_on_the_rows_beside_it(weight_format: str, tmp_path: Path):
-    linear = PackedLinear(source(tmp_path, random(520, 600)), weight_format, torch.float32, "cpu")
+    linear = packed(source(tmp_path, random(520, 600)), weight_format)
     x = random(16, 600)
     beside_an_outlier = x.clone()
     beside_an_outlier[5] *= 1e6
@@ -83,11 +92,9 @@ def test_parts_of_a_matrix_add_up_to_the_whole(weight_format: str, tmp_path: Pat
     weight, x = random(96, 700), random(9, 700)
     weight[:, 650:] *= 4
     x[:, :100] *= 8
-    whole = PackedLinear(source(tmp_path, weight), weight_format, torch.float32, "cpu")
+    whole = packed(source(tmp_path, weight), weight_format)
     parts = [
-        PackedLinear(source(tmp_path, weight, part), weight_format, torch.float32, "cpu")(
-            x[:, part[0] : part[1]]
-        )
+        packed(source(tmp_path, weight, part), weight_format)(x[:, part[0] : part[1]])
         for part in ((0, 517), (517, 700))
     ]
     assert errors(parts[0] + parts[1], whole(x)).max() < ROUNDING
@@ -96,7 +103,7 @@ def test_parts_of_a_matrix_add_up_to_the_whole(weight_format: str, tmp_path: Pat
 def test_rows_of_zeros_and_values_that_are_not_numbers(tmp_path: Path):
     weight = random(64, 64)
     weight[3] = 0
-    linear = PackedLinear(source(tmp_path, weight), "int8", torch.float32, "cpu")
+    linear = packed(source(tmp_path, weight), "int8")
     x = random(4, 64)
     x[1], x[2, 7], x[3, 5] = 0, torch.nan, torch.inf
     out = linear(x)
@@ -109,16 +116,16 @@ def test_weights_beyond_fp16_are_refused_there_alone(tmp_path: Path):
     weight, x = random(64, 64), random(2, 64)
     weight[1, 2] = 70000
     with pytest.raises(ModelError, match="tensor 'w' has a weight of 7e\\+04, beyond the range of fp16"):
-        PackedLinear(source(tmp_path, weight), "fp16", torch.float32, "cpu")
-    linear = PackedLinear(source(tmp_path, weight), "bf16", torch.float32, "cpu")
+        packed(source(tmp_path, weight), "fp16")
+    linear = packed(source(tmp_path, weight), "bf16")
     assert errors(linear(x), x.double() @ as_held(weight, "bf16").T).max() < ROUNDING
 
 
 def test_int8_on_any_device_is_the_same_matrix(tmp_path: Path):
     """What CUDA runs, on CPU tensors."""
     weight, x = random(700, 600), random(5, 600)
-    integers, scales = quantised_rows(source(tmp_path, weight), 0, 700, "cpu")
-    product = WidenedProduct(integers, scales)
+    backend = TorchBackend("cpu", torch.float32, block_tokens=1, gather_tokens=0)
+    product = backend.product(source(tmp_path, weight), WEIGHT_FORMATS["int8"], backend.allocate)
     assert errors(product(x), x.double() @ as_held(weight, "int8").T).max() < ROUNDING
     assert product(x.half()).dtype == torch.float16
     assert errors(product(x.half()), product(x)).max() < 2e-3
@@ -135,5 +142,5 @@ def test_stacked_rows_are_packed_as_one_matrix(tmp_path: Path):
         parts.append(MatrixSource(weights=whole.weights, reads=reads, rows=30 * share.count, columns=128))
     order = [*range(40, 60), *range(80, 90), *range(40), *range(60, 80)]
     for weight_format in FORMATS:
-        out = PackedLinear(stacked(tuple(parts)), weight_format, torch.float32, "cpu")(x)
+        out = packed(stacked(tuple(parts)), weight_format)(x)
         assert errors(out, x.double() @ as_held(weight[order], weight_format).T).max() < ROUNDING

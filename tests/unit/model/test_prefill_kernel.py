@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from apportion.model.attention import paged_attention
-from apportion.model.batch import FlatBatch
-from apportion.model.kv_pool import KVPool
+from apportion.model.backends.cpu.backend import CpuBackend
+from apportion.model.backends.torch.backend import TorchBackend
+from apportion.model.kv_pool import PoolTensors
 from apportion.types.request import Chunk, ScheduledBatch
 
 KV_HEADS, GROUP, BLOCK_TOKENS, BLOCKS = 2, 3, 4, 80
@@ -36,7 +36,12 @@ def prefill(
     sinks_N: Tensor | None = None,
 ) -> Tensor:
     """out_TND of all positions, in chunks that end at `cuts`."""
-    pool = KVPool(
+    backend = (
+        CpuBackend(block_tokens=BLOCK_TOKENS)
+        if dtype == torch.float32
+        else TorchBackend("cpu", dtype, block_tokens=BLOCK_TOKENS, gather_tokens=0)
+    )
+    tensors = PoolTensors(
         layer_start=3,
         num_layers=1,
         num_blocks=BLOCKS,
@@ -44,9 +49,9 @@ def prefill(
         kv_heads=KV_HEADS,
         head_dim=head_dim,
         dtype=kv_dtype or dtype,
-        torch_device="cpu",
+        torch_device=backend.torch_device,
     )
-    for tensor in (*pool.keys_KSD, *pool.values_KSD):
+    for tensor in (*tensors.keys_KSD, *tensors.values_KSD):
         tensor.fill_(1e4)  # what no one may see
     query_TND, *new = sequence(head_dim)
     parts = [query_TND.to(dtype), *(part.to(rounded_to).to(dtype) for part in new)]
@@ -55,14 +60,11 @@ def prefill(
         chunk = Chunk(
             sequence_id=0, start=start, token_ids=(5,) * (stop - start), block_ids=TABLE, sampling=None
         )
-        batch = FlatBatch.build(
-            ScheduledBatch(step_id=0, chunks=(chunk,)), block_tokens=BLOCK_TOKENS, torch_device="cpu"
-        )
-        out_TND = paged_attention(
+        batch = backend.prepare(ScheduledBatch(step_id=0, chunks=(chunk,)))
+        out_TND = backend.kv_pool(tensors).attend(
             *(part[start:stop] for part in parts),
             layer=3,
             batch=batch,
-            kv_pool=pool,
             scale=1.5 * head_dim**-0.5,
             window_tokens=window_tokens,
             softcap=softcap,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from numba import njit
 
-from apportion.model import block_moves
+from apportion.model.backends.cpu import block_moves
 from apportion.native import machine_code
 from apportion.native.machine_code import Locator, named
 
@@ -97,7 +97,7 @@ def test_kinds_do_not_share_an_index():
 
 def test_another_process_compiles_nothing():
     code = (
-        "from apportion.model.block_moves import _copy_blocks\n"
+        "from apportion.model.backends.cpu.block_moves import _copy_blocks\n"
         "from apportion.model.kernels.team import _await_change\n"
         "from apportion.native.machine_code import Locator\n"
         "from apportion.parallel.shared_code import add_up\n"

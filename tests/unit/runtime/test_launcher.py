@@ -52,6 +52,7 @@ import sys
 from plans import hand_plan
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
+from apportion.model.backends.choose import backend_of
 from apportion.model.build import build_stage, import_layers
 from apportion.model.weights.load_memory import Unmetered
 from apportion.model.weights.random_weights import RandomWeights
@@ -60,8 +61,8 @@ folder = resolve_model("demo", weights=False)
 model = read_model_spec(folder)
 (stage,) = hand_plan(model, [[1]], [8]).stages
 import_layers(folder, model, stage, RandomWeights())
-sizes = {"num_kv_blocks": 1, "block_tokens": 4}
-build_stage(folder, model, stage, 0, weights=RandomWeights(), **sizes, all_reduce=abs, torch_device="cpu",
+backend = backend_of("cpu", "fp32", block_tokens=4, gather_tokens=0)
+build_stage(folder, model, stage, 0, weights=RandomWeights(), num_kv_blocks=1, all_reduce=abs, backend=backend,
     memory=Unmetered())
 print("transformers" in sys.modules)
 """

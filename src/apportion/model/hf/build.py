@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
-from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
 from apportion.model.decoder_stage import StageModules
 from apportion.model.hf.config import ATTENTION, AXES, FamilyConfigs, read_config, skeleton_of
@@ -45,13 +44,12 @@ def _attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     assert attention_mask is None
-    out_TND = paged_attention(
+    out_TND = kv_pool.attend(
         query_1NTD[0].transpose(0, 1),
         key_1KTD[0].transpose(0, 1),
         value_1KTD[0].transpose(0, 1),
         layer=module.layer_idx,
         batch=batch,
-        kv_pool=kv_pool,
         scale=scaling,
         window_tokens=sliding_window,
         softcap=softcap,
@@ -88,7 +86,7 @@ def hf_modules(
     return StageModules(
         layers=layers,
         stream=stream,
-        rotaries=_rotaries(skeleton, configs.local, reader.torch_device, stage),
+        rotaries=_rotaries(skeleton, configs.local, reader.backend.torch_device, stage),
         embedding=embedding,
         embedding_multiplier=getattr(config, "embedding_multiplier", 1.0),
         norm=_final_norm(skeleton.model.norm, reader) if stage.has_head else None,
@@ -108,7 +106,7 @@ def _final_norm(norm: Any, reader: ParameterReader) -> nn.Module:
     return norm
 
 
-def _rotaries(skeleton: Any, config: Any, torch_device: str, stage: Stage) -> list[Rotary]:
+def _rotaries(skeleton: Any, config: Any, torch_device: torch.device, stage: Stage) -> list[Rotary]:
     """gemma3 rotates its sliding and its full layers by different frequencies; others have one set."""
     rotary = type(skeleton.model.rotary_emb)(config).to(torch_device)
     if not hasattr(rotary, "layer_types"):

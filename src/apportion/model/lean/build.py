@@ -38,9 +38,9 @@ def lean_modules(
     if stage.has_embedding:
         table = reader.lookup_table(config.embedding_multiplier)
         embedding = VocabParallelEmbedding(table, reader.shares.vocab, all_reduce)
-    full_rope = sliding_rope = Rope(config.rope, model.head_dim, reader.torch_device)
+    full_rope = sliding_rope = Rope(config.rope, model.head_dim, reader.backend.torch_device)
     if config.sliding_rope is not None:
-        sliding_rope = Rope(config.sliding_rope, model.head_dim, reader.torch_device)
+        sliding_rope = Rope(config.sliding_rope, model.head_dim, reader.backend.torch_device)
     return StageModules(
         layers=layers,
         stream=stream,

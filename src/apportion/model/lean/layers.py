@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from apportion.model.attention import paged_attention
 from apportion.model.batch import FlatBatch
 from apportion.model.kv_pool import KVPool
 from apportion.model.lean.ops import Norm, gated, split_heads
@@ -70,13 +69,12 @@ class Attention:
         out_TND: Tensor | None = None,
     ) -> Tensor:
         """out_TND, in new memory where none is given"""
-        return paged_attention(
+        return kv_pool.attend(
             query_TND,
             key_TKD,
             value_TKD,
             layer=self.layer,
             batch=batch,
-            kv_pool=kv_pool,
             scale=self.scale,
             window_tokens=self.window_tokens,
             softcap=self.softcap,

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from apportion.model.weights.checkpoint import Weights
 from apportion.model.weights.shard import Placement
-from apportion.model.weights.weight_memory import own_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,23 +23,16 @@ class MatrixSource:
     columns: int
 
     def pieces(
-        self, start: int, stop: int, step: int, dtype: torch.dtype, torch_device: str
+        self, start: int, stop: int, step: int, dtype: torch.dtype, torch_device: torch.device
     ) -> Iterator[tuple[int, Tensor]]:
         """Rows `[start, stop)`, up to `step` at once: the first one's number, and weight_RK until the next."""
         # One piece of memory for all: what is freed between weights that stay is hardly ever used again.
         most = min(step, stop - start)
-        memory = own_memory(most * self.columns * dtype.itemsize, torch_device)
-        piece_RK = memory.view(dtype).view(most, self.columns)
+        piece_RK = torch.empty(most, self.columns, dtype=dtype, device=torch_device)
         for first in range(start, stop, step):
             weight_RK = piece_RK[: stop - first]
             self.read_into(weight_RK, first)
             yield first, weight_RK
-
-    def read(self, start: int, stop: int, dtype: torch.dtype, torch_device: str) -> Tensor:
-        """Rows `[start, stop)`: weight_RK."""
-        weight_RK = torch.empty(stop - start, self.columns, dtype=dtype, device=torch_device)
-        self.read_into(weight_RK, start)
-        return weight_RK
 
     def read_into(self, weight_RK: Tensor, start: int) -> None:
         """Rows from `start` on, as many as `weight_RK` has."""

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apportion.model.weights.checkpoint import FORMAT_DTYPES, Weights
+from apportion.model.weights.checkpoint import Weights
 from apportion.model.weights.experts import ExpertMatrices
+from apportion.model.weights.formats import WEIGHT_FORMATS
 from apportion.model.weights.linear import PackedLinear
 from apportion.model.weights.load_memory import LoadMemory
 from apportion.model.weights.matrix_source import MatrixSource, expert_reads
@@ -23,7 +24,8 @@ from apportion.model.weights.shard import (
     whole_placements,
 )
 from apportion.model.weights.vocabulary import LookupTable
-from apportion.model.weights.weight_memory import Allocate, own_memory
+from apportion.model.weights.weight_backend import WeightBackend
+from apportion.model.weights.weight_memory import Allocate
 from apportion.types.errors import ModelError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Stage
@@ -52,20 +54,19 @@ class ParameterReader:
         model: ModelSpec,
         stage: Stage,
         shares: RankShares,
-        torch_device: str,
+        backend: WeightBackend,
         memory: LoadMemory,
     ) -> None:
         self.weights = weights
-        self._format = stage.weight_format
+        self._format = WEIGHT_FORMATS[stage.weight_format]
         self._packed = stage.weight_format != stage.activation_format
-        self.dtype = FORMAT_DTYPES[stage.activation_format]
-        self.torch_device = torch_device
+        self.backend = backend
         self.shares = shares
         self.parameters = 0
         self.weights_bytes = 0
         self._model = model
         self._memory = memory
-        self._allocate: Allocate = own_memory
+        self._allocate: Allocate = backend.allocate
 
     def elsewhere(self, allocate: Allocate, weights: Weights | None = None) -> "ParameterReader":
         """A reader for the same stage that puts matrices and all else where `allocate` says, and counts for itself."""
@@ -98,7 +99,8 @@ class ParameterReader:
 
     def lookup_table(self, multiplier: float) -> LookupTable:
         source = self._vocab_source(_EMBEDDING_NAME)
-        table = LookupTable(source, self._format, self.dtype, self.torch_device, multiplier)
+        backend = self.backend
+        table = LookupTable(source, self._format, backend.dtype, backend.torch_device, multiplier)
         self._count(source.rows * source.columns, table.weights_bytes)
         return table
 
@@ -139,7 +141,7 @@ class ParameterReader:
         return self.source((self.shares.vocab.count, full[1]), reads)
 
     def linear(self, source: MatrixSource, bias_N: Tensor | None) -> PackedLinear:
-        linear = PackedLinear(source, self._format, self.dtype, self.torch_device, bias_N, self._allocate)
+        linear = PackedLinear(source, self._format, self.backend, bias_N, self._allocate)
         self._count(source.rows * source.columns, linear.weights_bytes)
         return linear
 
@@ -147,7 +149,7 @@ class ParameterReader:
         if any(len(read.source_shape) != 2 for read in reads):
             raise ModelError(
                 f"{self._model.name}: '{reads[0].source}' holds all experts in one tensor, which cannot be packed as"
-                f" {self._format}; use --weights fp32"
+                f" {self._format.name}; use --weights fp32"
             )
         _, rows, columns = shape
         by_expert = [self.source((rows, columns), expert_reads(reads, expert)) for expert in range(shape[0])]
@@ -157,8 +159,8 @@ class ParameterReader:
         return nn.Parameter(self.read(shape, reads), requires_grad=False)
 
     def read(self, shape: Shape, reads: Reads) -> Tensor:
-        num_bytes = math.prod(shape) * self.dtype.itemsize
-        tensor = self._allocate(num_bytes, self.torch_device).view(self.dtype).view(shape)
+        dtype = self.backend.dtype
+        tensor = self._allocate(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
         for read in reads:
             self.weights.check_shape(read.source, read.source_shape)
             self.weights.read_into(tensor[read.target], read.source, read.ranges)

@@ -14,19 +14,11 @@ READ_ELEMENTS = 2**16
 """Most elements held in fp32 while a matrix is quantised."""
 
 
-def quantised_rows(source: MatrixSource, start: int, stop: int, torch_device: str) -> tuple[Tensor, Tensor]:
-    """Rows `[start, stop)` as integers_RK and scales_R (fp32)."""
-    integers_RK = torch.empty(stop - start, source.columns, dtype=torch.int8, device=torch_device)
-    scales_R = torch.empty(stop - start, device=torch_device)
-    quantise_rows(source, start, integers_RK, scales_R)
-    return integers_RK, scales_R
-
-
 def quantise_rows(source: MatrixSource, start: int, integers_RK: Tensor, scales_R: Tensor) -> None:
     """Fills both with the rows from `start` on."""
     step = max(1, READ_ELEMENTS // source.columns)
     stop = start + len(scales_R)
-    for first, weight_RK in source.pieces(start, stop, step, torch.float32, str(scales_R.device)):
+    for first, weight_RK in source.pieces(start, stop, step, torch.float32, scales_R.device):
         rows = slice(first - start, first - start + len(weight_RK))
         scales_R[rows] = _scales(source.row_peaks(first, first + len(weight_RK), weight_RK))
         integers_RK[rows] = weight_RK.div_(scales_R[rows, None]).round_()

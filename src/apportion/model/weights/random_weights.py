@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from apportion.model.weights.checkpoint import Range
+from apportion.model.weights.matrix_source import MatrixSource
+from apportion.model.weights.shard import whole_placements
 
 PIECE_BYTES = 2**18
 """Of values that are made at once."""
@@ -84,3 +86,9 @@ def _fill(
         piece = np.stack([noise[begin : begin + width] for begin in begins])
         piece *= scale
         target[first - start : rows.stop - start].copy_(torch.from_numpy(piece))
+
+
+def random_matrix(rows: int, columns: int) -> MatrixSource:
+    """A matrix of noise, whole."""
+    reads = tuple(whole_placements("weight", (rows, columns), None))
+    return MatrixSource(weights=RandomWeights(), reads=reads, rows=rows, columns=columns)

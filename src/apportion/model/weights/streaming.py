@@ -33,7 +33,7 @@ class LayerStream:
         """Before they are rounded up to whole pages."""
         self._store = store
         self._reader = reader
-        self._buffers = [LayerBuffer(buffer_bytes, reader.torch_device) for _ in range(store.num_buffers)]
+        self._buffers = [LayerBuffer(buffer_bytes, reader.backend.allocate) for _ in range(store.num_buffers)]
         self._sizes: list[int] = []
         self._num_uses = 0
 
@@ -114,7 +114,7 @@ def _largest_bytes(make: MakeLayer, reader: ParameterReader, indices: Iterable[i
     """Of a buffer for any of the layers `indices`."""
     largest_bytes = 0
     for index in indices:
-        sizing = Sizing()
+        sizing = Sizing(reader.backend.allocate)
         make(reader.elsewhere(sizing.allocate, _Zeros(reader.weights)), index)
         largest_bytes = max(largest_bytes, sizing.buffer_bytes)
     return largest_bytes

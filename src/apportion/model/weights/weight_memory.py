@@ -2,45 +2,39 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-Allocate = Callable[[int, str], Tensor]
-"""So many bytes on a torch device: a tensor of uint8."""
+Allocate = Callable[[int], Tensor]
+"""Memory of so many bytes on the device: a tensor of uint8."""
 
 PAGE_BYTES = 4096
 _ALIGNED_BYTES = 64
 """Every allocation in a buffer begins at a multiple of it."""
 
 
-def own_memory(num_bytes: int, torch_device: str) -> Tensor:
-    if torch_device != "cpu":
-        return torch.empty(num_bytes, dtype=torch.uint8, device=torch_device)
-    return torch.from_numpy(np.empty(num_bytes, np.uint8))  # asks for huge pages, which torch does not
-
-
 class Sizing:
     """Finds out how large a buffer must be: everything is put in one place, and nothing is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, allocate: Allocate) -> None:
         self.buffer_bytes = 0
+        self._allocate = allocate
         self._scratch = torch.empty(0, dtype=torch.uint8)
 
-    def allocate(self, num_bytes: int, torch_device: str) -> Tensor:
+    def allocate(self, num_bytes: int) -> Tensor:
         self.buffer_bytes += _aligned(num_bytes, _ALIGNED_BYTES)
         if len(self._scratch) < num_bytes:
-            self._scratch = own_memory(num_bytes, torch_device)
+            self._scratch = self._allocate(num_bytes)
         return self._scratch[:num_bytes]
 
 
 class LayerBuffer:
     """Holds the weights of one layer after another: each allocates in the same order, from the buffer's start."""
 
-    def __init__(self, num_bytes: int, torch_device: str) -> None:
-        """Whole pages."""
+    def __init__(self, num_bytes: int, allocate: Allocate) -> None:
+        """Takes whole pages."""
         size = _aligned(num_bytes, PAGE_BYTES)
-        memory = own_memory(size + PAGE_BYTES, torch_device)
+        memory = allocate(size + PAGE_BYTES)
         start = -memory.data_ptr() % PAGE_BYTES
         self.bytes_B = memory[start : start + size]
         self._taken_bytes = 0
@@ -48,8 +42,7 @@ class LayerBuffer:
     def restart(self) -> None:
         self._taken_bytes = 0
 
-    def allocate(self, num_bytes: int, torch_device: str) -> Tensor:
-        assert torch_device == str(self.bytes_B.device)
+    def allocate(self, num_bytes: int) -> Tensor:
         start = self._taken_bytes
         self._taken_bytes += _aligned(num_bytes, _ALIGNED_BYTES)
         assert self._taken_bytes <= len(self.bytes_B)

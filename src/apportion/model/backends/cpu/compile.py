@@ -9,21 +9,22 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from apportion.model.backends.cpu.pool import CpuPool
+from apportion.model.backends.cpu.products import PackedProduct
+from apportion.model.backends.cpu.program import Between, Half, LeanProgram, Step
 from apportion.model.kernels import layer as lean_kernels
 from apportion.model.kernels.attend_op import NO_WINDOW, attend_op
+from apportion.model.kernels.kv_elements import ELEMENT_TYPES
 from apportion.model.kernels.look_up_op import look_up_op
 from apportion.model.kernels.op_code import Op
 from apportion.model.kernels.op_table import OpTable, Place
 from apportion.model.kernels.step_operand import StepOperand
 from apportion.model.kernels.team import team_of
-from apportion.model.kv_pool import KVPool
 from apportion.model.lean.layers import Attention, FeedForward, LeanLayer, ReducedLinear, Transform
 from apportion.model.lean.ops import Norm, gate_coefficients
-from apportion.model.lean.program import Between, Half, LeanProgram, Step
 from apportion.model.reduction import CompiledAllReduce
 from apportion.model.rope import Rope
 from apportion.model.sharded_modules import VocabParallelEmbedding
-from apportion.model.weights.cpu_products import PackedProduct
 from apportion.model.weights.linear import PackedLinear
 from apportion.model.weights.streaming import Layer, StreamedLayer
 from apportion.model.weights.vocabulary import LookupTable
@@ -32,7 +33,7 @@ from apportion.model.weights.vocabulary import LookupTable
 def lean_program(
     layers: Sequence[Layer],
     ropes: Sequence[Rope],
-    kv_pool: KVPool,
+    kv_pool: CpuPool,
     hidden_size: int,
     *,
     embedding: VocabParallelEmbedding | None,
@@ -57,7 +58,7 @@ def lean_program(
 
 
 class _Compiler:
-    def __init__(self, kv_pool: KVPool, hidden_size: int, all_reduce: CompiledAllReduce | None) -> None:
+    def __init__(self, kv_pool: CpuPool, hidden_size: int, all_reduce: CompiledAllReduce | None) -> None:
         self._pool, self._all_reduce = kv_pool, all_reduce
         self._table, self._operand = OpTable(team_of(torch.get_num_threads())), StepOperand()
         self._halves: list[Half] = []
@@ -73,7 +74,7 @@ class _Compiler:
         if embedding is None:
             self._table.add(lean_kernels.take, source, out=self._hidden)
             return
-        op, operands = _look_up(embedding.table, embedding.vocab.start)
+        op, operands = look_up(embedding.table, embedding.vocab.start)
         self._table.add(op, {**source, **operands}, out=self._hidden)
         if self._all_reduce is not None:
             self._add_reduction(self._all_reduce, self._hidden)
@@ -169,7 +170,7 @@ class _Compiler:
             "step": self._operand.address,
             "keys": keys_KSD.ctypes.data,
             "values": values_KSD.ctypes.data,
-            "beyond": self._pool.beyond_1.ctypes.data,
+            "beyond": self._pool.tensors.beyond_1.ctypes.data,
             "slots": keys_KSD.shape[1],
             "kv_heads": attention.kv_heads,
             "group": attention.heads // attention.kv_heads,
@@ -240,17 +241,19 @@ def _operands(norm: Norm) -> dict[str, float]:
     return {"weight": norm.weight.data_ptr(), "width": len(norm.weight), "eps": norm.eps}
 
 
-def _look_up(table: LookupTable, first_row: int) -> tuple[Op, Mapping[str, float]]:
+def look_up(table: LookupTable, first_row: int) -> tuple[Op, Mapping[str, float]]:
     """Of the rows from `first_row` on; others are zeros."""
-    rows_VH, scales_V = table.arrays
+    rows_VH = table.rows_VH
+    if rows_VH.dtype != torch.int8:
+        rows_VH = rows_VH.view(ELEMENT_TYPES[rows_VH.dtype])
     operands = {
-        "table": rows_VH.ctypes.data,
-        "scales": 0 if scales_V is None else scales_V.ctypes.data,
+        "table": rows_VH.data_ptr(),
+        "scales": 0 if table.scales_V is None else table.scales_V.data_ptr(),
         "first_row": first_row,
         "num_rows": len(rows_VH),
         "multiplier": table.multiplier,
     }
-    return look_up_op(rows_VH.dtype), operands
+    return look_up_op(rows_VH.numpy().dtype), operands
 
 
 def _split_operands(attention: Attention) -> Mapping[str, float]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apportion.model.batch import FlatBatch
+from apportion.model.backends.cpu.batch import CpuBatch
+from apportion.model.backends.cpu.pool import CpuPool
 from apportion.model.kernels.op_code import FP32_BYTES
 from apportion.model.kernels.op_table import OpTable
 from apportion.model.kernels.step_operand import StepOperand
-from apportion.model.kv_pool import KVPool
 from apportion.model.lean.layers import Attention
 from apportion.model.reduction import CompiledAllReduce
 
@@ -24,7 +24,7 @@ from apportion.model.reduction import CompiledAllReduce
 class Step:
     """What is at hand between the operations."""
 
-    def __init__(self, batch: FlatBatch, kv_pool: KVPool, memory: Tensor, shape_TH: tuple[int, int]) -> None:
+    def __init__(self, batch: CpuBatch, kv_pool: CpuPool, memory: Tensor, shape_TH: tuple[int, int]) -> None:
         """`memory` begins with the hidden state, its norm and a partial result."""
         self.batch, self.kv_pool = batch, kv_pool
         parts_3TH = memory[: 3 * shape_TH[0] * shape_TH[1]].view(3, *shape_TH)
@@ -57,22 +57,21 @@ class LeanProgram:
     halves: Sequence[Half]
     step_floats: int
     """Of each token, which a step keeps from half to half."""
-    kv_pool: KVPool
+    kv_pool: CpuPool
     all_reduce: CompiledAllReduce | None
     hidden_size: int
     normed: bool
     """Whether the final norm is part of it."""
 
-    def __call__(self, inputs: Tensor, batch: FlatBatch) -> Tensor:
+    def __call__(self, inputs: Tensor, batch: CpuBatch) -> Tensor:
         inputs = inputs.contiguous()
-        self.operand.point_to(inputs, batch)
-        apart = batch.longer_spans or not self.kv_pool.compiled
-        step = (self._run_apart if apart else self._run_together)(len(inputs), batch)
+        self.operand.point_to(inputs, batch.rows.positions_T, batch.decode)
+        step = (self._run_apart if batch.longer_spans else self._run_together)(len(inputs), batch)
         if self.all_reduce is not None:
             self.all_reduce.check()
         return step.normed_TH if self.normed else step.hidden_TH
 
-    def _run_together(self, num_tokens: int, batch: FlatBatch) -> Step:
+    def _run_together(self, num_tokens: int, batch: CpuBatch) -> Step:
         stop = len(self.table)
         half_floats = max(half.scratch_floats for half in self.halves)
         memory = torch.empty(num_tokens * (self.step_floats + half_floats))
@@ -88,7 +87,7 @@ class LeanProgram:
         self.table.run(first, stop)
         return step
 
-    def _run_apart(self, num_tokens: int, batch: FlatBatch) -> Step:
+    def _run_apart(self, num_tokens: int, batch: CpuBatch) -> Step:
         """The halves use one piece of memory after another: a new one's pages, made and cleared anew, would take as
         long as a third of the products. It is given back where something else than the table needs memory."""
         memory = torch.empty(num_tokens * self.step_floats)
@@ -113,7 +112,7 @@ class LeanProgram:
 
 def _attend(attention: Attention, step: Step, scratch: Tensor) -> None:
     """As the operation does: from where `split` writes to where the projections were, without memory of its own."""
-    num_tokens, kv_heads = len(step.batch.positions_T), attention.kv_heads
+    num_tokens, kv_heads = len(step.batch.rows.positions_T), attention.kv_heads
     out, heads = scratch.view(2, -1)
     query, key_value = heads.view(-1, attention.head_dim).tensor_split([-2 * kv_heads * num_tokens])
     query_TND = query.view(num_tokens, -1, attention.head_dim)

@@ -1,18 +1,12 @@
-"""Holds a worker to its device's memory budget and measures the peak of what it allocated.
+"""Holds a worker to a memory budget in the machine's own memory, and measures the peak of what it allocated.
 
-The budget counts from `start()`, after imports and warm-up. On a CPU the kernel enforces it (RLIMIT_DATA: private
-writable memory) and the peak is the resident anonymous memory above the start; on CUDA the caching allocator does both.
+The budget counts from `start()`, after imports and warm-up. The kernel enforces it (RLIMIT_DATA: private writable
+memory), and the peak is the resident anonymous memory above the start.
 """
 
 import ctypes
 import resource
 from pathlib import Path
-from typing import Protocol
-
-import torch
-
-from apportion.model.weights.load_memory import LoadMemory
-from apportion.types.cluster import Device
 
 _LIBC = ctypes.CDLL(None)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -52,30 +46,9 @@ def lift_limit() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-class MemoryMeter(LoadMemory, Protocol):
-    """While loading, `observe` takes the present size into the peak."""
-
-    def start(self, budget_bytes: int) -> None:
-        """From here on everything allocated counts, and the budget holds; so does what is left of an earlier place."""
-        ...
-
-    def left(self) -> None:
-        """Called when the place held so far has been given up, before anything else is loaded."""
-        ...
-
-    def loaded(self, host_bytes: int) -> None:
-        """Called when the stage is loaded and its files are closed; of what the process then holds, `host_bytes` are
-        the host's and not the device's."""
-        ...
-
-    def stepped(self) -> None:
-        """Called after each step."""
-        ...
-
-    def peak_bytes(self) -> int: ...
-
-
 class CpuMeter:
+    """See `MemoryMeter`."""
+
     def __init__(self) -> None:
         self._arena: bytes | None = None
         self._start_bytes = self._start_data_bytes = 0
@@ -126,35 +99,3 @@ class CpuMeter:
     def peak_bytes(self) -> int:
         self.observe()
         return self._peak_bytes
-
-
-class CudaMeter:
-    def __init__(self, torch_device: str) -> None:
-        self._device = torch.device(torch_device)
-
-    def start(self, budget_bytes: int) -> None:
-        total_bytes = torch.cuda.get_device_properties(self._device).total_memory
-        fraction = min(1.0, budget_bytes / total_bytes)
-        torch.cuda.set_per_process_memory_fraction(fraction, self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-
-    def left(self) -> None:
-        torch.cuda.empty_cache()
-
-    def observe(self) -> None:
-        pass
-
-    def stepped(self) -> None:
-        pass
-
-    def loaded(self, host_bytes: int) -> None:
-        pass
-
-    def peak_bytes(self) -> int:
-        return torch.cuda.max_memory_reserved(self._device)
-
-
-def memory_meter(device: Device) -> MemoryMeter:
-    if device.kind == "cuda":
-        return CudaMeter(device.torch_device)
-    return CpuMeter()

@@ -10,23 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.model.batch import DecodeRows, SequenceSpan
+from apportion.model.backends.cpu.batch import LongerSpan
 from apportion.model.kernels.attend_op import NO_WINDOW
 from apportion.model.kernels.decode import attend_decode
 from apportion.model.kernels.prefill import attend_prefill, num_parts
+from apportion.model.kernels.step_operand import DecodeRows
 from apportion.model.kernels.team import team_of
-from apportion.model.kv_pool import KVPool
 
 
-class Compiled:
-    """One layer's attention of one batch, of queries in fp32."""
+class CompiledAttention:
+    """One layer's attention of one batch, of queries in fp32, over a pool's `arrays` of that layer; `beyond_1` is set
+    where a number is too large for them."""
 
     def __init__(
         self,
         query_TKGD: Tensor,
         out_TKGD: Tensor,
-        layer: int,
-        kv_pool: KVPool,
+        arrays: tuple[np.ndarray, np.ndarray],
+        beyond_1: np.ndarray,
         scale: float,
         window_tokens: int | None,
         softcap: float | None,
@@ -34,7 +35,7 @@ class Compiled:
     ) -> None:
         self._query_TKGD = query_TKGD.contiguous().numpy()
         self._out_TKGD = out_TKGD.numpy()
-        self._arrays, self._beyond_1 = kv_pool.arrays(layer), kv_pool.beyond_1
+        self._arrays, self._beyond_1 = arrays, beyond_1
         window = NO_WINDOW if window_tokens is None else window_tokens
         self._options = window, np.float32(scale), np.float32(softcap or 0)
         kv_heads, group = out_TKGD.shape[1:3]
@@ -57,7 +58,7 @@ class Compiled:
         )
         self._team.run(part, len(rows.rows_B) * key_TKD.shape[1])
 
-    def prefill(self, span: SequenceSpan) -> None:
+    def prefill(self, span: LongerSpan) -> None:
         """Of a sequence with several, whose keys and values have been written."""
         rows = slice(span.row_start, span.row_stop)
         query_QKGD, out_QKGD = self._query_TKGD[rows], self._out_TKGD[rows]

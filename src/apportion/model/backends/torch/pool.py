@@ -1,9 +1,8 @@
-"""Causal attention of a flat ragged batch over the paged KV pool.
+"""Causal attention of a flat ragged batch over the paged KV pool, by torch's own operations.
 
-On a CPU compiled calls do it (`compiled_attention`). Elsewhere as many sequences with one new token as a full context
-has room for attend together, their keys and values gathered side by side. For several new tokens each sequence's
-queries are taken in tiles, so that no temporary grows with the number of new tokens. The query heads of a KV head are a
-dimension of their own: neither keys nor values are ever repeated.
+As many sequences with one new token as a full context has room for attend together, their keys and values gathered side
+by side. For several new tokens each sequence's queries are taken in tiles, so that no temporary grows with the number
+of new tokens. The query heads of a KV head are a dimension of their own: neither keys nor values are ever repeated.
 
 Shapes: T = tokens of the batch, Q = tokens of one tile, C = keys a tile can see, K = local KV heads, G = query
 heads per KV head, N = K·G, E = G·Q, D = head dim.
@@ -13,82 +12,51 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apportion.model.batch import DecodeGroup, FlatBatch, SequenceSpan
-from apportion.model.compiled_attention import Compiled
-from apportion.model.kernels.attend_op import attend_op
-from apportion.model.kv_pool import KVPool
+from apportion.model.backends.torch.batch import DecodeGroup, SequenceSpan, TorchBatch
+from apportion.model.kv_pool import PoolTensors
 from apportion.types.layout import QUERY_TILE
-from apportion.types.request import Chunk, ScheduledBatch
 
 
-def paged_attention(
-    query_TND: Tensor,
-    key_TKD: Tensor,
-    value_TKD: Tensor,
-    *,
-    layer: int,
-    batch: FlatBatch,
-    kv_pool: KVPool,
-    scale: float,
-    window_tokens: int | None,
-    softcap: float | None,
-    sinks_N: Tensor | None,
-    out_TND: Tensor | None = None,
-) -> Tensor:
-    """Writes the new keys and values to the pool, then attends each token to its sequence; returns out_TND, contiguous,
-    in new memory where none is given.
+class TorchPool:
+    """See `KVPool`."""
 
-    `window_tokens` counts the token itself; `softcap` bounds the scores by tanh; a sink is a score per head
-    that takes part in the softmax and has no value.
-    """
-    num_tokens, kv_heads, head_dim = key_TKD.shape
-    query_TKGD = query_TND.reshape(num_tokens, kv_heads, -1, head_dim)
-    if out_TND is None:
-        out_TND = torch.empty(query_TND.shape, dtype=query_TND.dtype, device=query_TND.device)
-    out_TKGD = out_TND.view(query_TKGD.shape)
-    options = (scale, window_tokens, softcap, sinks_N)
-    if kv_pool.compiled and query_TND.dtype == torch.float32:
-        attend = Compiled(query_TKGD, out_TKGD, layer, kv_pool, *options)
-        attend.decode(key_TKD, value_TKD, batch.decode)
-        if batch.longer_spans:
-            kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
-        for span in batch.longer_spans:
-            attend.prefill(span)
+    def __init__(self, tensors: PoolTensors) -> None:
+        self.tensors = tensors
+
+    def attend(
+        self,
+        query_TND: Tensor,
+        key_TKD: Tensor,
+        value_TKD: Tensor,
+        *,
+        layer: int,
+        batch: TorchBatch,
+        scale: float,
+        window_tokens: int | None,
+        softcap: float | None,
+        sinks_N: Tensor | None,
+        out_TND: Tensor | None = None,
+    ) -> Tensor:
+        num_tokens, kv_heads, head_dim = key_TKD.shape
+        query_TKGD = query_TND.reshape(num_tokens, kv_heads, -1, head_dim)
+        if out_TND is None:
+            out_TND = torch.empty(query_TND.shape, dtype=query_TND.dtype, device=query_TND.device)
+        out_TKGD = out_TND.view(query_TKGD.shape)
+        options = (scale, window_tokens, softcap, sinks_N)
+        self.tensors.write(layer, batch.slots_T, key_TKD, value_TKD)
+        for group in batch.decode_groups:
+            query_BKGD = query_TKGD[group.rows_B]
+            out_TKGD[group.rows_B] = _attend_together(query_BKGD, group, layer, self.tensors, *options)
+        for span in batch.alone_spans:
+            _attend_span(query_TKGD, out_TKGD, layer, span, self.tensors, *options)
         return out_TND
-    kv_pool.write(layer, batch.slots_T, key_TKD, value_TKD)
-    for group in batch.decode_groups:
-        out_TKGD[group.rows_B] = _attend_together(query_TKGD[group.rows_B], group, layer, kv_pool, *options)
-    for span in batch.alone_spans:
-        _attend_span(query_TKGD, out_TKGD, layer, span, kv_pool, *options)
-    return out_TND
-
-
-def load_kernels(kv_dtype: torch.dtype) -> None:
-    """Loads the compiled kernels for a pool of the dtype on a CPU, so that their memory is not counted as a stage's."""
-    shape = {
-        "layer_start": 0,
-        "num_layers": 1,
-        "num_blocks": 2,
-        "block_tokens": 2,
-        "kv_heads": 1,
-        "head_dim": 1,
-    }
-    kv_pool = KVPool(**shape, dtype=kv_dtype, torch_device="cpu")
-    chunks = tuple(
-        Chunk(sequence_id=i, start=0, token_ids=(0,) * (i + 1), block_ids=(i,), sampling=None)
-        for i in range(2)
-    )
-    batch = FlatBatch.build(ScheduledBatch(step_id=0, chunks=chunks), block_tokens=2, torch_device="cpu")
-    options = {"scale": 1.0, "window_tokens": None, "softcap": None, "sinks_N": None}
-    attend_op(kv_pool.elements)
-    paged_attention(*torch.zeros(3, 3, 1, 1), layer=0, batch=batch, kv_pool=kv_pool, **options)
 
 
 def _attend_together(
     query_BKGD: Tensor,
     group: DecodeGroup,
     layer: int,
-    kv_pool: KVPool,
+    tensors: PoolTensors,
     scale: float,
     window_tokens: int | None,
     softcap: float | None,
@@ -96,7 +64,7 @@ def _attend_together(
 ) -> Tensor:
     """The sequences' KV heads become KV heads of one query; returns out_BKGD."""
     num, kv_heads, heads_each, head_dim = query_BKGD.shape
-    key_KSD, value_KSD = kv_pool.read(layer, group.slots_BC.flatten(), query_BKGD.dtype)
+    key_KSD, value_KSD = tensors.read(layer, group.slots_BC.flatten(), query_BKGD.dtype)
     if sinks_N is not None:
         sinks_N = sinks_N.view(kv_heads, 1, heads_each).expand(-1, num, -1).flatten()
     out_1HGD = _attend(
@@ -116,7 +84,7 @@ def _attend_span(
     out_TKGD: Tensor,
     layer: int,
     span: SequenceSpan,
-    kv_pool: KVPool,
+    tensors: PoolTensors,
     scale: float,
     window_tokens: int | None,
     softcap: float | None,
@@ -126,7 +94,7 @@ def _attend_span(
         stop_key = span.start + stop - span.row_start
         mask_QC = _causal_mask(stop - row, stop_key - first_key, window_tokens, query_TKGD.device)
         slots = span.slots_between(first_key, stop_key)
-        keys_values = kv_pool.read(layer, slots, query_TKGD.dtype)
+        keys_values = tensors.read(layer, slots, query_TKGD.dtype)
         out_TKGD[row:stop] = _attend(query_TKGD[row:stop], *keys_values, scale, mask_QC, softcap, sinks_N)
         del keys_values  # before the next tile's are gathered
 
