@@ -137,8 +137,9 @@ class _Worker:
         elif member is None:
             return  # a member of its group was lost in the middle of a step: others may still send for it
         elif message.kind is Kind.REPORT:
-            self._tell(Kind.REPORTED, member.report())
-            member.clear()
+            report = member.report()
+            member.clear()  # before the coordinator goes on: what follows belongs to the next report
+            self._tell(Kind.REPORTED, report)
         elif message.kind is Kind.STEP:
             try:
                 member.step(message)
