@@ -3,22 +3,35 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEVICES := "laptop=cpu:12MiB@0.5, desk=cpu:13MiB, old=cpu:9MiB@0.3"
 
-.PHONY: run test test-nightly check clean
+.PHONY: run test test-fast test-nightly check lint format types imports clean
 
 run: .venv/run.stamp
 	$(BIN)/apportion run demo "ROMEO:" --devices $(DEVICES) --max-tokens 150 --temperature 0.8 --seed 3
 
 test: .venv/test.stamp
-	$(BIN)/pytest
+	$(BIN)/python scripts/test.py
+
+# All that only computes, without enumeration.
+test-fast: .venv/test.stamp
+	$(BIN)/python scripts/test.py --fast
 
 test-nightly: .venv/test.stamp
 	$(BIN)/python scripts/nightly.py
 
 check: .venv/test.stamp
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	+$(MAKE) --no-print-directory --jobs 4 --keep-going types imports lint format
+
+types:
+	$(BIN)/basedpyright --threads 2 --pythonpath $(BIN)/python
+
+imports:
 	$(BIN)/lint-imports
+
+lint:
+	$(BIN)/ruff check .
+
+format:
+	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf .venv build src/*.egg-info

@@ -8,7 +8,7 @@ from apportion.planner.build import find_division
 from apportion.planner.problem import chunk_candidates, make_problem
 
 TOLERANCE = 1 + 1e-9
-BATCH = 50
+BATCH = 25
 CHUNK_SEEDS = (79, 209, 3143, 3964, 4351, 4595, 4728)
 """Where the largest prefill chunk that fits is not the best."""
 
@@ -26,7 +26,7 @@ def check_seed(seed: int) -> None:
             assert found.value <= one.division.value * TOLERANCE, (seed, one)
 
 
-@pytest.mark.parametrize("first", range(0, 300, BATCH))
+@pytest.mark.parametrize("first", range(0, 100, BATCH))
 def test_no_rule_beats_the_plan(first):
     for seed in range(first, first + BATCH):
         check_seed(seed)
@@ -39,9 +39,9 @@ def test_even_shares_in_a_pipeline_do_not_beat_the_plan():
 
 @pytest.mark.nightly
 @pytest.mark.timeout(14400)
-@pytest.mark.parametrize("first", range(0, 10_000, 1000))
+@pytest.mark.parametrize("first", range(0, 2000, 200))
 def test_no_rule_beats_the_plan_at_length(first):
-    for seed in range(first, first + 1000):
+    for seed in range(first, first + 200):
         check_seed(seed)
 
 

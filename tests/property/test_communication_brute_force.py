@@ -200,7 +200,7 @@ def check_sound(problem, best):
             assert proven.seconds <= best * (1 + TOLERANCE)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(communication_problems(), LIMITS)
 def test_least_communication_equals_brute_force(problem, limit):
     check(problem, *limit)
@@ -214,7 +214,7 @@ def test_pipelines_of_least_communication_equal_brute_force(problem, limit):
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(communication_problems(), LIMITS)
 def test_least_communication_at_length(problem, limit):
     check(problem, *limit)

@@ -27,7 +27,7 @@ class Constrained(BruteForce):
     """Every division is made, and those that break a constraint are left out."""
 
     def best(self) -> float:
-        return min(self.every(0, (), self.cluster.devices[0].host, []), default=inf)
+        return min(self.every(0, (), self.home, []), default=inf)
 
     def every(self, start, stages, host, timings):
         """`stages` are (devices, start, stop) so far."""

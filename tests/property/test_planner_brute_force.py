@@ -334,7 +334,7 @@ def test_pipelines_equal_brute_force_at_length(problem):
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(problems(max_devices=5, max_layers=24))
 def test_five_devices_and_24_layers_equal_brute_force(problem):
     check_against_brute_force(problem, BruteForce.best_of_states)

@@ -101,7 +101,7 @@ def test_cp_sat_finds_nothing_better(problem, oracle):
 @needs_ortools
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(problem=problems(max_devices=5, max_layers=8))
 def test_cp_sat_finds_nothing_better_at_length(problem, oracle):
     check_against_oracle(problem, oracle)

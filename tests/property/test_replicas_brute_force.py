@@ -187,7 +187,7 @@ def test_bound_and_search_that_stop_early_are_sound(task):
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tasks(max_devices=4, numbers=(None, None, 1, 2, 3)))
 def test_replicas_equal_brute_force_at_length(task):
     check(task)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from property.test_planner_brute_force import check_against_brute_force, problems
@@ -53,7 +54,15 @@ def stored_problems(draw: st.DrawFn):
     return made if lacking or draw(st.booleans()) else made.in_format("q4_k_m")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(stored_problems())
 def test_planner_equals_brute_force(problem):
+    check_against_brute_force(problem)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@given(stored_problems())
+def test_planner_equals_brute_force_at_length(problem):
     check_against_brute_force(problem)
