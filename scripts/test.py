@@ -17,6 +17,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
 AT_ONCE = ("-n", "logical", "--maxprocesses", "8", "--dist")
 """A worker takes up to 600 MB."""
 
@@ -34,7 +35,9 @@ class Part:
 PARTS = {
     "units": Part(folders=("arch", "unit", "property"), budget_s=150, at_once="worksteal"),
     "kernels": Part(folders=("unit/model", "unit/native"), budget_s=120, at_once="loadfile"),
-    "runs": Part(folders=("unit/parallel", "unit/probe", "unit/runtime", "transport", "cli"), budget_s=90),
+    "runs": Part(
+        folders=("unit/parallel", "unit/probe", "unit/runtime", "transport", "cli", "library"), budget_s=90
+    ),
     "parity": Part(folders=("parity",), budget_s=120),
     "faults": Part(folders=("faults",), budget_s=90),
 }
@@ -66,13 +69,23 @@ def run(part: Part) -> Outcome:
 
 
 def selected(part: Part) -> list[str]:
-    others = {folder for other in PARTS.values() for folder in other.folders} - set(part.folders)
-    inner = [other for other in sorted(others) if any(other.startswith(f"{own}/") for own in part.folders)]
+    inner = {other for other in assigned() if any(other.startswith(f"{own}/") for own in part.folders)}
     return [
         *((*AT_ONCE, part.at_once) if part.at_once else ()),
         *(f"tests/{folder}" for folder in part.folders),
-        *(f"--ignore=tests/{folder}" for folder in inner),
+        *(f"--ignore=tests/{folder}" for folder in sorted(inner.difference(part.folders))),
     ]
+
+
+def assigned() -> set[str]:
+    return {folder for part in PARTS.values() for folder in part.folders}
+
+
+def rest() -> Part | None:
+    """The folders that no part names, alone."""
+    tops = {file.relative_to(TESTS).parts[0] for file in TESTS.rglob("test_*.py")}
+    folders = sorted(tops - {folder.partition("/")[0] for folder in assigned()})
+    return Part(folders=tuple(folders), budget_s=0) if folders else None
 
 
 def children_cpu_s() -> float:
@@ -100,13 +113,6 @@ def table(outcomes: dict[str, Outcome]) -> str:
     return "\n".join([*lines, f"{'all':10}{total[0]:9.0f}{total[1]:8.0f}"])
 
 
-def unassigned() -> list[str]:
-    """Folders of tests that no part runs."""
-    tests = ROOT / "tests"
-    tops = {file.relative_to(tests).parts[0] for file in tests.rglob("test_*.py")}
-    return sorted(tops - {folder.partition("/")[0] for part in PARTS.values() for folder in part.folders})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fast", action="store_true")
@@ -114,9 +120,12 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := [name for name in given.parts if name not in PARTS]:
         parser.error(f"no part {', '.join(unknown)}; there is {', '.join(PARTS)}")
-    if missing := unassigned():
-        sys.exit(f"in no part of {__file__}: tests/{', tests/'.join(missing)}")
-    asked = {"fast": FAST} if given.fast else {name: PARTS[name] for name in given.parts or PARTS}
+    if given.fast:
+        asked = {"fast": FAST}
+    else:
+        asked = {name: PARTS[name] for name in given.parts or PARTS}
+        if not given.parts and (others := rest()):
+            asked["rest"] = others
     outcomes = {name: run(part) for name, part in asked.items()}
     print(table(outcomes))
     sys.exit(any(not outcome.passed for outcome in outcomes.values()))
