@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 
 from apportion.catalog.cluster_rules import (
     ASSUMED_LATENCY,
@@ -87,7 +87,7 @@ def parse_groups(text: str, local: Local, here: Here) -> Cluster:
     members = [member for host, listed in groups for member in _members(host, listed)]
     _check_computers(members)
     devices = _devices(members, local, here)
-    links = [_link(part, [host for host, _ in groups if host]) for part in link_parts]
+    links = _links(link_parts, [host for host, _ in groups if host])
     in_hosts = [(member.host or LOCAL_HOST, member.gpu) for member in members if member.gpu is not None]
     return make_cluster(devices, links, inside_bytes_per_s(in_hosts))
 
@@ -228,13 +228,43 @@ def local_device(torch_name: str, found: Sequence[Device], place: str) -> Device
     raise ClusterError(f"{place}: this machine has no {torch_name}; it has {known}")
 
 
+def _links(parts: Sequence[str], hosts: Sequence[str]) -> list[Link]:
+    """One without hosts is a network between all of those that have no link of their own."""
+    networks = [
+        part
+        for part in parts
+        if re.match(r"[\d.]", _said(part)) and split_link(_said(part), list(hosts)) is None
+    ]
+    links = [_link(part, hosts) for part in parts if part not in networks]
+    if len(networks) > 1:
+        raise ClusterError(
+            f"--devices: there are two links without hosts, '{networks[0]}' and '{networks[1]}'"
+        )
+    joined = {frozenset((link.src, link.dst)) for link in links}
+    for network in networks:
+        if len(hosts) < 2:
+            raise ClusterError(
+                f"--devices '{network}': a link without hosts is between hosts, and there is one"
+            )
+        pairs = [pair for pair in combinations(hosts, 2) if frozenset(pair) not in joined]
+        links += [_figured(src, dst, _said(network), f"--devices '{network}'") for src, dst in pairs]
+    return links
+
+
 def _link(part: str, hosts: Sequence[str]) -> Link:
-    """Its bandwidth and its latency may stand in either order; a latency that is left out is assumed."""
-    place, text = f"--devices '{part}'", re.sub(r"^link\s+", "", part)
+    place, text = f"--devices '{part}'", _said(part)
     found = split_link(text, list(hosts))
     if found is None:
         raise ClusterError(f"{place}: {_no_pair(text, hosts)}")
-    src, dst, said = found
+    return _figured(*found, place)
+
+
+def _said(part: str) -> str:
+    return re.sub(r"^link\s+", "", part)
+
+
+def _figured(src: str, dst: str, said: str, place: str) -> Link:
+    """Its bandwidth and its latency may stand in either order; a latency that is left out is assumed."""
     try:
         figures = link_figures(said)
     except ValueError as error:

@@ -202,7 +202,7 @@ def _not_joined(plan: Plan) -> str:
     cluster = plan.cluster
     home = cluster.device(plan.device_ids[0]).host
     away = dict.fromkeys(cluster.device(name).host for name in plan.not_joined)
-    missing = "; ".join(f"link {home}-{host} 1Gbit 0.3ms" for host in away)
+    missing = f"link {home}-{next(iter(away))} 1Gbit 0.3ms" if len(away) == 1 else "link 1Gbit 0.3ms"
     return (
         f"{listed(list(plan.not_joined))}: no link from {listed(list(away))} to {home}, so they cannot work together;"
         f" with a network between them add its figures, as in '{missing}'"

@@ -23,9 +23,9 @@ class EngineLimits:
 
     @property
     def statement(self) -> str:
-        several = f"every stage a group of {self.group_size}, shared equally"
+        several = f"stages of {self.group_size} equal shares"
         sizes = "one device a stage" if self.group_size == 1 else several
-        return ", ".join([f"what {self.name} can do: {sizes}", *["a CPU first"] * self.cpu_first])
+        return f"what {self.name} can do ({', '.join([sizes, *['a CPU first'] * self.cpu_first])})"
 
 
 Groups = Literal["any", "even", "none"]

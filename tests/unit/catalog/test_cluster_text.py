@@ -260,3 +260,31 @@ def test_hosts_that_cannot_be(tmp_path: Path):
     file.write_text(f"[[device]]\n{WRITTEN}{host.replace('local', 'attic')}")
     with pytest.raises(ClusterError, match="host 1: unknown host 'attic'; there is local"):
         read_cluster_toml(file, lambda _: [])
+
+
+def test_a_link_without_hosts_joins_all_that_have_none_of_their_own():
+    made = parse_devices("a: m4; b: m4; c: m4; link 1Gbit 0.2ms; link c-a 10Gbit 1ms", lambda _: [])
+    across = {
+        (link.src, link.dst): (link.bytes_per_s, link.latency_s)
+        for link in made.links
+        if link.src != link.dst
+    }
+    assert across == {("c", "a"): (1.25e9, 1e-3), ("a", "b"): (1.25e8, 2e-4), ("b", "c"): (1.25e8, 2e-4)}
+
+
+def test_a_host_may_be_called_like_a_bandwidth():
+    made = parse_devices("1g: m4; 2g: m4; link 1g-2g 1Gbit 0.2ms", lambda _: [])
+    assert [(link.src, link.dst) for link in made.links if link.src != link.dst] == [("1g", "2g")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: m4; b: m4; link 1Gbit; link 2Gbit", "two links without hosts, 'link 1Gbit' and 'link 2Gbit'"),
+        ("a: m4; link 1Gbit", "a link without hosts is between hosts, and there is one"),
+        ("a: m4; b: m4; link 1Gbit 0.3", "'0.3' lacks a unit"),
+    ],
+)
+def test_a_link_without_hosts_that_says_nothing(text: str, message: str):
+    with pytest.raises(ClusterError, match=message):
+        parse_devices(text, lambda _: [])
