@@ -1,6 +1,7 @@
 """Planning for other engines from the command line: what they do that this one does not is said where nothing fits."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,31 @@ def test_a_change_of_a_plan_for_an_engine_has_its_buffers_too(
         engine = after(*change).constraints.engine
         assert engine is not None
         assert engine.buffer_bytes == dict.fromkeys(devices, 512 * (2 * context + 4 * 128256))
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """In one line, as tables break lines where the terminal ends."""
+    assert exit_code([*arguments]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_experts_in_host_memory_are_said_where_they_are_faster(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """What the plan says is what export then prints."""
+    file = str(tmp_path / "p.json")
+    asked = ["plan", "gpt-oss-120b", "--devices", "tower: rtx-4090 + cpu:96GiB", "--context", "32k"]
+    said = printed(capsys, *asked, "--no-calibration", "--for", "llama.cpp", "--out", file)
+    found = re.search(
+        r"faster in llama\.cpp: experts of the first (\d+) layers in the memory of .* on rtx-4090: ([\d.]+) tokens/s",
+        said,
+    )
+    assert found is not None
+    exported = printed(capsys, "export", file, "--to", "llama.cpp")
+    assert f"--n-cpu-moe {found[1]} " in exported
+    assert f"predicted {found[2]} tokens/s with prompts" in exported
+
+
+def test_nothing_is_said_of_experts_where_there_are_none(capsys: pytest.CaptureFixture[str]):
+    asked = ("qwen3-8b", "--devices", "tower: rtx-3060-12gb + cpu:32GiB", "--context", "8k")
+    assert "faster in" not in printed(capsys, "plan", *asked, "--no-calibration", "--for", "llama.cpp")

@@ -126,6 +126,10 @@ def _show(
         print_replicas(console, made, details=details)
         return
     print_plan(console, made, details=details, more=more)
+    if made.constraints.engine is not None:
+        from apportion.cli.render_engine import print_faster_way
+
+        print_faster_way(console, made)
     if made.workload.objective == "communication":
         from apportion.cli.render_communication import print_communication
 

@@ -11,7 +11,13 @@ from apportion.export.differences import differences
 from apportion.export.exllamav3 import to_exllamav3
 from apportion.export.experts import ExpertSplit, best_expert_split
 from apportion.export.launch import Export
-from apportion.export.limits import ABILITIES, engine_problems, too_old_note, without_buffers
+from apportion.export.limits import (
+    ABILITIES,
+    engine_of,
+    engine_problems,
+    too_old_note,
+    without_buffers,
+)
 from apportion.export.llama_cpp import expert_export, group_export, to_llama_cpp
 from apportion.export.mlx import to_mlx
 from apportion.export.ollama import expert_ollama_export, to_ollama
@@ -34,6 +40,8 @@ TRANSLATIONS: dict[str, Callable[[Plan], Export]] = {
 """Of plans within what the engine can do."""
 ENGINES = (*TRANSLATIONS, "mlx")
 PLANNED_FOR = tuple(TRANSLATIONS)
+EXPERT_ENGINES = ("llama.cpp", "ollama")
+"""Those that can hold experts in host memory and all else of a layer on a GPU."""
 """Those whose divisions are enough like ours to plan for from the start."""
 MEANT = {
     "llamacpp": "llama.cpp",
@@ -88,7 +96,7 @@ def _translated(plan: Plan, made: Plan, engine: str) -> tuple[float, Export]:
 
 def _other_ways(plan: Plan, engine: str) -> list[tuple[float, Export]]:
     """Divisions that are none of the planner's: experts in host memory, and one group at the plan's own ratio."""
-    if engine not in ("llama.cpp", "ollama"):
+    if engine not in EXPERT_ENGINES:
         return []
     ways = [_experts(plan, engine)]
     if engine == "llama.cpp" and len(plan.stages) == 1 and plan.stages[0].split.size > 1:
@@ -109,7 +117,29 @@ def _problems(plan: Plan, engine: str) -> list[Plan]:
     ]
 
 
+def faster_experts(plan: Plan) -> ExpertSplit | None:
+    """Of a plan for an engine that can hold experts in host memory and all else on GPUs: that division, where it is
+    faster, which is the one that `export` then prints."""
+    limits = plan.constraints.engine
+    if limits is None or engine_of(limits) not in EXPERT_ENGINES:
+        return None
+    found = _expert_split(plan, engine_of(limits))
+    return found[1] if found and found[1].tokens_per_s > plan.estimate.tokens_per_s else None
+
+
 def _experts(plan: Plan, engine: str) -> tuple[float, Export] | None:
+    found = _expert_split(plan, engine)
+    if found is None:
+        return None
+    held, split = found
+    to = expert_export if engine == "llama.cpp" else expert_ollama_export
+    exported = to(held, split)
+    notes = (split.statement, *exported.notes, cost_sentence(plan, split.tokens_per_s, split.tpot_s))
+    return split.tokens_per_s, replace(exported, notes=notes, needed_bytes=split.needed_bytes)
+
+
+def _expert_split(plan: Plan, engine: str) -> tuple[Plan, ExpertSplit] | None:
+    """The problem with the most tokens at once that fits, with the best split of it."""
     for held in _problems(plan, engine):
         found: list[tuple[ExpertSplit, str]] = []
         assert held.constraints.engine is not None
@@ -127,10 +157,7 @@ def _experts(plan: Plan, engine: str) -> tuple[float, Export] | None:
         if found:
             split, name = max(found, key=lambda one: one[0].tokens_per_s)
             stages = tuple(replace(stage, weight_format=name) for stage in held.stages)
-            to = expert_export if engine == "llama.cpp" else expert_ollama_export
-            exported = to(replace(held, stages=stages), split)
-            notes = (split.statement, *exported.notes, cost_sentence(plan, split.tokens_per_s, split.tpot_s))
-            return split.tokens_per_s, replace(exported, notes=notes, needed_bytes=split.needed_bytes)
+            return replace(held, stages=stages), split
     return None
 
 
