@@ -23,7 +23,7 @@ BLOCK_TOKENS = 16
 
 def drawn(batch: ScheduledBatch) -> bytes:
     """The last stage's answer, as it would arrive."""
-    token_ids = {chunk.sequence_id: 7 for chunk in batch.chunks if chunk.sampling is not None}
+    token_ids = {chunk.sequence_id: (7,) for chunk in batch.chunks if chunk.sampling is not None}
     return pack_result(StepResult(step_id=batch.step_id, token_ids=token_ids, logits={}))
 
 

@@ -5,14 +5,16 @@ the wrong sequence is noticed. Batches travel packed, as to real stages.
 """
 
 import hashlib
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from apportion.parallel.batches import BatchPacker, BatchUnpacker
+from apportion.scheduler.drafts import DraftSource
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.scheduler import Scheduler
-from apportion.types.request import Draw, Request, SamplingParams, ScheduledBatch, StepResult, TokenEvent
+from apportion.types.request import Request, SamplingParams, ScheduledBatch, StepResult, TokenEvent
 from apportion.types.step_costs import PreemptMode, StepCosts, even_costs
 
 History = tuple[int, ...]
@@ -38,11 +40,12 @@ def make_scheduler(
     *,
     costs: StepCosts | None = None,
     preempt: PreemptMode = "auto",
+    drafts: DraftSource | None = None,
     **changes: int,
 ) -> Scheduler:
     scheduler_limits = limits(**changes)
     return Scheduler(
-        scheduler_limits, eos_token_ids, costs or even_costs(scheduler_limits.max_in_flight), preempt
+        scheduler_limits, eos_token_ids, costs or even_costs(scheduler_limits.max_in_flight), preempt, drafts
     )
 
 
@@ -66,6 +69,30 @@ def expected(request: Request, seed: int | None = None) -> list[int]:
     for _ in range(sampling.max_tokens):
         token_ids.append(draw_token(tuple(token_ids), sampling))
     return token_ids[len(request.prompt_ids) :]
+
+
+def _verified(history: History, num_drafts: int, sampling: SamplingParams) -> tuple[int, ...]:
+    """The tokens after each draft that was right and after the one before them."""
+    first = len(history) - num_drafts
+    for stop in range(first, len(history)):
+        if history[stop] != draw_token(history[:stop], sampling):
+            return (*history[first:stop], draw_token(history[:stop], sampling))
+    return (*history[first:], draw_token(history, sampling))
+
+
+class RightAtRandom:
+    """Guesses up to `most` tokens of sequences that draw with a seed of 0, each right with that probability."""
+
+    def __init__(self, most: int, right: float, seed: int = 0) -> None:
+        self._most, self._right, self._random = most, right, random.Random(seed)
+
+    def propose(self, token_ids: Sequence[int], most: int) -> list[int]:
+        guessed: list[int] = []
+        for _ in range(self._random.randint(0, self._most)):
+            token_id = draw_token((*token_ids, *guessed), SamplingParams())
+            wrong = self._random.random() > self._right
+            guessed.append((token_id + 1) % VOCAB if wrong else token_id)
+        return guessed[: most + 1]  # one too many now and then
 
 
 class FakePipeline:
@@ -105,12 +132,13 @@ class FakePipeline:
     def finish_first(self) -> StepResult:
         self.now_s, batch = self._queue.popleft()
         self._move(batch)
-        drawn: dict[int, int] = {}
+        drawn: dict[int, tuple[int, ...]] = {}
         for chunk in batch.chunks:
             history = self._write(chunk.start, chunk.token_ids, chunk.block_ids)
             if chunk.sampling is not None:
-                for sequence_id, sampling in (Draw(chunk.sequence_id, chunk.sampling), *chunk.forks):
-                    drawn[sequence_id] = draw_token(history, sampling)
+                drawn[chunk.sequence_id] = _verified(history, chunk.num_drafts, chunk.sampling)
+                for sequence_id, sampling in chunk.forks:
+                    drawn[sequence_id] = (draw_token(history, sampling),)
         return StepResult(step_id=batch.step_id, token_ids=drawn, logits={})
 
     def _move(self, batch: ScheduledBatch) -> None:

@@ -132,7 +132,7 @@ def test_what_belongs_to_an_older_generation_is_dropped(undisturbed: dict[int, l
             exits.callback(outbox.close)
         engine.submit(REQUESTS[0])
         while engine.num_unfinished:
-            stale.send(Kind.RESULT, pack_result(StepResult(step_id=999, token_ids={0: 1}, logits={})))
+            stale.send(Kind.RESULT, pack_result(StepResult(step_id=999, token_ids={0: (1,)}, logits={})))
             for worker in workers:
                 worker.send(Kind.STEP, b"no batch")
             drawn += [event.token_id for event in engine.step()]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fake_pipeline import FakePipeline, expected, make_scheduler, request, run
+from fake_pipeline import FakePipeline, RightAtRandom, expected, make_scheduler, request, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +60,9 @@ def requests(draw: st.DrawFn) -> list[tuple[int, Request]]:
     num_stages=st.integers(1, 3),
     cancels=st.dictionaries(st.integers(0, 6), st.integers(0, 25)),
     restarts=st.lists(st.integers(1, 30), max_size=2),
+    drafts=st.one_of(
+        st.none(), st.builds(RightAtRandom, st.integers(1, 6), st.floats(0, 1), st.integers(0, 9))
+    ),
 )
 def test_every_request_gets_exactly_its_own_tokens(
     arriving: list[tuple[int, Request]],
@@ -71,10 +74,12 @@ def test_every_request_gets_exactly_its_own_tokens(
     num_stages: int,
     cancels: dict[int, int],
     restarts: list[int],
+    drafts: RightAtRandom | None,
 ):
     scheduler = make_scheduler(
         costs=COSTS,
         preempt=mode,
+        drafts=drafts,
         num_kv_blocks=num_kv_blocks,
         num_swap_blocks=num_swap_blocks,
         max_sequences=MAX_SEQUENCES,
@@ -100,7 +105,9 @@ def test_every_request_gets_exactly_its_own_tokens(
                 assert got == wanted[: len(got)]
             else:
                 assert got == wanted
-    counts = scheduler.metrics().preemptions
+    metrics = scheduler.metrics()
+    counts = metrics.preemptions
+    assert 0 <= metrics.accepted_tokens <= metrics.drafted_tokens
     assert (counts.num_swaps == 0) or (mode != "recompute" and num_swap_blocks > 0)
     assert counts.recomputed_tokens >= 0
     if restarts:
@@ -108,5 +115,5 @@ def test_every_request_gets_exactly_its_own_tokens(
     assert counts.swapped_out_blocks == pipeline.moved["swap out"]
     if not cancels:
         planned = sum(len(r.prompt_ids) + r.n * (r.sampling.max_tokens - 1) for _, r in arriving)
-        found = scheduler.metrics().cached_tokens
-        assert pipeline.computed_tokens == planned + counts.recomputed_tokens - found
+        wrong = metrics.drafted_tokens - metrics.accepted_tokens
+        assert pipeline.computed_tokens == planned + counts.recomputed_tokens - metrics.cached_tokens + wrong

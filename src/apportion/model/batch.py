@@ -42,10 +42,23 @@ class BatchRows:
 
 
 def chunk_rows(batch: ScheduledBatch) -> list[tuple[Chunk, tuple[int, int]]]:
-    """Each chunk with its rows `[start, stop)`."""
+    """Each chunk with its rows `[start, stop)`; of one with drafts every token is a chunk of its own, so that it gets the
+    bits that it gets where it was not guessed before."""
     stops = accumulate(len(chunk.token_ids) for chunk in batch.chunks)
     return [
-        (chunk, (stop - len(chunk.token_ids), stop)) for chunk, stop in zip(batch.chunks, stops, strict=True)
+        part
+        for chunk, stop in zip(batch.chunks, stops, strict=True)
+        for part in (
+            _tokens(chunk, stop) if chunk.num_drafts else [(chunk, (stop - len(chunk.token_ids), stop))]
+        )
+    ]
+
+
+def _tokens(chunk: Chunk, row_stop: int) -> list[tuple[Chunk, tuple[int, int]]]:
+    first = row_stop - len(chunk.token_ids)
+    return [
+        (chunk._replace(start=chunk.start + i, token_ids=(token_id,)), (first + i, first + i + 1))
+        for i, token_id in enumerate(chunk.token_ids)
     ]
 
 

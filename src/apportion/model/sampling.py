@@ -14,8 +14,8 @@ class NotFiniteError(ArithmeticError):
     """Logits are NaN or infinite: nothing can be drawn by them."""
 
 
-def sample(logits_NV: Tensor, draws: Sequence[tuple[int, Draw, int]]) -> dict[int, int]:
-    """By sequence id the token after `position`, for each draw as (row, draw, position).
+def sample(logits_NV: Tensor, draws: Sequence[tuple[int, Draw, int]]) -> list[int]:
+    """The token after `position`, for each draw as (row, draw, position).
 
     The largest logit, or at `temperature > 0` a draw among the most likely tokens whose probabilities reach `top_p`
     (nucleus sampling, Holtzman et al. 2020). Raises NotFiniteError.
@@ -23,12 +23,12 @@ def sample(logits_NV: Tensor, draws: Sequence[tuple[int, Draw, int]]) -> dict[in
     largest_N, likeliest_N = (part_N.tolist() for part_N in logits_NV.max(dim=-1))
     if not all(isfinite(largest_N[row]) for row, _, _ in draws):  # NaN is larger than all
         raise NotFiniteError
-    return {
-        draw.sequence_id: likeliest_N[row]
+    return [
+        likeliest_N[row]
         if draw.sampling.temperature == 0
         else _sample_row(logits_NV[row], draw.sampling, position)
         for row, draw, position in draws
-    }
+    ]
 
 
 def _sample_row(logits_V: Tensor, params: SamplingParams, position: int) -> int:

@@ -18,6 +18,10 @@ _NO_DRAW, _KNOWN = 0, 1
 """Instead of sampling parameters."""
 
 
+_NEITHER: tuple[tuple[Draw, ...], int] = ((), 0)
+"""Forks, and the number of drafts."""
+
+
 class BatchPacker:
     """The coordinator's end."""
 
@@ -33,7 +37,7 @@ class BatchPacker:
                 chunk.token_ids,
                 self._table(chunk.sequence_id, chunk.block_ids),
                 self._sampling(chunk.sequence_id, chunk.sampling),
-                [(draw.sequence_id, self._sampling(*draw)) for draw in chunk.forks],
+                chunk.num_drafts or [(draw.sequence_id, self._sampling(*draw)) for draw in chunk.forks],
             )
             for chunk in batch.chunks
         ]
@@ -82,9 +86,9 @@ class BatchUnpacker:
                     tuple(token_ids),
                     self._table(sequence_id, table),
                     self._draw(sequence_id, sampling),
-                    tuple(self._fork(*fork) for fork in forks) if forks else (),
+                    *(self._forks_or_drafts(more) if more else _NEITHER),
                 )
-                for sequence_id, start, token_ids, table, sampling, forks in chunks
+                for sequence_id, start, token_ids, table, sampling, more in chunks
             ),
             moves=tuple(BlockMove(_MOVES[code], src, dst) for code, src, dst in moves),
             ended=tuple(ended),
@@ -108,6 +112,12 @@ class BatchUnpacker:
             given = dict(zip(_SAMPLING_FIELDS, sampling, strict=True))
             self._sampling[sequence_id] = SamplingParams(**given)
         return self._sampling[sequence_id]
+
+    def _forks_or_drafts(self, more: int | list[Any]) -> tuple[tuple[Draw, ...], int]:
+        """No chunk has both: forks begin where a prompt ends."""
+        if isinstance(more, int):
+            return (), more
+        return tuple(self._fork(*fork) for fork in more), 0
 
     def _fork(self, sequence_id: int, sampling: int | list[Any]) -> Draw:
         drawn = self._draw(sequence_id, sampling)

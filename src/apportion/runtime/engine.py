@@ -22,6 +22,7 @@ from apportion.runtime.private_folder import private_folder
 from apportion.runtime.report import CoordinatorMeter, WorkerReport
 from apportion.runtime.silence import Silence, load_limit_s, step_limit_s
 from apportion.scheduler.admission import check_tokens
+from apportion.scheduler.drafts import DraftSource
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.scheduler import Scheduler
 from apportion.types import errors
@@ -44,10 +45,11 @@ _STOP_S = 5.0
 class Engine:
     """Executes one plan; a context manager that leaves no process behind.
 
-    `step()` hands out work and returns the tokens of one finished microbatch; `generate()` runs requests to the end.
-    `folder` may be a config.json where the weights are random; `cores` are
-    those that CPU workers may have for themselves (all of this machine); `while_waiting` is called some times a second
-    where the workers are awaited. Raises the worker's own error, or EngineError where one vanished or fell silent.
+    `step()` hands out work and returns the tokens of finished microbatches; `generate()` runs requests to the end.
+    `folder` may be a config.json where the weights are random; `cores` are those that CPU workers may have for
+    themselves (all of this machine); `while_waiting` is called some times a second where the workers are awaited;
+    `drafts` guesses what sequences will draw. Raises the worker's own error, or EngineError where one vanished or fell
+    silent.
     """
 
     def __init__(
@@ -61,11 +63,12 @@ class Engine:
         preempt: PreemptMode = "auto",
         cores: Sequence[int] | None = None,
         while_waiting: Callable[[], object] = lambda: None,
+        drafts: DraftSource | None = None,
     ) -> None:
         self.plan = plan
         self._while_waiting = while_waiting
         self._woken = Event()
-        self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids, plan.step_costs, preempt)
+        self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids, plan.step_costs, preempt, drafts)
         self.reports: dict[str, WorkerReport] = {}
         self._folder, self._cores = folder, cores
         self._random_weights, self._trace = random_weights, trace

@@ -56,7 +56,8 @@ class WorkerReport:
     peak_bytes: int
     sent_bytes: dict[str, int]
     work: dict[str, tuple[Any, ...]]
-    """By phase, the fields of its PhaseWork in order; steps of both phases at once are in neither."""
+    """By phase, the fields of its PhaseWork in order; steps of both phases at once are in neither, nor are those with
+    drafts."""
     use_s: dict[Use, float]
     wall_s: float
     spans: bytes
@@ -166,7 +167,7 @@ class WorkMeter:
 
     def _count(self, batch: ScheduledBatch, busy_s: float) -> None:
         single = {len(chunk.token_ids) == 1 for chunk in batch.chunks}
-        if len(single) != 1:
+        if len(single) != 1 or any(chunk.num_drafts for chunk in batch.chunks):
             return
         phase = DECODE if single.pop() else PREFILL
         if phase == DECODE and not self._as_full(batch):
@@ -176,7 +177,7 @@ class WorkMeter:
         work.num_sequences += len(batch.chunks)
         work.num_tokens += batch.num_tokens
         work.start_tokens += sum(chunk.start for chunk in batch.chunks)
-        work.sampled_rows += sum(chunk.sampling is not None for chunk in batch.chunks)
+        work.sampled_rows += sum(chunk.num_draws for chunk in batch.chunks)
         work.busy_s += busy_s
         work.exchange_s += self._within_s["exchange"]
 

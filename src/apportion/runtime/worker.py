@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, partial
@@ -322,7 +322,7 @@ class _Member:
 
     def _finish(self, batch: ScheduledBatch, logits_NV: Tensor) -> None:
         """Draws the tokens on rank 0 and tells the coordinator that the step is over."""
-        drawing = [(chunk, chunk.sampling) for chunk in batch.chunks if chunk.sampling is not None]
+        drawing = any(chunk.sampling is not None for chunk in batch.chunks)
         vocab_rows = list(self._stage.split.vocab_rows)
         self._pacer.settle()
         begun_s = time.perf_counter()
@@ -332,17 +332,15 @@ class _Member:
         self._pacer.start()
         if self._place.rank != 0 or whole_NV is None:
             return
-        draws = [
-            (row, draw, chunk.stop - 1)
-            for row, (chunk, sampling) in enumerate(drawing)
-            for draw in (Draw(chunk.sequence_id, sampling), *chunk.forks)
-        ]
-        token_ids = sample(whole_NV, draws)
-        logits = {
-            draw.sequence_id: bytes(tensor_bytes(whole_NV[row].float()))
-            for row, draw, _ in draws
-            if draw.sampling.return_logits
-        }
+        draws = [draw for row, chunk in _first_rows(batch.chunks) for draw in _draws(chunk, row)]
+        token_ids, logits = (
+            _accepted(batch.chunks, draws, sample(whole_NV, draws)),
+            dict[int, Sequence[bytes]](),
+        )
+        for row, draw, _ in draws:
+            of_sequence = logits.get(draw.sequence_id, [])
+            if draw.sampling.return_logits and len(of_sequence) < len(token_ids[draw.sequence_id]):
+                logits[draw.sequence_id] = [*of_sequence, bytes(tensor_bytes(whole_NV[row].float()))]
         self._pacer.settle()
         result = StepResult(step_id=batch.step_id, token_ids=token_ids, logits=logits)
         self._coordinator.send(Kind.RESULT, pack_result(result))
@@ -361,6 +359,41 @@ class _Member:
             sent_bytes=sent_bytes,
             **self._work.report(),
         )
+
+
+_Drawing = tuple[int, Draw, int]
+"""(row of the logits, draw, position of the token before)"""
+
+
+def _first_rows(chunks: Sequence[Chunk]) -> Iterator[tuple[int, Chunk]]:
+    """Of the logits, with the chunk that it and maybe further ones are of."""
+    row = 0
+    for chunk in chunks:
+        if chunk.sampling is not None:
+            yield row, chunk
+        row += chunk.num_draws
+
+
+def _draws(chunk: Chunk, row: int) -> Iterator[_Drawing]:
+    assert chunk.sampling is not None
+    position = chunk.stop - 1
+    for draft in range(chunk.num_draws):
+        draw = Draw(chunk.sequence_id, chunk.sampling)
+        yield row + draft, draw, position - chunk.num_drafts + draft
+    yield from ((row, fork, position) for fork in chunk.forks)
+
+
+def _accepted(
+    chunks: Sequence[Chunk], draws: Sequence[_Drawing], token_ids: Sequence[int]
+) -> dict[int, Sequence[int]]:
+    """By sequence its tokens up to the first that was not what a draft said."""
+    drafts = {chunk.sequence_id: chunk.token_ids[-chunk.num_drafts :] for chunk in chunks if chunk.num_drafts}
+    accepted: dict[int, list[int]] = {}
+    for (_, draw, _), token_id in zip(draws, token_ids, strict=True):
+        so_far = accepted.setdefault(draw.sequence_id, [])
+        if so_far == list(drafts.get(draw.sequence_id, ())[: len(so_far)]):
+            so_far.append(token_id)
+    return dict(accepted)
 
 
 def _identity(partial: Tensor) -> Tensor:

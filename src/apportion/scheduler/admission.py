@@ -72,6 +72,11 @@ class Admission:
         self._preemption = preemption
         self._num_places = limits.max_sequences
 
+    @property
+    def num_places(self) -> int:
+        """That nobody has."""
+        return self._num_places
+
     def admit(self) -> None:
         """Nobody is let in before one of lower rank, so that large prompts are not passed by small ones for ever."""
         while self.waiting.sequences:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heapreplace
 
 from apportion.scheduler.admission import Admission, check_request, fits
+from apportion.scheduler.drafts import DraftSource
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.preempt import Preemption
 from apportion.scheduler.sequence import Sequence, State
@@ -30,6 +31,9 @@ from apportion.types.step_costs import PreemptMode, StepCosts
 
 _chunk: Callable[[type[Chunk], tuple[object, ...]], Chunk] = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 """Makes a named tuple of its fields without a call of Python's."""
+
+
+_NO_LOGITS = (None,)
 
 
 @dataclass(slots=True)
@@ -44,6 +48,9 @@ class _Flight:
     decode_s: float = 0.0
     """What its decode tokens weigh."""
     prefills: bool = False
+    drafts: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    """By sequence where its chunk stops, and how many drafts that ends in."""
+    room_for_drafts: int = 0
 
 
 class Scheduler:
@@ -53,8 +60,11 @@ class Scheduler:
         eos_token_ids: Iterable[int],
         costs: StepCosts,
         preempt: PreemptMode = "auto",
+        drafts: DraftSource | None = None,
     ) -> None:
         self._preempt: PreemptMode = preempt
+        self._drafts = drafts
+        self._drafted_tokens = self._accepted_tokens = 0
         self._begin(limits, costs, PreemptionCounts())
         self._eos_token_ids = frozenset(eos_token_ids)
         self._samples: dict[int, list[Sequence]] = {}
@@ -146,11 +156,19 @@ class Scheduler:
         """Takes a step's drawn tokens; returns them as events, ends what is finished and frees its blocks."""
         events: list[TokenEvent] = []
         drawn, logits = result.token_ids, result.logits
-        for sequence in self._in_flight.pop(result.step_id).sequences:
+        flight = self._in_flight.pop(result.step_id)
+        for sequence in flight.sequences:
             sequence.num_in_flight -= 1
-            token_id = drawn.get(sequence.id)
-            if token_id is not None and sequence.state is not State.ENDED:
-                events.append(self._append(sequence, token_id, logits.get(sequence.id)))
+            token_ids = drawn.get(sequence.id)
+            if token_ids is None or sequence.state is State.ENDED:
+                continue
+            if sequence.id in flight.drafts:
+                events += self._accept(
+                    sequence, token_ids, logits.get(sequence.id), *flight.drafts[sequence.id]
+                )
+                continue
+            (own_logits,) = logits.get(sequence.id, _NO_LOGITS)
+            events.append(self._append(sequence, token_ids[0], own_logits))
         return events
 
     def metrics(self) -> SchedulerMetrics:
@@ -169,11 +187,37 @@ class Scheduler:
             evicted_blocks=pool.num_evicted,
             cached_tokens=self._admission.cached_tokens,
             preemptions=self._preemption.counts,
+            drafted_tokens=self._drafted_tokens,
+            accepted_tokens=self._accepted_tokens,
         )
 
     def _new_id(self) -> int:
         self._next_sequence_id += 1
         return self._next_sequence_id - 1
+
+    def _accept(
+        self,
+        sequence: Sequence,
+        token_ids: Iterable[int],
+        logits: Iterable[bytes] | None,
+        stop: int,
+        num_drafts: int,
+    ) -> Iterable[TokenEvent]:
+        """Of a chunk that ended in drafts at `stop`: the tokens that were right and the next, up to one that ends the
+        sequence. One that was dropped meanwhile holds nothing that would have to be taken back."""
+        token_ids = list(token_ids)
+        self._accepted_tokens += len(token_ids) - 1
+        num_wrong = num_drafts + 1 - len(token_ids)
+        if sequence.next_position == stop:
+            self.tables.take_back(sequence, num_wrong)
+        else:
+            sequence.lost_tokens = max(sequence.lost_tokens, stop - num_wrong)
+        for token_id, own_logits in zip(token_ids, logits or [None] * len(token_ids), strict=True):
+            yield self._append(sequence, token_id, own_logits)
+            if sequence.state is State.ENDED:
+                return
+        if sequence.state is State.RUNNING:
+            self.tables.publish(sequence)
 
     def _append(self, sequence: Sequence, token_id: int, logits: bytes | None) -> TokenEvent:
         sequence.token_ids.append(token_id)
@@ -208,6 +252,7 @@ class Scheduler:
             return False
         others_s += [0.0] * num_unformed
         heapify(others_s)
+        flight.room_for_drafts = self._admission.num_places if self._drafts is not None else 0
         ready = [s for s in self._running.sequences if s.next_position == len(s.token_ids) - 1]
         if not others_s:
             self._take_all(flight, ready)
@@ -219,7 +264,9 @@ class Scheduler:
             if flight.decode_s > others_s[0] + cost_s / 2:
                 leaves_ready = num_unformed > 0
                 heapreplace(others_s, others_s[0] + cost_s)
-            elif self._take(flight, sequence, 1):
+                continue
+            drafts = self._propose(flight, sequence) if flight.room_for_drafts else ()
+            if self._take(flight, sequence, 1, drafts):
                 flight.decode_s += cost_s
         return leaves_ready
 
@@ -229,10 +276,12 @@ class Scheduler:
         costs, step_id, block_tokens = self._costs, self._next_step_id, self.limits.block_tokens
         take, add_chunk, running = flight.sequences.append, flight.chunks.append, State.RUNNING
         context_tokens = num_taken = 0
+        drafting = flight.room_for_drafts > 0
         for sequence in ready:
             start = sequence.next_position
-            if start >= sequence.room or sequence.num_samples > 1 or start < sequence.lost_tokens:
-                if not self._take(flight, sequence, 1):
+            if start >= sequence.room or sequence.num_samples > 1 or start < sequence.lost_tokens or drafting:
+                drafts = self._propose(flight, sequence) if drafting else ()
+                if not self._take(flight, sequence, 1, drafts):
                     continue
             elif sequence.state is running:
                 sequence.next_position = start + 1
@@ -243,7 +292,9 @@ class Scheduler:
                     flight.filling.append(sequence)
                 token_ids = (sequence.token_ids[start],)
                 add_chunk(
-                    _chunk(Chunk, (sequence.id, start, token_ids, sequence.block_ids, sequence.sampling, ()))
+                    _chunk(
+                        Chunk, (sequence.id, start, token_ids, sequence.block_ids, sequence.sampling, (), 0)
+                    )
                 )
                 flight.num_tokens += 1
             else:
@@ -251,6 +302,24 @@ class Scheduler:
             num_taken += 1
             context_tokens += start + 1
         flight.decode_s += num_taken * costs.decode_token_s + context_tokens * costs.context_token_s
+
+    def _propose(self, flight: _Flight, sequence: Sequence) -> tuple[int, ...]:
+        """Guesses of what follows, as far as the batch has room for them: their rows take the places that no sequence
+        has, their KV blocks that are free, and none that somebody would have to give up."""
+        most = min(
+            flight.room_for_drafts,
+            sequence.sampling.max_tokens - sequence.num_output - 1,
+            self.limits.capacity_tokens - len(sequence.token_ids) - 1,
+        )
+        if (
+            most <= 0
+            or self._drafts is None
+            or sequence.num_samples > 1
+            or sequence.state is not State.RUNNING
+        ):
+            return ()
+        drafts = tuple(self._drafts.propose(sequence.token_ids, most))[:most]
+        return drafts if drafts and self.tables.grow(sequence, 1 + len(drafts)) else ()
 
     def _may_prefill(self) -> bool:
         if not any(len(s.token_ids) - s.next_position <= 1 for s in self._running.sequences):
@@ -286,9 +355,11 @@ class Scheduler:
         coming.add(key)
         return False
 
-    def _take(self, flight: _Flight, sequence: Sequence, num_tokens: int) -> bool:
-        """Puts the sequence's next tokens into the batch, False where there are no blocks for them, or it was preempted
-        for another of this very batch."""
+    def _take(
+        self, flight: _Flight, sequence: Sequence, num_tokens: int, drafts: tuple[int, ...] = ()
+    ) -> bool:
+        """Puts the sequence's next tokens into the batch, and drafts behind them, which have blocks; False where there
+        are no blocks for them, or it was preempted for another of this very batch."""
         if sequence.state is not State.RUNNING or not self._make_room(sequence, num_tokens):
             return False
         flight.sequences.append(sequence)
@@ -301,17 +372,27 @@ class Scheduler:
         sequence.next_position = stop
         sequence.num_in_flight += 1
         ends = stop == len(sequence.token_ids)
-        flight.chunks.append(
-            Chunk(
-                sequence.id,
-                start,
-                tuple(sequence.token_ids[start:stop]),
-                sequence.block_ids,
-                sequence.sampling if ends else None,
-                self._fork(flight, sequence) if ends and sequence.num_samples > 1 else (),
-            )
+        chunk = Chunk(
+            sequence.id,
+            start,
+            tuple(sequence.token_ids[start:stop]),
+            sequence.block_ids,
+            sequence.sampling if ends else None,
+            self._fork(flight, sequence) if ends and sequence.num_samples > 1 else (),
         )
+        flight.chunks.append(self._with_drafts(flight, sequence, chunk, drafts) if drafts else chunk)
         return True
+
+    def _with_drafts(
+        self, flight: _Flight, sequence: Sequence, chunk: Chunk, drafts: tuple[int, ...]
+    ) -> Chunk:
+        num = len(drafts)
+        sequence.next_position += num
+        flight.num_tokens += num
+        flight.room_for_drafts -= num
+        flight.drafts[sequence.id] = (sequence.next_position, num)
+        self._drafted_tokens += num
+        return chunk._replace(token_ids=chunk.token_ids + drafts, num_drafts=num)
 
     def _fork(self, flight: _Flight, parent: Sequence) -> tuple[Draw, ...]:
         """The other samples of a request begin where its prompt ends, each with its own draw."""

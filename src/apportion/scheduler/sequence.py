@@ -30,7 +30,8 @@ def sample_seed(seed: int, sample: int) -> int:
 
 
 class Sequence:
-    """`token_ids` = prompt + output so far, of which `[0, next_position)` are computed or in flight.
+    """`token_ids` = prompt + output so far, of which `[0, next_position)` are computed or in flight; drafts in flight
+    are counted, though they are not among them.
 
     Their KV is in `block_ids`, or in `swap_slots` while swapped out; the blocks are exactly as many as
     `next_position` needs. The first `num_published` of them can be found by others.
@@ -96,6 +97,11 @@ class Sequence:
         return len(self.token_ids) - self.next_position
 
     @property
+    def num_computed(self) -> int:
+        """Known tokens whose KV is computed, or on its way: without drafts that may be wrong."""
+        return min(self.next_position, len(self.token_ids))
+
+    @property
     def num_output(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_ids)
 
@@ -111,7 +117,7 @@ class Sequence:
 
     def drop(self) -> None:
         """What was computed is to be computed anew; its blocks are the caller's affair."""
-        self.lost_tokens = max(self.lost_tokens, self.next_position)
+        self.lost_tokens = max(self.lost_tokens, self.num_computed)
         self.next_position = 0
 
     def lose(self) -> None:

@@ -82,11 +82,21 @@ class BlockTables:
 
     def publish(self, sequence: Sequence) -> None:
         """Lets later steps find the blocks that the scheduled ones fill."""
-        num_full = sequence.next_position // self.pool.block_tokens
+        num_full = sequence.num_computed // self.pool.block_tokens
         for index in range(sequence.num_published, num_full):
             key = sequence.block_key(index, self.pool.block_tokens)
             self.pool.publish(sequence.block_ids[index], key)
         sequence.num_published = num_full
+
+    def take_back(self, sequence: Sequence, num_tokens: int) -> None:
+        """The last tokens that were taken were wrong drafts: gives up the blocks that hold nothing else. A sequence
+        that is swapped out keeps their slots until it is back."""
+        sequence.next_position -= num_tokens
+        num_needed = self.pool.blocks_for(sequence.next_position)
+        if num_needed < len(sequence.block_ids):
+            self.pool.release(sequence.block_ids[num_needed:])
+            sequence.block_ids = sequence.block_ids[:num_needed]
+            sequence.room = min(sequence.room, num_needed * self.pool.block_tokens)
 
     def swap_out(self, sequence: Sequence) -> None:
         """Moves the sequence's content to the host, shared blocks too, and gives up its blocks."""
@@ -101,7 +111,7 @@ class BlockTables:
         """Brings the content back, but for blocks that are still found on the devices; returns how many are moved.
         None, and nothing changed, where fewer than `spare_blocks` would be left free."""
         pool, slots = self.pool, sequence.swap_slots
-        num_full = sequence.next_position // pool.block_tokens
+        num_full = sequence.num_computed // pool.block_tokens
         found = [pool.find(sequence.block_key(i, pool.block_tokens)) for i in range(num_full)]
         kept = tuple(block_id for block_id in found if block_id is not None)
         pool.share(kept)
@@ -118,4 +128,5 @@ class BlockTables:
         self.free_slots.extend(reversed(slots))
         sequence.swap_slots, sequence.block_ids = (), tuple(table)
         self.publish(sequence)
+        self.take_back(sequence, 0)
         return num_moved

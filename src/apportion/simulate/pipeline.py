@@ -36,7 +36,7 @@ class ModelledPipeline:
         drawing = [chunk for chunk in batch.chunks if chunk.sampling is not None]
         drawn = [chunk.sequence_id for chunk in drawing]
         drawn += [fork.sequence_id for chunk in drawing for fork in chunk.forks]
-        return StepResult(step_id=batch.step_id, token_ids=dict.fromkeys(drawn, DRAWN_TOKEN_ID), logits={})
+        return StepResult(step_id=batch.step_id, token_ids=dict.fromkeys(drawn, (DRAWN_TOKEN_ID,)), logits={})
 
     def _passage_s(self, batch: ScheduledBatch) -> Sequence[float]:
         """Entry, first stage, hop, second stage, …, last stage, exit."""
@@ -52,9 +52,7 @@ class ModelledPipeline:
 
 def step_of(batch: ScheduledBatch) -> MixedStep:
     """What a batch asks of a stage; chunks alike in all that costs are counted together."""
-    shapes = Counter(
-        (chunk.start, len(chunk.token_ids), chunk.sampling is not None) for chunk in batch.chunks
-    )
+    shapes = Counter((chunk.start, len(chunk.token_ids), chunk.num_draws) for chunk in batch.chunks)
     return MixedStep(
         steps=tuple(
             Step(sequences=num, new_tokens=tokens, start_tokens=start, sampled_rows=num * draws)

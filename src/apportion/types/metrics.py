@@ -40,3 +40,6 @@ class SchedulerMetrics:
     cached_tokens: int
     """Of prompts, found in the prefix cache."""
     preemptions: PreemptionCounts
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of the drafted ones, those that were drawn."""

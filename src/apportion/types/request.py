@@ -1,5 +1,6 @@
 """A request on its way: Request -> ScheduledBatch -> StepResult -> TokenEvent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -40,7 +41,10 @@ class Draw(NamedTuple):
 class Chunk(NamedTuple):
     """New tokens of one sequence in a batch: `token_ids` stand at positions `[start, start + len)`, whose KV goes
     to `block_ids` (the sequence's whole table so far). `sampling` is set where the chunk ends in a token to draw;
-    `forks` are further samples of the same prompt, which begin with their own draw from the same logits."""
+    `forks` are further samples of the same prompt, which begin with their own draw from the same logits.
+
+    The last `num_drafts` of the tokens are guesses. A token is drawn after each and after the one before them, as
+    long as each guess is what was drawn: what follows the first wrong one means nothing."""
 
     sequence_id: int
     start: int
@@ -48,6 +52,12 @@ class Chunk(NamedTuple):
     block_ids: tuple[int, ...]
     sampling: SamplingParams | None
     forks: tuple[Draw, ...] = ()
+    num_drafts: int = 0
+
+    @property
+    def num_draws(self) -> int:
+        """Rows of logits."""
+        return 0 if self.sampling is None else 1 + self.num_drafts
 
     @property
     def stop(self) -> int:
@@ -84,11 +94,12 @@ class ScheduledBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The tokens drawn in a step, by sequence; `logits` (fp32, little endian bytes) only where asked for."""
+    """The tokens drawn in a step, by sequence: of one with drafts those that were right, and the next. `logits` (fp32,
+    little endian bytes) of each only where asked for."""
 
     step_id: int
-    token_ids: dict[int, int]
-    logits: dict[int, bytes]
+    token_ids: dict[int, Sequence[int]]
+    logits: dict[int, Sequence[bytes]]
 
 
 class TokenEvent(NamedTuple):

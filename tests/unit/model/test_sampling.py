@@ -8,7 +8,7 @@ LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0])
 
 
 def sample(logits_V: torch.Tensor, params: SamplingParams, position: int) -> int:
-    return sampling.sample(logits_V[None], [(0, Draw(7, params), position)])[7]
+    return sampling.sample(logits_V[None], [(0, Draw(7, params), position)])[0]
 
 
 def params(**changes: float) -> SamplingParams:
@@ -24,10 +24,9 @@ def test_draws_of_a_batch_are_those_of_each_alone():
     wanted = [params(), params(temperature=0.9, seed=3), params(), params(temperature=0.5), params()]
     rows = [0, 1, 1, 3, 4]
     draws = [(row, Draw(10 + i, one), 6 + i) for i, (row, one) in enumerate(zip(rows, wanted, strict=True))]
-    alone = {
-        10 + i: sample(logits_NV[row], one, 6 + i)
-        for i, (row, one) in enumerate(zip(rows, wanted, strict=True))
-    }
+    alone = [
+        sample(logits_NV[row], one, 6 + i) for i, (row, one) in enumerate(zip(rows, wanted, strict=True))
+    ]
     assert sampling.sample(logits_NV, draws) == alone
 
 

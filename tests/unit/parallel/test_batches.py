@@ -51,7 +51,7 @@ def test_every_part_of_a_batch_travels():
         ScheduledBatch(
             step_id=2, chunks=(Chunk(8, 2, (1,), (4, 5), forks[0].sampling),), ended=(7, 11), moves=()
         ),
-        ScheduledBatch(step_id=3, chunks=(Chunk(7, 0, (1, 2, 3), (2,), SAMPLING),)),
+        ScheduledBatch(step_id=3, chunks=(Chunk(7, 0, (1, 2, 3), (2,), SAMPLING, num_drafts=2),)),
     ]
     sizes(batches)
 

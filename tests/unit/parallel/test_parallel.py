@@ -149,5 +149,5 @@ def test_what_was_sent_before_the_end_arrives(tmp_path: Path):
 
 
 def test_results_round_trip():
-    result = StepResult(step_id=11, token_ids={7: 42}, logits={7: b"\0\1"})
+    result = StepResult(step_id=11, token_ids={7: [42, 3]}, logits={7: [b"\0\1", b"\2"]})
     assert unpack_result(pack_result(result)) == result

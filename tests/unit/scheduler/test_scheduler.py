@@ -92,7 +92,7 @@ def test_stop_token_ends_a_sequence_unless_ignored():
         scheduler.add(Request(id=0, prompt_ids=(1,), sampling=sampling))
         batch = scheduler.schedule()
         assert batch is not None
-        result = StepResult(step_id=batch.step_id, token_ids={batch.chunks[0].sequence_id: EOS}, logits={})
+        result = StepResult(step_id=batch.step_id, token_ids={batch.chunks[0].sequence_id: (EOS,)}, logits={})
         assert [event.finish_reason for event in scheduler.complete(result)] == [reason]
 
 

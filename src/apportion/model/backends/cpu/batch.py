@@ -34,11 +34,12 @@ class CpuBatch:
 
     rows: BatchRows
     decode: DecodeRows
-    """The sequences with one new token."""
+    """The sequences with one new token, and each token of those with drafts."""
     longer_spans: tuple[LongerSpan, ...]
     """Those with several."""
     slots_T: Tensor | None
-    """Where each token's own key and value go; None where all have one new token, as `decode` says it."""
+    """Where each token's own key and value go, if they have to be there before attention; None where all sequences have
+    one new token, as `decode` says it."""
 
     @classmethod
     def of(cls, batch: ScheduledBatch, block_tokens: int) -> "CpuBatch":
@@ -51,11 +52,12 @@ class CpuBatch:
             else:
                 span = LongerSpan(row_start=start, row_stop=stop, start=chunk.start, runs_R2=runs_R2)
                 longer.append(span)
+        drafts = any(chunk.num_drafts for chunk in batch.chunks)
         return cls(
             rows=BatchRows.of(batch, CPU),
             decode=_decode_rows(single),
             longer_spans=tuple(longer),
-            slots_T=new_slots(batch, block_tokens, CPU) if longer else None,
+            slots_T=new_slots(batch, block_tokens, CPU) if longer or drafts else None,
         )
 
 

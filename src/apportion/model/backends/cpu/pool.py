@@ -60,9 +60,9 @@ class CpuPool:
             softcap,
             sinks_N,
         )
-        attention.decode(key_TKD, value_TKD, batch.decode)
         if batch.slots_T is not None:
             self.tensors.write(layer, batch.slots_T, key_TKD, value_TKD)
+        attention.decode(key_TKD, value_TKD, batch.decode)
         for span in batch.longer_spans:
             attention.prefill(span)
         return out_TND

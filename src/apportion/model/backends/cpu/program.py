@@ -66,7 +66,7 @@ class LeanProgram:
     def __call__(self, inputs: Tensor, batch: CpuBatch) -> Tensor:
         inputs = inputs.contiguous()
         self.operand.point_to(inputs, batch.rows.positions_T, batch.decode)
-        step = (self._run_apart if batch.longer_spans else self._run_together)(len(inputs), batch)
+        step = (self._run_together if batch.slots_T is None else self._run_apart)(len(inputs), batch)
         if self.all_reduce is not None:
             self.all_reduce.check()
         return step.normed_TH if self.normed else step.hidden_TH
