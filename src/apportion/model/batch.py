@@ -42,8 +42,8 @@ class BatchRows:
 
 
 def chunk_rows(batch: ScheduledBatch) -> list[tuple[Chunk, tuple[int, int]]]:
-    """Each chunk with its rows `[start, stop)`; of one with drafts every token is a chunk of its own, so that it gets the
-    bits that it gets where it was not guessed before."""
+    """Each chunk with its rows `[start, stop)`; of one with drafts every token is a chunk of its own, so that it gets
+    the bits that it gets where it was not guessed before."""
     stops = accumulate(len(chunk.token_ids) for chunk in batch.chunks)
     return [
         part
