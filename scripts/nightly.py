@@ -1,4 +1,5 @@
-"""Runs every test marked `nightly`, two at a time, and writes what came of it to docs/nightly.md.
+"""Runs every test marked `nightly`, and exports against llama.cpp's own programs, two at a time; writes what came of it
+to docs/nightly.md.
 
     python scripts/nightly.py [--seed 20261201] [--jobs 2] [NODE ...]
 
@@ -18,6 +19,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "nightly.md"
+PROGRAMS = ROOT / "build" / "llama.cpp"
+WITH_PROGRAMS = "tests/unit/export/test_export_llama_cpp.py"
+"""Runs the programs that scripts/llama_cpp_programs.sh builds."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def nodes() -> list[str]:
 
 def run(node: str, seed: int) -> Outcome:
     begun_s = time.monotonic()
-    done = _pytest("-q", f"--hypothesis-seed={seed}", node)
+    done = _with_programs() if node == WITH_PROGRAMS else _pytest("-q", f"--hypothesis-seed={seed}", node)
     wall_s = time.monotonic() - begun_s
     outcome = Outcome(node, done.returncode == 0, wall_s, done.stdout + done.stderr)
     print(f"{'passed' if outcome.passed else 'FAILED'} {wall_s:7.0f} s  {node}", flush=True)
@@ -48,7 +52,21 @@ def run(node: str, seed: int) -> Outcome:
 
 
 def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-m", "nightly", "-p", "no:cacheprovider", *arguments]
+    return _run(sys.executable, "-m", "pytest", "-m", "nightly", "-p", "no:cacheprovider", *arguments)
+
+
+def _with_programs() -> subprocess.CompletedProcess[str]:
+    """Builds llama.cpp's programs once, which takes minutes, and runs the tests that need them."""
+    built = _run("sh", "scripts/llama_cpp_programs.sh", str(PROGRAMS))
+    if built.returncode:
+        return built
+    variable = f"APPORTION_LLAMA_CPP={PROGRAMS / 'bin'}"
+    return _run(
+        "env", variable, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", WITH_PROGRAMS
+    )
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -90,7 +108,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("nodes", nargs="*")
     given = parser.parse_args()
-    asked = given.nodes or nodes()
+    asked = given.nodes or [WITH_PROGRAMS, *nodes()]
     begun_s = time.monotonic()
     with ThreadPoolExecutor(given.jobs) as pool:
         outcomes = list(pool.map(lambda node: run(node, given.seed), asked))
