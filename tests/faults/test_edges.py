@@ -14,20 +14,23 @@ from pathlib import Path
 import pytest
 from command import small_model
 from faults.processes import assert_gone, children
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import cpu_device, hand_plan
+from virtual_clock import VirtualClock
 
 import apportion
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cli.main import exit_code
 from apportion.parallel.links import COORDINATOR
+from apportion.parallel.pairs import PeerLostError, connect_pairs
 from apportion.probe.processor import num_cores
 from apportion.probe.saved import probe_file, save_rates
-from apportion.runtime import private_folder, silence
+from apportion.runtime import private_folder
 from apportion.runtime.engine import Engine
 from apportion.runtime.pipelines import served
+from apportion.runtime.silence import Silence
 from apportion.types.children import python
 from apportion.types.cpu import CpuRates, rates_per_format
 from apportion.types.errors import EngineError
@@ -460,13 +463,22 @@ def demo_plan() -> Plan:
     return hand_plan(read_model_spec(resolve_model("demo", weights=True)), [[1], [1], [1]], [3, 3, 2])
 
 
-def test_a_stopped_worker_is_named(demo_plan: Plan, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(silence, "LEAST_S", 1.0)
-    engine = Engine(demo_plan, resolve_model("demo", weights=True), [])
-    with pytest.raises(EngineError, match=r"worker of device d1 is stopped"), engine:
+def test_a_stopped_worker_is_named(demo_plan: Plan):
+    """Seconds of silence pass in as many milliseconds, once the model is loaded."""
+    clock = VirtualClock(jumps=False)
+    engine = Engine(demo_plan, resolve_model("demo", weights=True), [], clock=clock)
+    with pytest.raises(EngineError, match=r"worker of device d1 is stopped: nothing for 2\d s"), engine:
         for number, _ in enumerate(engine.generate([LONG_REQUEST])):
             if number == 3:
-                os.kill(engine._processes["d1"].pid or 0, signal.SIGSTOP)
+                os.kill(engine.worker_pids()["d1"] or 0, signal.SIGSTOP)
+                clock.jumps = True
+
+
+def test_a_group_whose_member_never_comes_is_given_up(tmp_path: Path):
+    clock = VirtualClock()
+    with pytest.raises(PeerLostError, match="no member listens at group-0-1"):
+        connect_pairs(tmp_path, "group", 1, 2, clock)
+    assert 60 <= clock.now_s() < 61
 
 
 LONG_REQUEST = Request(id=0, prompt_ids=(5, 6, 7), sampling=SamplingParams(max_tokens=50, ignore_eos=True))
@@ -477,45 +489,42 @@ class _Process:
 
 
 def test_who_answers_is_not_blamed_and_who_computes_is_waited_for(monkeypatch: pytest.MonkeyPatch):
-    now_s = [0.0]
-    monkeypatch.setattr(silence.time, "monotonic", lambda: now_s[0])
+    clock = VirtualClock()
     computed_s = {"busy": 0.0, "idle": 0.0}
-    monkeypatch.setattr(silence.Silence, "_cpu_s", lambda _, device_id: computed_s[device_id])
+    monkeypatch.setattr(Silence, "_cpu_s", lambda _, device_id: computed_s[device_id])
     processes = dict.fromkeys(("busy", "idle"), _Process())
-    watch = silence.Silence(processes, ("busy", "idle"), limit_s=30)  # pyright: ignore[reportArgumentType]
+    watch = Silence(processes, ("busy", "idle"), 30, clock)  # pyright: ignore[reportArgumentType]
     asked = False
     while not asked:
-        now_s[0] += 0.5
+        clock.advance(0.5)
         computed_s["busy"] += 0.5
         asked = watch.look()
-    assert 29 <= now_s[0] <= 31
+    assert 29 <= clock.now_s() <= 31
     watch.answered("idle")
     with pytest.raises(EngineError, match="device busy computes without end"):
         while True:
-            now_s[0] += 0.5
+            clock.advance(0.5)
             computed_s["busy"] += 0.5
             assert not watch.look()
-    assert now_s[0] >= 10 * 30
-    begun_s = now_s[0]
-    watch = silence.Silence(processes, ("busy", "idle"), limit_s=30)  # pyright: ignore[reportArgumentType]
+    assert clock.now_s() >= 10 * 30
+    begun_s = clock.now_s()
+    watch = Silence(processes, ("busy", "idle"), 30, clock)  # pyright: ignore[reportArgumentType]
     with pytest.raises(EngineError, match="device idle does not answer"):
         while True:
-            now_s[0] += 0.5
+            clock.advance(0.5)
             computed_s["busy"] += 0.5
             watch.look()
-    assert now_s[0] - begun_s < 40
+    assert clock.now_s() - begun_s < 40
 
 
 @given(st.lists(st.floats(0.05, 500), min_size=1, max_size=60))
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50)
 def test_time_in_which_the_engine_itself_is_stopped_does_not_count(gaps: list[float]):
-    now_s = [0.0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(silence.time, "monotonic", lambda: now_s[0])
-        watch = silence.Silence({"d": _Process()}, ("d",), limit_s=1e9)  # pyright: ignore[reportArgumentType]
-        for gap in gaps:
-            now_s[0] += gap
-            watch.look()
+    clock = VirtualClock()
+    watch = Silence({"d": _Process()}, ("d",), 1e9, clock)  # pyright: ignore[reportArgumentType]
+    for gap in gaps:
+        clock.advance(gap)
+        watch.look()
     assert watch._passed_s <= len(gaps)
 
 

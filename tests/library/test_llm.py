@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -192,6 +194,15 @@ print(llm.generate("ROMEO:", apportion.SamplingParams(max_tokens=3))[0].outputs[
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
     )
     assert (done.stdout, done.stderr) == ("(199, 47, 12)\n", "")
+
+
+def test_a_worker_that_dies_ends_what_was_asked_and_closing_is_quiet():
+    with LLM("demo", devices=DEVICES, context=64) as one:
+        (engine,) = one._loaded.serving.engines
+        os.kill(engine.worker_pids()["desk"] or 0, signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(apportion.EngineError, match="the worker of device desk died"):
+                one.generate("ROMEO:", GREEDY)
 
 
 CHATML = (

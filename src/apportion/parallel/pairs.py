@@ -4,13 +4,13 @@ Used where memory cannot be shared safely (see `shared`); always kept open, sinc
 """
 
 import socket
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from apportion.parallel.tensors import flat_bytes
+from apportion.types.clock import SYSTEM_CLOCK, Clock
 
 Pairs = dict[int, socket.socket]
 """By the other member's rank."""
@@ -19,6 +19,7 @@ _PIECE_BYTES = 2**15
 """Members send a piece to all, then receive one from all. At most two pieces of a member are then on their way to
 another, which its socket holds (Linux: 208 KiB), so that no send waits for a receive and none can deadlock."""
 _CONNECT_S = 60.0
+_RETRY_S = 0.01
 
 
 class PeerLostError(ConnectionError):
@@ -82,10 +83,10 @@ class SocketExchange:
             received += count
 
 
-def connect_pairs(run_dir: Path, name: str, rank: int, size: int) -> Pairs:
+def connect_pairs(run_dir: Path, name: str, rank: int, size: int, clock: Clock = SYSTEM_CLOCK) -> Pairs:
     """The lower rank of a pair listens, the higher connects."""
     listeners = {peer: _listen(run_dir / f"{name}-{rank}-{peer}") for peer in range(rank + 1, size)}
-    pairs = {peer: _connect(run_dir / f"{name}-{peer}-{rank}") for peer in range(rank)}
+    pairs = {peer: _connect(run_dir / f"{name}-{peer}-{rank}", clock) for peer in range(rank)}
     for peer, listener in listeners.items():
         with listener:
             pairs[peer], _ = listener.accept()
@@ -100,9 +101,9 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _connect(path: Path) -> socket.socket:
+def _connect(path: Path, clock: Clock) -> socket.socket:
     """Waits until the other member listens."""
-    deadline_s = time.monotonic() + _CONNECT_S
+    deadline_s = clock.now_s() + _CONNECT_S
     while True:
         connection = socket.socket(socket.AF_UNIX)
         try:
@@ -110,6 +111,6 @@ def _connect(path: Path) -> socket.socket:
             return connection
         except (FileNotFoundError, ConnectionRefusedError) as error:
             connection.close()
-            if time.monotonic() > deadline_s:
+            if clock.now_s() > deadline_s:
                 raise PeerLostError(f"no member listens at {path.name}") from error
-            time.sleep(0.01)
+            clock.sleep(_RETRY_S)

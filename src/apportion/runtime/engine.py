@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -26,6 +25,7 @@ from apportion.scheduler.drafts import DraftSource
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.scheduler import Scheduler
 from apportion.types import errors
+from apportion.types.clock import SYSTEM_CLOCK, Clock
 from apportion.types.errors import EngineError
 from apportion.types.plan import Plan
 from apportion.types.record import plain
@@ -48,8 +48,8 @@ class Engine:
     `step()` hands out work and returns the tokens of finished microbatches; `generate()` runs requests to the end.
     `folder` may be a config.json where the weights are random; `cores` are those that CPU workers may have for
     themselves (all of this machine); `while_waiting` is called some times a second where the workers are awaited;
-    `drafts` guesses what sequences will draw. Raises the worker's own error, or EngineError where one vanished or fell
-    silent.
+    `drafts` guesses what sequences will draw; timeouts read `clock`. Raises the worker's own error, or EngineError
+    where one vanished or fell silent.
     """
 
     def __init__(
@@ -64,9 +64,10 @@ class Engine:
         cores: Sequence[int] | None = None,
         while_waiting: Callable[[], object] = lambda: None,
         drafts: DraftSource | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.plan = plan
-        self._while_waiting = while_waiting
+        self._while_waiting, self._clock = while_waiting, clock
         self._woken = Event()
         self.scheduler = Scheduler(SchedulerLimits.of(plan), eos_token_ids, plan.step_costs, preempt, drafts)
         self.reports: dict[str, WorkerReport] = {}
@@ -243,10 +244,17 @@ class Engine:
     def _receive(self, wanted: Kind, missing: Iterable[str]) -> bytes | None:
         """The header of the next message of that kind, from one of the workers in `missing`; None once woken. Results
         still on their way while stopping are dropped."""
+        try:
+            return self._await(wanted, missing)
+        except Exception:
+            self._failed = True
+            raise
+
+    def _await(self, wanted: Kind, missing: Iterable[str]) -> bytes | None:
         limit_s = load_limit_s(self.plan) if wanted is Kind.READY else step_limit_s(self.plan)
-        silence = Silence(self._processes, missing, limit_s)
+        silence = Silence(self._processes, missing, limit_s, self._clock)
         while True:
-            message = self._inbox.receive(_POLL_S)
+            message = self._clock.wait(self._inbox.receive, _POLL_S)
             if message is None and self._woken.is_set():
                 self._woken.clear()
                 return None
@@ -255,7 +263,6 @@ class Engine:
                 continue
             kind, header = message.kind, message.header
             if kind is Kind.FAILED:
-                self._failed = True
                 raise _worker_error(*unpack(header))
             if message.generation < self._generation:
                 continue  # of the plan before
@@ -282,7 +289,7 @@ class Engine:
                 for outbox in self._outboxes.values():
                     outbox.send(Kind.ASK)
             return None
-        message = self._inbox.receive(_LAST_WORDS_S)
+        message = self._clock.wait(self._inbox.receive, _LAST_WORDS_S)
         if message is None:
             code = self._processes[dead].exitcode
             if code == _ORPHANED:
@@ -302,11 +309,12 @@ class Engine:
             link.close()
 
     def _kill(self) -> None:
-        deadline_s = time.monotonic() + (_STOP_S if len(self._left) == len(self._processes) else 0)
-        while alive := [p for p in self._processes.values() if p.is_alive()]:
-            if time.monotonic() >= deadline_s:
+        deadline_s = self._clock.now_s() + (_STOP_S if len(self._left) == len(self._processes) else 0)
+        while alive := [p.sentinel for p in self._processes.values() if p.is_alive()]:
+            left_s = deadline_s - self._clock.now_s()
+            if left_s <= 0:
                 break
-            wait([p.sentinel for p in alive], timeout=deadline_s - time.monotonic())
+            self._clock.wait(lambda timeout_s, alive=alive: wait(alive, timeout_s) or None, left_s)
         for process in self._processes.values():
             process.kill()
             process.join()

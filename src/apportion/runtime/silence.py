@@ -6,12 +6,12 @@ work gives at once; one that computes is given longer. Time counts between the e
 itself is stopped, next to none passes.
 """
 
-import time
 from collections.abc import Iterable, Mapping
 from multiprocessing.process import BaseProcess
 
 import psutil
 
+from apportion.types.clock import SYSTEM_CLOCK, Clock
 from apportion.types.errors import EngineError
 from apportion.types.plan import Plan
 
@@ -46,12 +46,18 @@ def load_limit_s(plan: Plan) -> float:
 class Silence:
     """Of one wait for a message from any of the workers in `missing`."""
 
-    def __init__(self, processes: Mapping[str, BaseProcess], missing: Iterable[str], limit_s: float) -> None:
+    def __init__(
+        self,
+        processes: Mapping[str, BaseProcess],
+        missing: Iterable[str],
+        limit_s: float,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self._processes = processes
         self._missing = set(missing)
-        self._limit_s = limit_s
+        self._limit_s, self._clock = limit_s, clock
         self._passed_s = self._looked_s = self._asked_s = 0.0
-        self._seen_s = time.monotonic()
+        self._seen_s = self._clock.now_s()
         self._computed_s: dict[str, float] = {}
         """CPU time at the first look."""
 
@@ -61,7 +67,7 @@ class Silence:
 
     def look(self) -> bool:
         """Whether the workers are to be asked for a sign of life now. Raises EngineError where one is past hope."""
-        now_s = time.monotonic()
+        now_s = self._clock.now_s()
         self._passed_s += min(now_s - self._seen_s, _MOST_BETWEEN_S)
         self._seen_s = now_s
         if not self._computed_s:
