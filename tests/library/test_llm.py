@@ -146,6 +146,8 @@ def test_a_plan_of_another_model_and_options_beside_a_plan_are_refused(llm: LLM)
     other = apportion.plan("llama-3.1-8b", devices="tower: rtx-4090")
     with pytest.raises(apportion.PlanError, match=r"made for .*, not for demo"):
         LLM("demo", plan=other)
+    with pytest.raises(apportion.UsageError, match="for_engine plans for another engine"):
+        LLM("demo", devices=DEVICES, for_engine="vllm")
     with pytest.raises(apportion.UsageError, match="leave out context"):
         LLM("demo", plan=llm.plan, context=64)
 

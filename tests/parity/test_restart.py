@@ -30,7 +30,9 @@ REQUESTS = [
 FOLDER = resolve_model("demo", weights=True)
 
 
-def tight(groups: list[list[int]], layers: list[int], devices: str, **sizes: int) -> Plan:
+def tight(
+    groups: list[list[int]], layers: list[int], devices: str, num_threads: int = 1, **sizes: int
+) -> Plan:
     """On these devices, which have not a byte more than it takes."""
     memory: dict[str, DeviceMemory] = {}
     for _ in range(2):
@@ -39,7 +41,12 @@ def tight(groups: list[list[int]], layers: list[int], devices: str, **sizes: int
             groups,
             layers,
             concurrency=NUM_REQUESTS,
-            devices=[cpu_device(name, memory[name].engine_bytes if memory else 2**30) for name in devices],
+            devices=[
+                replace(
+                    cpu_device(name, memory[name].engine_bytes if memory else 2**30), num_threads=num_threads
+                )
+                for name in devices
+            ],
             **sizes,
         )
         memory = made.memory
@@ -50,6 +57,7 @@ THREE_STAGES = tight([[1], [1], [1]], [2, 5, 1], "abc", microbatches=3)
 TWO_STAGES = tight([[1], [1]], [3, 5], "ca", chunk_tokens=8)
 GROUP = tight([[2, 1]], [8], "ab", num_kv_blocks=52)
 WITH_A_NEW_DEVICE = tight([[1], [1, 3]], [4, 4], "bda")
+TWO_THREADS = tight([[1]], [8], "c", num_threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +83,7 @@ def check_memory(engine: Engine) -> None:
 
 
 def test_streams_go_on_under_other_plans_token_by_token(undisturbed: dict[int, list[int]]):
-    plans = iter((TWO_STAGES, GROUP, WITH_A_NEW_DEVICE, THREE_STAGES))
+    plans = iter((TWO_STAGES, GROUP, TWO_THREADS, WITH_A_NEW_DEVICE, THREE_STAGES))
     drawn: dict[int, list[int]] = {one.id: [] for one in REQUESTS}
     pids: dict[str, int | None] = {}
     with Engine(THREE_STAGES, FOLDER, []) as engine:
@@ -86,7 +94,7 @@ def test_streams_go_on_under_other_plans_token_by_token(undisturbed: dict[int, l
             for event in engine.step():
                 drawn[event.request_id].append(event.token_id)
             steps += 1
-            if steps % 12 == 0 and (plan := next(plans, None)) is not None:
+            if steps % 10 == 0 and (plan := next(plans, None)) is not None:
                 num_stale += engine.num_in_flight
                 assert engine.restart(plan) == []
                 pids |= {name: pid for name, pid in engine.worker_pids().items() if name not in pids}

@@ -289,6 +289,8 @@ class _Loaded:
 
 
 def _planned(folder: Path, plan: GivenPlan | None, options: Mapping[str, object]) -> Plan | ReplicatedPlan:
+    if options.get("for_engine") is not None:
+        raise UsageError("for_engine plans for another engine, and this one would run it; leave it out")
     if plan is None:
         return plan_from_options(folder, plan_choices(options), partial(preload, folder))
     if options:
