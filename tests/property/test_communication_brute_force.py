@@ -51,11 +51,11 @@ class EveryDivision:
 
     def all(self):
         """(communication, times of the stages, devices in use)"""
-        yield from self.extend(0, frozenset(), self.cluster.devices[0].host, 0.0, ())
+        yield from self.extend(0, frozenset(), self.brute.home, 0.0, ())
 
     def extend(self, start, used, host, links_s, times_s):
         if start == self.model.num_layers:
-            link = self.brute.link(host, self.cluster.devices[0].host)
+            link = self.brute.link(host, self.brute.home)
             if link:
                 yield links_s + exit_timing(link, self.steps).decode_s, times_s, used
             return

@@ -17,7 +17,7 @@ from apportion.types.constraints import Constraints, EngineLimits
 
 class WithinEngine(Constrained):
     def kept(self, stages, used) -> bool:
-        engine, main = self.problem.constraints.engine, self.cluster.devices[0].host
+        engine, main = self.problem.constraints.engine, self.home
         assert used is not None
         later = [device for group, *_ in stages[1:] for device in group]
         return all(len(group) == engine.group_size for group, *_ in stages) and not (

@@ -49,7 +49,7 @@ def instance(problem, microbatches, value):
     """Arcs [start, stop, host before, host, devices, path, occupied], and [host, path, occupied] of leaving."""
     brute = BruteForce(problem, microbatches)
     hosts = list(dict.fromkeys(device.host for device in problem.cluster.devices))
-    home, goal = hosts[0], brute.goal
+    home, goal = brute.home, brute.goal
     unit = SCALE / (value * goal.per)
     arcs = [
         [start, stop, src, host, sorted(used), round(path * unit), round(occupied * unit)]
