@@ -2,6 +2,8 @@
 to the end of its context, their prompts of random lengths."""
 
 import json
+import mmap
+import os
 import random
 import tempfile
 from dataclasses import dataclass, replace
@@ -18,6 +20,15 @@ from apportion.types.request import Request, SamplingParams
 SHARE = 0.05
 """A peak is at most that much of the plan's figure below it."""
 HEAD_DIM = 64
+_CPUS = os.cpu_count() or 1
+COUNTER_ERROR_BYTES = max(32, 2 * _CPUS) * len(os.sched_getaffinity(0)) * mmap.PAGESIZE
+"""How far a measured peak may be off: Linux counts a process' resident pages by CPU, and adds a CPU's to the sum once
+they are max(32, 2 · CPUs) (`percpu_counter_batch`). The limit that a worker runs under is exact all the same."""
+
+
+def is_within(peak_bytes: int, planned_bytes: int) -> bool:
+    """Whether a measured peak is no more than planned, as far as it can be measured."""
+    return peak_bytes <= planned_bytes + COUNTER_ERROR_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +79,17 @@ class Held:
     def exact(self) -> bool:
         """Whether the worker holds to the byte what is planned, and comes to no more than that and its workspace. How
         much of its workspace it uses depends on the processor's kernels, and on how large steps happen to be."""
-        whole = self.held_bytes <= self.peak_bytes <= self.planned_bytes
-        return whole and self.held_bytes == self.planned_held_bytes
+        enough = self.held_bytes <= self.peak_bytes + COUNTER_ERROR_BYTES
+        return (
+            enough
+            and is_within(self.peak_bytes, self.planned_bytes)
+            and self.held_bytes == self.planned_held_bytes
+        )
 
     @property
     def kept(self) -> bool:
-        return 0 <= self.planned_bytes - self.peak_bytes <= self.planned_bytes * SHARE
+        missing_bytes = self.planned_bytes - self.peak_bytes - COUNTER_ERROR_BYTES
+        return is_within(self.peak_bytes, self.planned_bytes) and missing_bytes <= self.planned_bytes * SHARE
 
 
 def tight_plan(case: Case, config: Path) -> Plan:

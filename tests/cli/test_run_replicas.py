@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from contract import is_within
 
 from apportion.cli.main import exit_code
 
@@ -30,7 +31,7 @@ def test_replicas_give_the_text_of_one_pipeline(tmp_path: Path, capsys: pytest.C
     assert sorted(served[0] + served[1]) == [0, 1, 2, 3, 4]
     assert min(len(prompts) for prompts in served) >= 1
     for replica in stats["replicas"]:
-        assert all(device["peak_bytes"] <= device["planned_bytes"] for device in replica["devices"])
+        assert all(is_within(device["peak_bytes"], device["planned_bytes"]) for device in replica["devices"])
         assert all(link["measured_bytes"] == link["predicted_bytes"] for link in replica["links"])
     assert "together" in shown.err
 

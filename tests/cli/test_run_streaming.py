@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contract import is_within
 
 from apportion.cli.main import exit_code
 
@@ -38,7 +39,9 @@ def test_streaming_gives_the_text_of_one_device(tmp_path: Path):
         memory = plan["memory"][device["id"]]
         assert device["streamed_bytes"] == steps * memory["streamed_bytes"]
         assert device["read_bytes"] == 2 * device["parameters"]  # the files are bf16
-        assert 0 < device["peak_bytes"] <= device["planned_bytes"] <= 9 * MIB
+        assert device["peak_bytes"] > 0
+        assert is_within(device["peak_bytes"], device["planned_bytes"])
+        assert device["planned_bytes"] <= 9 * MIB
 
 
 def test_a_device_that_streams_alone_keeps_to_its_plan(tmp_path: Path):
@@ -60,7 +63,7 @@ def test_a_device_that_streams_alone_keeps_to_its_plan(tmp_path: Path):
     assert exit_code([*given, "--stats-json", str(stats)]) == 0
     (device,) = json.loads(stats.read_text())["devices"]
     assert device["streamed_bytes"] > 0
-    assert device["peak_bytes"] <= device["planned_bytes"]
+    assert is_within(device["peak_bytes"], device["planned_bytes"])
 
 
 def test_streaming_is_refused_or_offered(capsys: pytest.CaptureFixture[str]):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract import is_within
 from parity.tiny_models import make_checkpoint
 from plans import hand_plan
 
@@ -78,7 +79,7 @@ def test_outputs_and_logits_are_those_without_drafts(
         metrics = engine.scheduler.metrics()
         engine.collect()
         for device_id, report in engine.reports.items():
-            assert report.peak_bytes <= plan.memory[device_id].engine_bytes
+            assert is_within(report.peak_bytes, plan.memory[device_id].engine_bytes)
     if family == "olmo2":  # transformers' layers: torch's bits depend on how many rows there are
         assert tokens_of(drawn) == tokens_of(wanted)
         for i, tokens in drawn.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import is_within
 from parity.test_stage_inprocess import SEQUENCES, STEPS, build, make_stages, scheduled
 from parity.tiny_models import FAMILIES, make_checkpoint
 from plans import hand_plan
@@ -117,7 +118,7 @@ def test_greedy_text_does_not_depend_on_the_division(weight_format: str, kv_form
             for event in engine.generate(requests):
                 tokens[event.request_id].append(event.token_id)
         for report in engine.reports.values():
-            assert report.peak_bytes <= plan.memory[report.device_id].engine_bytes
+            assert is_within(report.peak_bytes, plan.memory[report.device_id].engine_bytes)
         written[shape] = tokens
     assert written["pipeline"] == written["alone"]
     assert written["3:1 group"] == written["alone"]

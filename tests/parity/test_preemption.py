@@ -1,6 +1,7 @@
 """Too few KV blocks for all: sequences make room for each other, and every text stays what it is alone."""
 
 import pytest
+from contract import is_within
 from plans import BLOCK_TOKENS, cpu_device, hand_plan
 
 from apportion.catalog.hub import resolve_model
@@ -65,7 +66,7 @@ def test_texts_do_not_depend_on_who_made_room(mode: PreemptMode, alone: dict[tup
     assert counts.num_swaps + counts.num_recomputes > 0
     for report in engine.reports.values():
         assert (report.use_s["swap"] > 0) == (counts.num_swaps > 0)
-        assert report.peak_bytes <= short.memory[report.device_id].engine_bytes
+        assert is_within(report.peak_bytes, short.memory[report.device_id].engine_bytes)
 
 
 def test_samples_and_cancelled_requests_under_shortage(alone: dict[tuple[int, int], list[int]]):
