@@ -11,10 +11,10 @@ import random
 import statistics
 import time
 
-from apportion.parallel.batches import BatchPacker, BatchUnpacker
-from apportion.parallel.wire import pack_result, unpack_result
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.scheduler import Scheduler
+from apportion.transport.batches import BatchPacker, BatchUnpacker
+from apportion.transport.wire import pack_result, unpack_result
 from apportion.types.request import Request, SamplingParams, ScheduledBatch, StepResult
 from apportion.types.step_costs import even_costs
 

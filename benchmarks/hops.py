@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import zmq
 
-from apportion.parallel.links import Inbox, Outbox
-from apportion.parallel.tensors import tensor_bytes, tensor_from_bytes
-from apportion.parallel.transport import Message
-from apportion.parallel.wire import Kind
+from apportion.transport.links import Inbox, Outbox
+from apportion.transport.protocol import Message
+from apportion.transport.tensors import tensor_bytes, tensor_from_bytes
+from apportion.transport.wire import Kind
 
 SIZES = {"decode": (16, 1024), "prefill": (256, 1024)}
 MESSAGES = 150

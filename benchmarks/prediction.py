@@ -13,9 +13,9 @@ from apportion.catalog.cluster_rules import emulate, make_cluster
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cli.prediction import predicted_speed
+from apportion.engine.engine import Engine
+from apportion.engine.timing import Timing
 from apportion.probe.cpu import measure_cpu
-from apportion.runtime.engine import Engine
-from apportion.runtime.timing import Timing
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams
 

@@ -14,8 +14,8 @@ from statistics import median
 from apportion.catalog.cluster_text import parse_devices
 from apportion.catalog.model_config import read_model_spec
 from apportion.cost.memory import plan_memory, with_swap_space
+from apportion.engine.engine import Engine
 from apportion.probe.local import all_local_devices
-from apportion.runtime.engine import Engine
 from apportion.types.metrics import PreemptionCounts
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams

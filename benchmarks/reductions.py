@@ -15,9 +15,9 @@ import torch
 import zmq
 from torch import Tensor
 
-from apportion.parallel.pairs import SocketExchange, connect_pairs
-from apportion.parallel.shared import SharedExchange
-from apportion.parallel.tensors import flat_bytes
+from apportion.transport.pairs import SocketExchange, connect_pairs
+from apportion.transport.shared import SharedExchange
+from apportion.transport.tensors import flat_bytes
 
 ROUNDS = 5
 CASES = [("zmq", 2), ("sockets", 2), ("shared", 2), ("sockets", 3), ("shared", 3)]

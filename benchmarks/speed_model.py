@@ -20,11 +20,11 @@ from statistics import median
 
 from apportion.catalog.cluster_rules import emulate, make_cluster
 from apportion.catalog.model_config import read_model_spec
+from apportion.engine.engine import Engine
+from apportion.engine.timing import Timing
 from apportion.planner.build import make_plan
 from apportion.probe.cpu import measure_cpu, read_bytes_per_s
 from apportion.probe.processor import cpu_model
-from apportion.runtime.engine import Engine
-from apportion.runtime.timing import Timing
 from apportion.types.cluster import Device
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Plan

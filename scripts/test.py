@@ -36,7 +36,7 @@ PARTS = {
     "units": Part(folders=("arch", "unit", "property"), budget_s=150, at_once="worksteal"),
     "kernels": Part(folders=("unit/model", "unit/native"), budget_s=120, at_once="loadfile"),
     "runs": Part(
-        folders=("unit/parallel", "unit/probe", "unit/runtime", "transport", "cli", "library"), budget_s=90
+        folders=("unit/transport", "unit/probe", "unit/engine", "transport", "cli", "library"), budget_s=90
     ),
     "parity": Part(folders=("parity",), budget_s=120),
     "faults": Part(folders=("faults",), budget_s=90),

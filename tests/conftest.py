@@ -2,7 +2,7 @@
 
 import pytest
 
-from apportion.runtime import launcher
+from apportion.engine import launcher
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,6 +17,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
 def one_forkserver():
     """All tests of a session share one, which is of use to every family."""
     with pytest.MonkeyPatch.context() as patch:
-        modules = ["apportion.runtime.worker", "apportion.model.hf.build"]
+        modules = ["apportion.engine.worker", "apportion.model.hf.build"]
         patch.setattr(launcher, "worker_modules", lambda *_: modules)
         yield

@@ -12,7 +12,7 @@ from pathlib import Path
 from plans import cpu_device, hand_plan
 
 from apportion.catalog.model_config import read_model_spec
-from apportion.runtime.engine import Engine
+from apportion.engine.engine import Engine
 from apportion.types.cluster import StreamSource
 from apportion.types.plan import DeviceMemory, Plan
 from apportion.types.request import Request, SamplingParams

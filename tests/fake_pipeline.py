@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from apportion.parallel.batches import BatchPacker, BatchUnpacker
 from apportion.scheduler.drafts import DraftSource
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.scheduler import Scheduler
+from apportion.transport.batches import BatchPacker, BatchUnpacker
 from apportion.types.request import Request, SamplingParams, ScheduledBatch, StepResult, TokenEvent
 from apportion.types.step_costs import PreemptMode, StepCosts, even_costs
 

@@ -23,14 +23,14 @@ import apportion
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cli.main import exit_code
-from apportion.parallel.links import COORDINATOR
-from apportion.parallel.pairs import PeerLostError, connect_pairs
+from apportion.engine import private_folder
+from apportion.engine.engine import Engine
+from apportion.engine.pipelines import served
+from apportion.engine.silence import Silence
 from apportion.probe.processor import num_cores
 from apportion.probe.saved import probe_file, save_rates
-from apportion.runtime import private_folder
-from apportion.runtime.engine import Engine
-from apportion.runtime.pipelines import served
-from apportion.runtime.silence import Silence
+from apportion.transport.links import COORDINATOR
+from apportion.transport.pairs import PeerLostError, connect_pairs
 from apportion.types.children import python
 from apportion.types.cpu import CpuRates, rates_per_format
 from apportion.types.errors import EngineError
@@ -429,7 +429,7 @@ def test_damaged_compiled_code_is_compiled_again(tmp_path: Path):
     """Whatever byte of it is wrong, or missing."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     program = (
-        "from apportion.runtime.pacing import Pacer, _start\n"
+        "from apportion.engine.pacing import Pacer, _start\n"
         "Pacer(0.5).settle()\n"
         "print(sum(_start.stats.cache_hits.values()))"
     )

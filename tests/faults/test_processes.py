@@ -11,7 +11,7 @@ from plans import cpu_device, hand_plan
 
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.runtime.engine import Engine
+from apportion.engine.engine import Engine
 from apportion.types.errors import EngineError, InfeasibleError, ModelError
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 import apportion
 from apportion import LLM, AsyncLLM, Request, SamplingParams, TextToken
 from apportion.catalog.hub import resolve_model
-from apportion.runtime.chat_template import ChatTemplate
+from apportion.engine.chat_template import ChatTemplate
 
 DEVICES = "laptop=cpu:12MiB@0.5, desk=cpu:13MiB"
 GREEDY = SamplingParams(max_tokens=20)

@@ -12,7 +12,7 @@ from parity.tiny_models import make_checkpoint
 from plans import hand_plan
 
 from apportion.catalog.model_config import read_model_spec
-from apportion.runtime.engine import Engine
+from apportion.engine.engine import Engine
 from apportion.types.request import Request, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=24, ignore_eos=True, return_logits=True)

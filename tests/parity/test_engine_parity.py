@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from apportion.catalog.model_config import read_model_spec
 from apportion.cost.memory import parameters, read_bytes
 from apportion.cost.traffic import run_link_bytes
-from apportion.runtime.engine import Engine
+from apportion.engine.engine import Engine
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams
 

@@ -18,8 +18,8 @@ from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cost.memory import parameters, read_bytes, shard_weights_bytes
 from apportion.cost.shard import stage_shards
-from apportion.runtime.engine import Engine
-from apportion.runtime.text import Text
+from apportion.engine.engine import Engine
+from apportion.engine.text import Text
 from apportion.types.errors import ModelError
 from apportion.types.request import Request, SamplingParams
 

@@ -8,8 +8,8 @@ from plans import cpu_device, hand_plan
 
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.runtime.engine import Engine
-from apportion.runtime.text import Text
+from apportion.engine.engine import Engine
+from apportion.engine.text import Text
 from apportion.types.cluster import Device
 from apportion.types.request import Request, SamplingParams
 

@@ -7,7 +7,7 @@ from plans import BLOCK_TOKENS, cpu_device, hand_plan
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cost.memory import with_swap_space
-from apportion.runtime.engine import Engine
+from apportion.engine.engine import Engine
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams
 from apportion.types.step_costs import PreemptMode

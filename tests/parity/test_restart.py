@@ -10,10 +10,10 @@ from plans import cpu_device, hand_plan
 
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.parallel.links import COORDINATOR, Outbox
-from apportion.parallel.wire import Kind, pack_result
-from apportion.runtime.async_engine import AsyncEngine
-from apportion.runtime.engine import Engine
+from apportion.engine.async_engine import AsyncEngine
+from apportion.engine.engine import Engine
+from apportion.transport.links import COORDINATOR, Outbox
+from apportion.transport.wire import Kind, pack_result
 from apportion.types.errors import EngineError
 from apportion.types.plan import DeviceMemory, Plan
 from apportion.types.request import Request, SamplingParams, StepResult

@@ -13,9 +13,9 @@ from plans import hand_plan
 from safetensors.torch import load_file, save_file
 
 from apportion.catalog.model_config import read_model_spec
+from apportion.engine.engine import Engine
 from apportion.model.sampling import NotFiniteError, sample
 from apportion.model.weights.checkpoint import PIECE_BYTES, Checkpoint
-from apportion.runtime.engine import Engine
 from apportion.types.errors import EngineError, ModelError, UsageError
 from apportion.types.request import Draw, Request, SamplingParams
 

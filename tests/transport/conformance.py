@@ -1,4 +1,4 @@
-"""What any implementation of `parallel/transport.py` must do; each of CHECKS takes a function that makes its links.
+"""What any implementation of `transport/protocol.py` must do; each of CHECKS takes a function that makes its links.
 
 In the manner of trio's `testing/_check_streams.py`: every check makes links of its own.
 """
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from apportion.parallel.transport import Inbox, Message, Outbox
-from apportion.parallel.wire import Kind
+from apportion.transport.protocol import Inbox, Message, Outbox
+from apportion.transport.wire import Kind
 
 LARGE_BYTES = 24 * 2**20
 SOON_S = 20.0

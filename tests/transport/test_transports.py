@@ -1,4 +1,4 @@
-"""Every transport does what `parallel/transport.py` says."""
+"""Every transport does what `transport/protocol.py` says."""
 
 import itertools
 import socket
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conformance import CHECKS, Made, Make, take
 
-from apportion.parallel.links import Inbox, Outbox
-from apportion.parallel.tcp import TcpInbox, TcpOutbox
-from apportion.parallel.wire import Kind
+from apportion.transport.links import Inbox, Outbox
+from apportion.transport.tcp import TcpInbox, TcpOutbox
+from apportion.transport.wire import Kind
 
 
 def unix(folder: Path) -> Make:

@@ -24,7 +24,7 @@ PHASES: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
 
 
 class PhaseWork(Protocol):
-    """A worker's steps of one phase, added up (runtime/report.py)."""
+    """A worker's steps of one phase, added up (engine/report.py)."""
 
     num_steps: int
     num_sequences: int

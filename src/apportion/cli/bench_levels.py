@@ -11,10 +11,10 @@ from apportion.cli.prediction import Speed, predicted_speed
 from apportion.cost.group_step import stage_members
 from apportion.cost.roofline import Step
 from apportion.cost.shard import Shard
+from apportion.engine.engine import Engine
+from apportion.engine.report import DECODE, USES, WorkerReport
+from apportion.engine.timing import Timing
 from apportion.probe.watch import Conditions, Watch
-from apportion.runtime.engine import Engine
-from apportion.runtime.report import DECODE, USES, WorkerReport
-from apportion.runtime.timing import Timing
 from apportion.types.cluster import Device
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams
@@ -35,7 +35,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLevel:
-    """`share` of the wall time of all rounds by use (runtime/report.py); `weights_bytes_per_s` are
+    """`share` of the wall time of all rounds by use (engine/report.py); `weights_bytes_per_s` are
     read while computing decode steps."""
 
     id: str

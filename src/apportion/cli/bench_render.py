@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apportion.cli.bench_levels import Level
-from apportion.runtime.report import USES
+from apportion.engine.report import USES
 from apportion.types.plan import Plan
 from apportion.types.units import format_seconds, spoken_seconds, three_digits
 

@@ -15,9 +15,9 @@ from apportion.cli.bench_render import print_ceiling, print_levels
 from apportion.cli.generate import keep_measurements
 from apportion.cli.render import print_plan
 from apportion.cli.stop_signals import check_stop_signals
-from apportion.runtime.ceiling import read_bytes_per_s
-from apportion.runtime.engine import Engine
-from apportion.runtime.trace import Trace
+from apportion.engine.ceiling import read_bytes_per_s
+from apportion.engine.engine import Engine
+from apportion.engine.trace import Trace
 from apportion.types.files import write_file
 from apportion.types.plan import Plan
 

@@ -13,13 +13,13 @@ from apportion.calibrate.store import add_observations, calibration_file
 from apportion.cli.render import print_plan
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
 from apportion.cli.stop_signals import check_stop_signals
+from apportion.engine.engine import Engine
+from apportion.engine.pipelines import served
+from apportion.engine.report import WorkerReport
+from apportion.engine.text import Text
+from apportion.engine.timing import Timing
 from apportion.probe.hardware import hardware_names
 from apportion.probe.watch import Conditions, Watch
-from apportion.runtime.engine import Engine
-from apportion.runtime.pipelines import served
-from apportion.runtime.report import WorkerReport
-from apportion.runtime.text import Text
-from apportion.runtime.timing import Timing
 from apportion.types.plan import Plan
 from apportion.types.request import Request, TokenEvent
 from apportion.types.step_costs import PreemptMode

@@ -10,10 +10,10 @@ from apportion.cli.generate import execute, keep_measurements
 from apportion.cli.prediction import Speed
 from apportion.cli.render_replicas import print_replicas
 from apportion.cli.run_stats import Output, RunStats, print_run, run_stats
+from apportion.engine.engine import Engine
+from apportion.engine.text import Text
+from apportion.engine.timing import Timing
 from apportion.probe.watch import Conditions
-from apportion.runtime.engine import Engine
-from apportion.runtime.text import Text
-from apportion.runtime.timing import Timing
 from apportion.types.replicated import ReplicatedPlan
 from apportion.types.request import Request
 from apportion.types.step_costs import PreemptMode

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from apportion.runtime.timing import Timing
+from apportion.engine.timing import Timing
 from apportion.simulate.run import simulate
 from apportion.types.plan import Plan
 from apportion.types.request import Request

@@ -24,8 +24,8 @@ from apportion.types.request import Request, SamplingParams
 if TYPE_CHECKING:
     from apportion.cli.generate_replicas import ReplicasStats
     from apportion.cli.run_stats import RunStats
+    from apportion.engine.text import Text
     from apportion.planner.plan_file import Planned
-    from apportion.runtime.text import Text
 
 
 class Preempt(StrEnum):
@@ -170,7 +170,7 @@ def _run(
     from apportion.catalog.model_config import read_model_spec
 
     check_engine()
-    from apportion.runtime.text import Text
+    from apportion.engine.text import Text
     from apportion.scheduler.admission import check_tokens
 
     folder = resolve_model(model, weights=True)
@@ -227,7 +227,7 @@ def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:
 
 def _plan(given: GivenPlan, folder: Path, choices: PlanChoices, requests: Sequence[Request]) -> "Planned":
     """The given plan, or the best for exactly these requests where nothing else is asked for."""
-    from apportion.runtime.launcher import preload
+    from apportion.engine.launcher import preload
 
     if given.file is not None:
         return read_given_replicas(given, folder, choices)

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from apportion.cli.prediction import Speed, predicted_speed
 from apportion.cost.traffic import run_link_bytes
-from apportion.runtime.report import WorkerReport
-from apportion.runtime.timing import Timing
+from apportion.engine.report import WorkerReport
+from apportion.engine.timing import Timing
 from apportion.types.metrics import SchedulerMetrics
 from apportion.types.plan import Plan
 from apportion.types.request import Request

@@ -15,14 +15,14 @@ from apportion.asked.plan import plan_from_options
 from apportion.asked.runnable import check_engine, check_preempt, check_runs_here, pipelines
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
+from apportion.engine.async_engine import MAX_OPEN, AsyncEngine
+from apportion.engine.chat_template import ChatTemplate, Message
+from apportion.engine.engine import Engine
+from apportion.engine.launcher import preload
+from apportion.engine.pipelines import served
+from apportion.engine.text import Text, TextStream
 from apportion.library.plans import PlanOptions, plan_choices
 from apportion.planner.plan_file import read_planned
-from apportion.runtime.async_engine import MAX_OPEN, AsyncEngine
-from apportion.runtime.chat_template import ChatTemplate, Message
-from apportion.runtime.engine import Engine
-from apportion.runtime.launcher import preload
-from apportion.runtime.pipelines import served
-from apportion.runtime.text import Text, TextStream
 from apportion.types.errors import PlanError, UsageError
 from apportion.types.plan import Plan
 from apportion.types.replicated import ReplicatedPlan

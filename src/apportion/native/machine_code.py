@@ -29,7 +29,7 @@ from apportion.types.cache import cache_folder
 
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = (
-    "native/*.py", "model/kernels/*.py", "types/layout.py", "parallel/shared_code.py", "runtime/pacing.py",
+    "native/*.py", "model/kernels/*.py", "types/layout.py", "transport/shared_code.py", "engine/pacing.py",
 )  # fmt: skip
 """Of compiled code, besides a function's own file."""
 

@@ -8,8 +8,8 @@ import torch
 from plans import hand_plan
 
 from apportion.catalog.model_config import read_model_spec
+from apportion.engine.engine import Engine
 from apportion.model.weights.random_weights import RandomWeights
-from apportion.runtime.engine import Engine
 from apportion.types.request import Request, SamplingParams
 
 CONFIG = {

@@ -100,7 +100,7 @@ def test_another_process_compiles_nothing():
         "from apportion.model.backends.cpu.block_moves import _copy_blocks\n"
         "from apportion.model.kernels.team import _await_change\n"
         "from apportion.native.machine_code import Locator\n"
-        "from apportion.parallel.shared_code import add_up\n"
+        "from apportion.transport.shared_code import add_up\n"
         "for function in (_copy_blocks, _await_change, add_up):\n"
         "    assert isinstance(function._cache._impl.locator, Locator)\n"
         "assert sum(_copy_blocks.stats.cache_hits.values()) == 1\n"

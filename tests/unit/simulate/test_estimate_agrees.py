@@ -9,7 +9,7 @@ from plans import cpu_device, hand_plan
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
 from apportion.cost.estimate import plan_estimate, plan_objective_value
-from apportion.runtime.timing import Timing
+from apportion.engine.timing import Timing
 from apportion.simulate.run import simulate
 from apportion.types.plan import Plan
 from apportion.types.request import Request, SamplingParams

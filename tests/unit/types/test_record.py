@@ -9,8 +9,8 @@ from plans import hand_plan
 
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.runtime.launcher import places
-from apportion.runtime.place import WorkerPlace
+from apportion.engine.launcher import places
+from apportion.engine.place import WorkerPlace
 from apportion.types.constraints import Constraints, FixedStage, Pin
 from apportion.types.plan import KvRoom, Plan
 from apportion.types.record import from_plain, plain

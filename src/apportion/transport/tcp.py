@@ -12,8 +12,8 @@ import struct
 from collections import deque
 from threading import Condition, Thread
 
-from apportion.parallel.transport import Message
-from apportion.parallel.wire import Kind
+from apportion.transport.protocol import Message
+from apportion.transport.wire import Kind
 
 _HEAD = struct.Struct("<BIIQ")
 """Bytes of the kind; its generation; bytes of the header and of the payload."""

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from apportion.catalog.hub import resolve_model
-from apportion.runtime.text import Text
+from apportion.engine.text import Text
 from apportion.types.errors import ModelError
 
 SAMPLE = "ROMEO:\nBut soft, naïve 世界 🎭!\n"

@@ -11,9 +11,9 @@ from plans import cpu_device, hand_plan
 
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.runtime.engine import Engine
-from apportion.runtime.report import DECODE, PREFILL, USES, Spans, WorkerReport, WorkMeter
-from apportion.runtime.trace import Trace
+from apportion.engine.engine import Engine
+from apportion.engine.report import DECODE, PREFILL, USES, Spans, WorkerReport, WorkMeter
+from apportion.engine.trace import Trace
 from apportion.types.plan import Plan
 from apportion.types.request import Chunk, Request, SamplingParams, ScheduledBatch
 

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from apportion.parallel.pairs import SocketExchange, connect_pairs
-from apportion.parallel.shared import SharedExchange, can_share_memory
+from apportion.transport.pairs import SocketExchange, connect_pairs
+from apportion.transport.shared import SharedExchange, can_share_memory
 
 
 class Exchange(Protocol):

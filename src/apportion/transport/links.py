@@ -21,8 +21,8 @@ import time
 import weakref
 from pathlib import Path
 
-from apportion.parallel.transport import Message
-from apportion.parallel.wire import Kind
+from apportion.transport.protocol import Message
+from apportion.transport.wire import Kind
 
 COORDINATOR = "coordinator"
 

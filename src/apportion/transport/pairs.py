@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apportion.parallel.tensors import flat_bytes
+from apportion.transport.tensors import flat_bytes
 from apportion.types.clock import SYSTEM_CLOCK, Clock
 
 Pairs = dict[int, socket.socket]

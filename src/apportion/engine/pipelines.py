@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from apportion.runtime.async_engine import MAX_OPEN, AsyncEngine
-from apportion.runtime.engine import Engine
-from apportion.runtime.launcher import all_cores, cores_of_replicas
+from apportion.engine.async_engine import MAX_OPEN, AsyncEngine
+from apportion.engine.engine import Engine
+from apportion.engine.launcher import all_cores, cores_of_replicas
 from apportion.types.plan import Plan
 from apportion.types.step_costs import PreemptMode
 

@@ -12,7 +12,7 @@ from plans import cpu_device, hand_plan
 
 from apportion.catalog.hub import resolve_model
 from apportion.catalog.model_config import read_model_spec
-from apportion.runtime.launcher import own_cores, worker_modules
+from apportion.engine.launcher import own_cores, worker_modules
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_devices_that_fit_have_cores_of_their_own(num_threads: list[int], cores:
         ("apportion.cli.main", "numpy scipy pydantic torch"),
         ("apportion.cli.generate", "torch transformers scipy"),
         ("apportion.calibrate.here", "scipy torch"),
-        ("apportion.runtime.worker", "transformers pydantic"),
+        ("apportion.engine.worker", "transformers pydantic"),
     ],
 )
 def test_what_starts_first_imports_little(module: str, unwanted: str):

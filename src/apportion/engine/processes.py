@@ -17,11 +17,11 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any
 
-from apportion.runtime.private_folder import private_folder
+from apportion.engine.private_folder import private_folder
 from apportion.types.children import safe_children
 from apportion.types.errors import EngineError
 
-_FIRST = "apportion.runtime.uncollected"
+_FIRST = "apportion.engine.uncollected"
 
 
 def preload(modules: Sequence[str]) -> None:

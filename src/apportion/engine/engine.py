@@ -12,18 +12,18 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from apportion.parallel.batches import BatchPacker
-from apportion.parallel.links import COORDINATOR, Inbox, Message, Outbox
-from apportion.parallel.wire import Kind, pack, unpack, unpack_result
-from apportion.runtime.launcher import launch, places, preload
-from apportion.runtime.place import WorkerBirth, WorkerPlace
-from apportion.runtime.private_folder import private_folder
-from apportion.runtime.report import CoordinatorMeter, WorkerReport
-from apportion.runtime.silence import Silence, load_limit_s, step_limit_s
+from apportion.engine.launcher import launch, places, preload
+from apportion.engine.place import WorkerBirth, WorkerPlace
+from apportion.engine.private_folder import private_folder
+from apportion.engine.report import CoordinatorMeter, WorkerReport
+from apportion.engine.silence import Silence, load_limit_s, step_limit_s
 from apportion.scheduler.admission import check_tokens
 from apportion.scheduler.drafts import DraftSource
 from apportion.scheduler.limits import SchedulerLimits
 from apportion.scheduler.scheduler import Scheduler
+from apportion.transport.batches import BatchPacker
+from apportion.transport.links import COORDINATOR, Inbox, Message, Outbox
+from apportion.transport.wire import Kind, pack, unpack, unpack_result
 from apportion.types import errors
 from apportion.types.clock import SYSTEM_CLOCK, Clock
 from apportion.types.errors import EngineError

@@ -2,7 +2,7 @@
 
 Its place in a plan is told in a message, and may be told anew: then it gives up all that it held, and drops what was
 sent for it. It ends when told to, when its parent vanishes, or on any error, which it reports first. A member whose
-peer is gone gives its place up, too, and waits for another. Sibling of this process: runtime/engine.py.
+peer is gone gives its place up, too, and waits for another. Sibling of this process: engine/engine.py.
 """
 
 import gc
@@ -23,6 +23,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from apportion.engine.pacing import Pacer
+from apportion.engine.place import WorkerBirth, WorkerPlace
+from apportion.engine.reduction import paced_all_reduce
+from apportion.engine.report import WorkerReport, WorkMeter
 from apportion.model.backend import MemoryMeter
 from apportion.model.backends.choose import backend_of, memory_meter
 from apportion.model.backends.cpu.meter import lift_limit
@@ -32,17 +36,13 @@ from apportion.model.stage import StageModel
 from apportion.model.weights.checkpoint import FORMAT_DTYPES, Checkpoint
 from apportion.model.weights.layer_store import layer_store
 from apportion.model.weights.random_weights import RandomWeights
-from apportion.parallel.batches import BatchPacker, BatchUnpacker
-from apportion.parallel.group import TensorGroup
-from apportion.parallel.links import COORDINATOR, Inbox, Outbox
-from apportion.parallel.pairs import PeerLostError
-from apportion.parallel.tensors import tensor_bytes, tensor_from_bytes
-from apportion.parallel.transport import Message
-from apportion.parallel.wire import Kind, pack, pack_result, unpack
-from apportion.runtime.pacing import Pacer
-from apportion.runtime.place import WorkerBirth, WorkerPlace
-from apportion.runtime.reduction import paced_all_reduce
-from apportion.runtime.report import WorkerReport, WorkMeter
+from apportion.transport.batches import BatchPacker, BatchUnpacker
+from apportion.transport.group import TensorGroup
+from apportion.transport.links import COORDINATOR, Inbox, Outbox
+from apportion.transport.pairs import PeerLostError
+from apportion.transport.protocol import Message
+from apportion.transport.tensors import tensor_bytes, tensor_from_bytes
+from apportion.transport.wire import Kind, pack, pack_result, unpack
 from apportion.types.errors import ApportionError, EngineError, InfeasibleError
 from apportion.types.record import from_plain
 from apportion.types.request import BlockMove, Chunk, Draw, SamplingParams, ScheduledBatch, StepResult

@@ -8,7 +8,7 @@ Every packed batch must therefore be unpacked, in order, by each stage that take
 from itertools import takewhile
 from typing import Any
 
-from apportion.parallel.wire import pack, unpack
+from apportion.transport.wire import pack, unpack
 from apportion.types.request import BlockMove, Chunk, Draw, MoveKind, SamplingParams, ScheduledBatch
 
 _SAMPLING_FIELDS = tuple(SamplingParams.__dataclass_fields__)

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import torch
 
-from apportion.runtime import processes
+from apportion.engine import processes
 from apportion.types.cluster import Device
 from apportion.types.errors import EngineError
 

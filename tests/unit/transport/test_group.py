@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from apportion.parallel.group import TensorGroup
-from apportion.parallel.links import Inbox, Outbox
-from apportion.parallel.pairs import PeerLostError
-from apportion.parallel.shared import can_share_memory
-from apportion.parallel.wire import Kind, pack_result, unpack_result
+from apportion.transport.group import TensorGroup
+from apportion.transport.links import Inbox, Outbox
+from apportion.transport.pairs import PeerLostError
+from apportion.transport.shared import can_share_memory
+from apportion.transport.wire import Kind, pack_result, unpack_result
 from apportion.types.request import StepResult
 
 
 @pytest.fixture(params=["shared memory", "sockets"], autouse=True)
 def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "sockets":
-        monkeypatch.setattr("apportion.parallel.group.can_share_memory", lambda: False)
+        monkeypatch.setattr("apportion.transport.group.can_share_memory", lambda: False)
     elif not can_share_memory():
         pytest.skip("this machine shares no memory between processes")
 

@@ -15,12 +15,12 @@ from numba import cfunc, types
 from numba.np.numpy_support import carray
 from torch import Tensor
 
+from apportion.engine.pacing import Pacer, settle, start
 from apportion.native.libc import now_ns
 from apportion.native.words import pointer
-from apportion.parallel.group import TensorGroup
-from apportion.parallel.shared import SharedExchange
-from apportion.parallel.shared_code import add_up
-from apportion.runtime.pacing import Pacer, settle, start
+from apportion.transport.group import TensorGroup
+from apportion.transport.shared import SharedExchange
+from apportion.transport.shared_code import add_up
 
 _REDUCTION = np.dtype([(name, "i8") for name in ("pace", "exchange", "spans", "most", "num")])
 """Addresses of the pacer's and of the exchange's state, and of `most` pairs of times, of which `num` are set."""

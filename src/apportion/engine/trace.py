@@ -5,7 +5,7 @@ coordinator. Format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQ
 from collections.abc import Iterable
 from typing import Any
 
-from apportion.runtime.report import Span, Spans, WorkerReport
+from apportion.engine.report import Span, Spans, WorkerReport
 from apportion.types.plan import Plan
 
 _STEP = "compute"

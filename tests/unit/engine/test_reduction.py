@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from apportion.engine.pacing import Pacer
+from apportion.engine.reduction import CompiledPacedAllReduce, PacedAllReduce, paced_all_reduce
 from apportion.model.kernels import layer as lean_kernels
 from apportion.model.kernels.op_code import ROW_WORDS
 from apportion.model.kernels.team import Team
-from apportion.parallel.group import TensorGroup
-from apportion.parallel.pairs import PeerLostError
-from apportion.parallel.shared import can_share_memory
-from apportion.runtime.pacing import Pacer
-from apportion.runtime.reduction import CompiledPacedAllReduce, PacedAllReduce, paced_all_reduce
+from apportion.transport.group import TensorGroup
+from apportion.transport.pairs import PeerLostError
+from apportion.transport.shared import can_share_memory
 from apportion.types.layout import EXCHANGE_PIECE_BYTES
 
 pytestmark = pytest.mark.skipif(not can_share_memory(), reason="shares no memory between processes")
@@ -124,7 +124,7 @@ def test_only_emulated_devices_pause(tmp_path: Path):
 
 
 def test_elsewhere_sums_go_through_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("apportion.parallel.group.can_share_memory", lambda: False)
+    monkeypatch.setattr("apportion.transport.group.can_share_memory", lambda: False)
     totals: dict[int, float] = {}
 
     def member(rank: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from apportion.parallel.batches import BatchPacker, BatchUnpacker
+from apportion.transport.batches import BatchPacker, BatchUnpacker
 from apportion.types.request import BlockMove, Chunk, Draw, SamplingParams, ScheduledBatch
 
 SAMPLING = SamplingParams(max_tokens=3, temperature=0.5, top_p=0.9, seed=2**40, return_logits=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from fake_pipeline import FakePipeline, check_nothing_left, expected, make_scheduler, request
 
-from apportion.runtime.async_engine import AsyncEngine
+from apportion.engine.async_engine import AsyncEngine
 from apportion.scheduler.sequence import sample_seed
 from apportion.types.errors import EngineError, QueueFullError, UsageError
 from apportion.types.request import Request, TokenEvent

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from apportion.runtime.pacing import Pacer
+from apportion.engine.pacing import Pacer
 
 
 def compute(seconds: float) -> None:

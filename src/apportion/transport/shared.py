@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.parallel.pairs import Pairs, PeerLostError
-from apportion.parallel.shared_code import EXCHANGE, LINE_BYTES, add_up, await_number, count
+from apportion.transport.pairs import Pairs, PeerLostError
+from apportion.transport.shared_code import EXCHANGE, LINE_BYTES, add_up, await_number, count
 from apportion.types.layout import EXCHANGE_PIECE_BYTES
 
 _MOST_VIEWS = 16

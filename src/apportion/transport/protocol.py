@@ -5,7 +5,7 @@
 
 from typing import NamedTuple, Protocol
 
-from apportion.parallel.wire import Kind
+from apportion.transport.wire import Kind
 
 
 class Message(NamedTuple):

@@ -10,11 +10,11 @@ from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from apportion.engine import processes
+from apportion.engine.place import WorkerBirth, WorkerPlace
 from apportion.model.lean.config import lean_config
-from apportion.parallel.links import COORDINATOR, Outbox
-from apportion.parallel.wire import Kind, pack
-from apportion.runtime import processes
-from apportion.runtime.place import WorkerBirth, WorkerPlace
+from apportion.transport.links import COORDINATOR, Outbox
+from apportion.transport.wire import Kind, pack
 from apportion.types.errors import EngineError
 from apportion.types.model import ModelSpec
 from apportion.types.plan import Plan
@@ -27,7 +27,7 @@ def preload(folder: Path, model: ModelSpec) -> None:
 
 def worker_modules(folder: Path, model: ModelSpec) -> list[str]:
     """transformers takes longer to import than everything else, so only where its layers are needed."""
-    modules = ["apportion.runtime.worker"]
+    modules = ["apportion.engine.worker"]
     return modules if lean_config(folder, model) else [*modules, "apportion.model.hf.build"]
 
 
@@ -66,7 +66,7 @@ def places(
 def _run_worker(birth: WorkerBirth) -> None:
     """Runs in the worker's process, where the import has been made already, or is found to fail."""
     try:
-        from apportion.runtime.worker import run_worker
+        from apportion.engine.worker import run_worker
     except BaseException as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         coordinator = Outbox(birth.run_dir, COORDINATOR)

@@ -1,6 +1,6 @@
 """Messages between coordinator and workers: frames [kind, msgpack header, tensor bytes, time sent]; never pickle.
 
-A step's header is its ScheduledBatch (see parallel/batches.py), which travels from stage to stage; between stages the
+A step's header is its ScheduledBatch (see transport/batches.py), which travels from stage to stage; between stages the
 hidden states come with it.
 """
 
