@@ -56,10 +56,11 @@ def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _with_programs() -> subprocess.CompletedProcess[str]:
-    """Builds llama.cpp's programs once, which takes minutes, and runs the tests that need them."""
-    built = _run("sh", "scripts/llama_cpp_programs.sh", str(PROGRAMS))
-    if built.returncode:
-        return built
+    """Builds llama.cpp's programs where there are none yet, which takes minutes, and runs the tests that need them."""
+    if not (PROGRAMS / "bin" / "llama-server").exists():
+        built = _run("sh", "scripts/llama_cpp_programs.sh", str(PROGRAMS))
+        if built.returncode:
+            return built
     variable = f"APPORTION_LLAMA_CPP={PROGRAMS / 'bin'}"
     return _run(
         "env", variable, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", WITH_PROGRAMS
