@@ -10,7 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -121,6 +123,39 @@ def test_a_prompt_that_is_too_long_or_no_token_is_refused(llm: LLM):
     with pytest.raises(apportion.UsageError, match="vocabulary"):
         llm.generate([(10**6,)])
     assert llm.generate([]) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "n", "message"),
+    [
+        ([["a"]], None, 1, "sequence of whole numbers"),
+        ([[1.5]], None, 1, "sequence of whole numbers"),
+        ([[True]], None, 1, "has True for a token"),
+        ([None], None, 1, "sequence of whole numbers"),
+        (["\ud800"], None, 1, "no text that can be encoded"),
+        (["a"], {"max_tokens": 2**70}, 1, "tokens; a whole number from 1 to 2"),
+        (["a"], {"max_tokens": 2.5}, 1, "2.5 tokens"),
+        (["a"], {"temperature": "x"}, 1, "temperature 'x'; a finite number"),
+        (["a"], {"seed": "q"}, 1, "seed 'q'; a whole number"),
+        (["a"], None, 0, "n=0 is no whole number from 1"),
+        (["a"], None, -1, "n=-1 is no whole number from 1"),
+        (["a"], None, 1.5, "n=1.5 is no whole number from 1"),
+    ],
+)
+def test_what_is_of_another_type_is_refused_where_it_enters(
+    llm: LLM, prompt: Any, sampling: dict[str, Any] | None, n: Any, message: str
+):
+    """And nobody else notices: the model goes on."""
+    with pytest.raises(apportion.UsageError, match=message):
+        llm.generate(prompt, sampling and SamplingParams(**sampling), n=n)
+    assert llm.generate("ROMEO:", GREEDY)[0].outputs[0].token_ids
+
+
+def test_token_ids_may_be_numpys(llm: LLM):
+    ids = llm.generate("ROMEO:", GREEDY)[0].prompt_token_ids
+    (given,) = llm.generate([np.array(ids)], GREEDY)
+    assert given.prompt_token_ids == ids
+    assert given.outputs == llm.generate([ids], GREEDY)[0].outputs
 
 
 def test_threads_share_a_model(llm: LLM):

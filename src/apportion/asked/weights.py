@@ -39,7 +39,7 @@ def with_asked_weights(model: ModelSpec, text: str | None) -> ModelSpec:
     from apportion.catalog.named_weights import named_weights, with_named_weights
 
     known = weight_formats(model)
-    asked = [part for part in _parts(text or "") if part not in known]
+    asked = [part for part in _parts(text) if part not in known] if text is not None else []
     named = dict.fromkeys(name for part in asked if (name := named_weights(part)) is not None)
     if len(named) > 1:
         raise UsageError(f"--weights: {' and '.join(named)} are two formats of files; name one of them")
@@ -64,7 +64,7 @@ def parse_weights(text: str, model: ModelSpec, own_format: str) -> tuple[str, ..
 
 
 def _parts(text: str) -> list[str]:
-    """Our own formats as we spell them."""
+    """Our own formats as we spell them; an empty text is a part too."""
     return [_SPELT.get(letters(part), part.strip()) for part in text.split(",")]
 
 

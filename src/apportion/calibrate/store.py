@@ -14,6 +14,7 @@ from apportion.calibrate.observation import Observation
 from apportion.types.cache import cache_folder
 from apportion.types.files import replace_file
 from apportion.types.json_text import parse_json
+from apportion.types.text_file import read_text
 
 VERSION = 2
 KEPT = 40
@@ -36,7 +37,7 @@ def read_observations(file: Path, warn: Warn) -> tuple[Observation, ...]:
     from pydantic import ValidationError
 
     try:
-        document = parse_json(file.read_text(encoding="utf-8"), constants=False)
+        document = parse_json(read_text(file), constants=False)
         if document["version"] != VERSION:
             warn(f"calibration {file} has version {document['version']}, not {VERSION}: it is ignored")
             return ()

@@ -64,6 +64,8 @@ def checkpoint_format(tensors: Sequence[TensorHeader]) -> str:
                 " config.json has no 'quantization_config'; use the config.json of this checkpoint"
             )
         elements[FORMATS[tensor.dtype]] += tensor.num_elements
+    if not elements:
+        raise ModelError("the checkpoint's files hold no tensors; download them again")
     return elements.most_common(1)[0][0]
 
 

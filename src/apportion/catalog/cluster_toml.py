@@ -50,6 +50,7 @@ from apportion.types.cluster import (
 )
 from apportion.types.errors import ClusterError
 from apportion.types.names import unknown_name
+from apportion.types.text_file import read_text
 from apportion.types.units import WEIGHT_BITS
 
 _TORCH_DEVICES: dict[DeviceKind, str] = {
@@ -146,7 +147,7 @@ def _machines(tables: Sequence[TomlTable], local: Local, here: Here) -> _Machine
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ClusterError(f"cannot read cluster {path}: {error}") from None
     except tomllib.TOMLDecodeError as error:

@@ -7,6 +7,7 @@ from typing import cast
 
 from apportion.types.errors import ModelError
 from apportion.types.json_text import parse_json
+from apportion.types.text_file import read_text
 
 
 class ConfigFields:
@@ -20,7 +21,7 @@ class ConfigFields:
     @classmethod
     def read(cls, file: Path) -> "ConfigFields":
         try:
-            values = cast(object, parse_json(file.read_text(encoding="utf-8")))
+            values = cast(object, parse_json(read_text(file)))
         except OSError as error:
             raise ModelError(f"{file} cannot be read ({error.strerror}); name a model's folder") from error
         except ValueError as error:

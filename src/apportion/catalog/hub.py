@@ -26,6 +26,10 @@ def resolve_model(name: str, *, weights: bool) -> Path:
     With `weights` the folder holds the whole checkpoint, else at least its config, and what the catalogue knows
     needs no network. Raises ModelError, also for weights that cannot be run, before they are downloaded.
     """
+    if not name.strip():
+        raise ModelError(
+            "the model has no name; give a folder, a hub id like org/name, or one of `apportion models`"
+        )
     if name == DEMO:
         return Path(__file__).parent.parent / "demo"
     path = Path(name).expanduser()

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from apportion.types.errors import ModelError
 from apportion.types.json_text import parse_json
+from apportion.types.text_file import read_text
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 _SHARDS = "model-*-of-*.safetensors"
@@ -57,7 +58,7 @@ def read_headers(folder: Path) -> tuple[TensorHeader, ...] | None:
 
 def _indexed_files(index: Path) -> list[Path]:
     try:
-        names = parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = parse_json(read_text(index))["weight_map"].values()
         return [index.parent / str(name) for name in dict.fromkeys(names)]
     except OSError as error:
         raise ModelError(f"{index} cannot be read ({error.strerror})") from None

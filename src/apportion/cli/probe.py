@@ -12,6 +12,7 @@ import typer
 from apportion.types.cluster import LOCAL_HOST
 from apportion.types.errors import UsageError
 from apportion.types.files import check_writable, write_file
+from apportion.types.text_file import read_text
 from apportion.types.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _key(file: Path | None) -> str:
     if file is None:
         return os.environ.get("APPORTION_KEY", "")
     try:
-        return (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")).strip()
+        return (sys.stdin.read() if str(file) == "-" else read_text(file)).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read --key-file {file}: {error}") from None
 

@@ -20,6 +20,7 @@ from apportion.types.errors import UsageError
 from apportion.types.files import check_writable, write_file
 from apportion.types.replicated import ReplicatedPlan
 from apportion.types.request import Request, SamplingParams
+from apportion.types.text_file import read_text
 
 if TYPE_CHECKING:
     from apportion.cli.generate_replicas import ReplicasStats
@@ -217,7 +218,7 @@ def _prompt_texts(prompt: str | None, file: Path | None) -> list[str]:
         assert prompt is not None
         return [prompt]
     try:
-        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [line for line in read_text(file).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read --prompts {file}: {error}") from None
     if not texts:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from apportion.types.errors import ModelError, UsageError
 from apportion.types.json_text import parse_json
+from apportion.types.text_file import read_text
 
 Message = Mapping[str, Any]
 """{"role": "user", "content": "…"}, and whatever else a template knows."""
@@ -54,7 +55,7 @@ class ChatTemplate:
     def _source(self, config: Mapping[str, Any]) -> str | None:
         file = self._folder / "chat_template.jinja"
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            return read_text(file)
         given = config.get("chat_template")
         if isinstance(given, list):  # several, by name
             named = {one["name"]: one["template"] for one in given}
@@ -67,7 +68,7 @@ def _tokenizer_config(folder: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(parse_json(file.read_text(encoding="utf-8")))
+        return dict(parse_json(read_text(file)))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{file} is not a JSON object ({error}); download it again") from None
 

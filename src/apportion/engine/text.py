@@ -11,6 +11,7 @@ from tokenizers.decoders import DecodeStream
 
 from apportion.types.errors import ModelError
 from apportion.types.json_text import parse_json
+from apportion.types.text_file import read_text
 
 
 class Text:
@@ -72,6 +73,6 @@ def _eos_token_ids(folder: Path) -> frozenset[int]:
 
 def _field(file: Path, name: str) -> Any:
     try:
-        return dict(parse_json(file.read_text(encoding="utf-8"))).get(name)
+        return dict(parse_json(read_text(file))).get(name)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{file} is not a JSON object ({error}); download it again") from None

@@ -2,11 +2,13 @@
 
 import atexit
 import contextlib
+import reprlib
 import weakref
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple, Self, Unpack
@@ -26,14 +28,12 @@ from apportion.planner.plan_file import read_planned
 from apportion.types.errors import PlanError, UsageError
 from apportion.types.plan import Plan
 from apportion.types.replicated import ReplicatedPlan
-from apportion.types.request import FinishReason, Request, SamplingParams, TokenEvent
+from apportion.types.request import FIRST_OWN_ID, FinishReason, Request, SamplingParams, TokenEvent
 from apportion.types.step_costs import PreemptMode
 
 Prompt = str | Sequence[int]
 """Text, or the ids of its tokens."""
 GivenPlan = Plan | ReplicatedPlan | str | PathLike[str]
-_FIRST_OWN_ID = 2**32
-"""Of requests that are numbered here; callers have those below for theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +235,7 @@ class _Loaded:
         self.plan = _planned(folder, plan, options)
         check_runs_here(self.plan)
         check_preempt(self.plan, preempt)
-        self._ids = count(_FIRST_OWN_ID)
+        self._ids = count(FIRST_OWN_ID)
         exits = contextlib.ExitStack()
         self.serving: AsyncEngine[Engine] = exits.enter_context(
             served(
@@ -255,8 +255,24 @@ class _Loaded:
         atexit.unregister(self._end)
 
     def request(self, prompt: Prompt, sampling: SamplingParams | None, n: int, priority: int) -> Request:
-        prompt_ids = self.text.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
-        return self._request(prompt_ids, sampling, n, priority)
+        return self._request(self._prompt_ids(prompt), sampling, n, priority)
+
+    def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Raises UsageError for what is neither text nor the ids of tokens."""
+        if isinstance(prompt, str):
+            try:
+                return self.text.encode(prompt)
+            except (UnicodeEncodeError, TypeError):  # half of a surrogate pair
+                raise UsageError(
+                    f"the prompt {prompt[:40]!r} is no text that can be encoded in UTF-8"
+                ) from None
+        try:
+            # numpy's integers are as good as Python's; True is no token.
+            return tuple(token if isinstance(token, bool) else index(token) for token in prompt)
+        except TypeError:
+            raise UsageError(
+                f"a prompt is text, or a sequence of whole numbers (int) for its tokens; it is {reprlib.repr(prompt)}"
+            ) from None
 
     def chat_request(
         self, messages: Sequence[Message], sampling: SamplingParams | None, n: int, priority: int
@@ -279,6 +295,8 @@ class _Loaded:
     def _request(
         self, prompt_ids: tuple[int, ...], sampling: SamplingParams | None, n: int, priority: int
     ) -> Request:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise UsageError(f"n={n!r} is no whole number from 1")
         return Request(
             id=next(self._ids),
             prompt_ids=prompt_ids,

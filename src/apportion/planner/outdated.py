@@ -17,6 +17,7 @@ from apportion.types.constraints import Constraints
 from apportion.types.errors import PlanError
 from apportion.types.json_text import parse_json
 from apportion.types.plan import PLAN_VERSION
+from apportion.types.text_file import read_text
 
 _CLUSTER = TypeAdapter(Cluster)
 _CONSTRAINTS = TypeAdapter(Constraints)
@@ -115,7 +116,7 @@ def _asked(document: Table) -> list[tuple[str, str]]:
 def read_planned_cluster(path: Path) -> Cluster:
     """The cluster in a plan of any version, with the fields that are known now. Raises PlanError."""
     try:
-        given = parse_json(path.read_text(encoding="utf-8"))
+        given = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise PlanError(f"cannot read cluster {path}: {error}") from None
     document = _table(given)

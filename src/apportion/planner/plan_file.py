@@ -16,6 +16,7 @@ from apportion.types.json_text import parse_json
 from apportion.types.names import near_names, one_of
 from apportion.types.plan import PLAN_VERSION, Plan
 from apportion.types.replicated import ReplicatedPlan
+from apportion.types.text_file import read_text
 
 Planned = Plan | ReplicatedPlan
 Place = tuple[str | int, ...]
@@ -79,7 +80,7 @@ def read_plan(path: Path, replica: int | None = None) -> Plan:
 
 def read_planned(path: Path) -> Planned:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"cannot read plan {path}: {error}") from None
     return parse_planned(text, str(path))

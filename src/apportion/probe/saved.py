@@ -17,6 +17,7 @@ from apportion.types.cpu import CpuRates
 from apportion.types.files import replace_file
 from apportion.types.json_text import parse_json
 from apportion.types.soundness import is_rate
+from apportion.types.text_file import read_text
 
 VERSION = 2
 
@@ -51,7 +52,7 @@ def read_disk_rate() -> float | None:
 
 def _document() -> Any:
     """Raises ValueError where it is of another processor, OSError where there is none."""
-    document = parse_json(probe_file().read_text(encoding="utf-8"))
+    document = parse_json(read_text(probe_file()))
     if [document[key] for key in ("version", "processor", "cores")] != [VERSION, cpu_model(), num_cores()]:
         raise ValueError("of another processor")
     if document.get("others_share", 0.0) > BUSY_SHARE:

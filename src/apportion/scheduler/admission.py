@@ -8,39 +8,54 @@ from apportion.scheduler.sequence import Sequence, State
 from apportion.scheduler.tables import BlockTables
 from apportion.scheduler.waiting import RankedSequences
 from apportion.types.errors import UsageError
-from apportion.types.request import Request, SamplingParams
+from apportion.types.request import FIRST_OWN_ID, Request, SamplingParams
 
 
 def check_request(request: Request, limits: SchedulerLimits) -> None:
     """Raises UsageError where the request can never run."""
     num_prompt, capacity_tokens = len(request.prompt_ids), limits.capacity_tokens
     if num_prompt == 0:
-        raise UsageError(f"prompt {request.id} has no tokens; give at least one")
+        raise UsageError(f"{_named(request)} has no tokens; give at least one")
     if num_prompt >= capacity_tokens:
         raise UsageError(
-            f"prompt {request.id} has {num_prompt} tokens and the context is {capacity_tokens}, of which one is"
+            f"{_named(request)} has {num_prompt} tokens and the context is {capacity_tokens}, of which one is"
             f" needed for output; shorten it or plan with --context {num_prompt + request.sampling.max_tokens}"
         )
     if (fault := sampling_fault(request.sampling)) is not None:
-        raise UsageError(f"prompt {request.id} asks for {fault}")
-    if not 1 <= request.n <= limits.max_sequences:
+        raise UsageError(f"{_named(request)} asks for {fault}")
+    if not _is_whole(request.n) or request.n < 1:
+        raise UsageError(f"{_named(request)} asks for {request.n!r} samples; a whole number from 1")
+    if request.n > limits.max_sequences:
         raise UsageError(
-            f"prompt {request.id} asks for {request.n} samples and the plan is for {limits.max_sequences} sequences;"
+            f"{_named(request)} asks for {request.n} samples and the plan is for {limits.max_sequences} sequences;"
             f" ask for 1 to {limits.max_sequences}, or plan with --concurrency {request.n}"
         )
 
 
 def sampling_fault(sampling: SamplingParams) -> str | None:
     """What of it is none, and what it may be."""
-    if sampling.max_tokens < 1:
-        return f"{sampling.max_tokens} tokens; at least 1"
-    if not 0 <= sampling.temperature < inf:
-        return f"temperature {sampling.temperature}; a finite number from 0"
-    if not 0 < sampling.top_p <= 1:
-        return f"top_p {sampling.top_p}; more than 0 and at most 1"
-    if not 0 <= sampling.seed < 2**64:
-        return f"seed {sampling.seed}; from 0 to 2^64 − 1"
+    if not _is_whole(sampling.max_tokens) or not 1 <= sampling.max_tokens < 2**31:
+        return f"{sampling.max_tokens!r} tokens; a whole number from 1 to 2^31 − 1"
+    if not _is_number(sampling.temperature) or not 0 <= sampling.temperature < inf:
+        return f"temperature {sampling.temperature!r}; a finite number from 0"
+    if not _is_number(sampling.top_p) or not 0 < sampling.top_p <= 1:
+        return f"top_p {sampling.top_p!r}; more than 0 and at most 1"
+    if not _is_whole(sampling.seed) or not 0 <= sampling.seed < 2**64:
+        return f"seed {sampling.seed!r}; a whole number from 0 to 2^64 − 1"
     return None
+
+
+def _is_whole(value: object) -> bool:
+    """Whether it is an int: what travels to the workers, which numpy's integers do not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _named(request: Request) -> str:
+    return "the prompt" if request.id >= FIRST_OWN_ID else f"prompt {request.id}"
 
 
 def fits(sequence: Sequence, limits: SchedulerLimits) -> bool:
@@ -49,13 +64,17 @@ def fits(sequence: Sequence, limits: SchedulerLimits) -> bool:
 
 
 def check_tokens(request: Request, vocab_rows: int) -> None:
-    """Raises UsageError where a prompt is empty or holds what the model has no embedding for."""
+    """Raises UsageError where a prompt is empty or holds what is no token, or none that the model has an embedding
+    for."""
     if not request.prompt_ids:
-        raise UsageError(f"prompt {request.id} has no tokens; give at least one")
+        raise UsageError(f"{_named(request)} has no tokens; give at least one")
+    for token in request.prompt_ids:
+        if not _is_whole(token):
+            raise UsageError(f"{_named(request)} has {token!r} for a token; tokens are whole numbers (int)")
     largest = max(request.prompt_ids)
     if not 0 <= min(request.prompt_ids) <= largest < vocab_rows:
         raise UsageError(
-            f"prompt {request.id} has token {largest if largest >= vocab_rows else min(request.prompt_ids)}, and the"
+            f"{_named(request)} has token {largest if largest >= vocab_rows else min(request.prompt_ids)}, and the"
             f" model's vocabulary is 0 to {vocab_rows - 1}; use the tokenizer of this very model"
         )
 

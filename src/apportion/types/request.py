@@ -20,6 +20,10 @@ class SamplingParams:
     return_logits: bool = False
 
 
+FIRST_OWN_ID = 2**32
+"""Of requests that the library numbers; callers have those below for theirs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A prompt to continue, `n` times over. A lower `priority` goes first."""

@@ -1,6 +1,8 @@
 """A folder's safetensors headers against its config.json: real checkpoints agree, altered ones are refused."""
 
 import json
+import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,3 +153,12 @@ def test_the_bundled_model_agrees_with_its_config():
     demo = resolve_model("demo", weights=True)
     assert read_headers(demo)
     read_model_spec(demo)
+
+
+def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path):
+    """Its file is sound: a header of no tensors."""
+    folder = tmp_path / "m"
+    shutil.copytree(resolve_model("demo", weights=False), folder)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    with pytest.raises(ModelError, match="hold no tensors; download them again"):
+        read_model_spec(folder)

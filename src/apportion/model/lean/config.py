@@ -12,6 +12,7 @@ from apportion.model.config_values import ConfigValues, UnusualConfigError
 from apportion.model.rope_config import RopeConfig, read_rope, read_two_ropes
 from apportion.types.json_text import parse_json
 from apportion.types.model import ModelSpec
+from apportion.types.text_file import read_text
 
 Activation = Literal["silu", "gelu_pytorch_tanh", "gelu"]
 _ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu")
@@ -74,7 +75,7 @@ def lean_config(path: Path, model: ModelSpec) -> LeanConfig | None:
         return None
     file = path / "config.json" if path.is_dir() else path
     try:
-        return _lean_config(ConfigValues(parse_json(file.read_text(encoding="utf-8"))), family, model)
+        return _lean_config(ConfigValues(parse_json(read_text(file))), family, model)
     except UnusualConfigError:
         return None
 

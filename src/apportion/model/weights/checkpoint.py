@@ -19,6 +19,7 @@ from torch import Tensor
 
 from apportion.types.errors import ModelError
 from apportion.types.json_text import parse_json
+from apportion.types.text_file import read_text
 
 PIECE_BYTES = 2**17
 """Most bytes staged at once."""
@@ -202,7 +203,7 @@ def _expected_files(folder: Path) -> dict[str, Path]:
     index = folder / _INDEX_NAME
     if index.exists():
         try:
-            weight_map = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
+            weight_map = parse_json(read_text(index))["weight_map"]
             return {str(name): folder / str(file) for name, file in weight_map.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{index} is not a safetensors index ({error!r}); download it again") from error

@@ -11,8 +11,11 @@ from apportion.planner.problem import Problem
 from apportion.planner.stages.groups import possible_groups
 from apportion.planner.stages.kinds import kinds_of
 
-MAX_PARTS = 400
+MAX_PARTS = 1000
 """That are looked into before giving up."""
+GAPS_BY_PARTS = ((150, 1e-2), (50, 1e-3))
+"""After so many parts a smaller gap is no longer tried for: parts near the best have to be split to single numbers for
+it, and what is left when the parts run out would be excluded as a whole or not at all."""
 
 
 class Exclusion:
@@ -46,6 +49,9 @@ class Exclusion:
         while left and gap < 1:
             part = left.pop()
             looked_into += 1
+            least = next((least for parts, least in GAPS_BY_PARTS if looked_into > parts), 0.0)
+            while gap < least:
+                gap = next(wider, 1.0)
             while gap < 1 and not self._bound(part).excluded(value * (1 - gap), self.problem.max_devices):
                 parts = tuple(part.split()) if looked_into < MAX_PARTS else ()
                 if parts:
