@@ -95,3 +95,22 @@ def test_experts_in_host_memory_are_said_where_they_are_faster(
 def test_nothing_is_said_of_experts_where_there_are_none(capsys: pytest.CaptureFixture[str]):
     asked = ("qwen3-8b", "--devices", "tower: rtx-3060-12gb + cpu:32GiB", "--context", "8k")
     assert "faster in" not in printed(capsys, "plan", *asked, "--no-calibration", "--for", "llama.cpp")
+
+
+EIGHT_BITS = ("qwen3-14b", "--weights", "int8", "--devices", "home: rtx-3060-12gb + gtx-1060-6gb")
+
+
+def test_int8_is_no_format_of_gguf_files(capsys: pytest.CaptureFixture[str]):
+    assert exit_code(["plan", *EIGHT_BITS, "--no-calibration", "--for", "llama.cpp"]) == 2
+    assert "write --weights q8_0" in capsys.readouterr().err
+
+
+def test_a_plan_in_int8_is_exported_to_llama_cpp_only_where_it_fits_with_its_scales(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """Of 8.5 bits a weight in Q8_0: the 3060's share of the plan, of which 0.1 GiB is free, does not."""
+    file = str(tmp_path / "p.json")
+    printed(capsys, "plan", *EIGHT_BITS, "--no-calibration", "--out", file)
+    assert exit_code(["export", file, "--to", "llama.cpp"]) == 3
+    assert "with a Q8_0 file, has 12.0 GiB" in capsys.readouterr().err
+    assert exit_code(["export", file, "--to", "vllm"]) in (0, 3)

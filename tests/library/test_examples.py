@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+import apportion
+
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 MOST_LINES = 40
 SHOWN = {
@@ -70,3 +72,11 @@ def test_the_web_handler_answers_and_outlives_a_client_that_hangs_up():
     head, _, text = asyncio.run(use()).partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 200 OK")
     assert text.startswith("\nO, I am not so; and, if thou art a man.\n")
+
+
+def test_devices_may_be_a_list():
+    one, other = (
+        apportion.plan("qwen3-8b", devices=devices, calibration=False)
+        for devices in (["rtx-3060-12gb", "gtx-1060-6gb"], "rtx-3060-12gb + gtx-1060-6gb")
+    )
+    assert one == other

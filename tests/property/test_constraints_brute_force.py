@@ -237,7 +237,7 @@ class ConstrainedDivisions(EveryDivision):
 def check_communication(problem, part):
     problem = replace(problem, workload=replace(problem.workload, objective="communication"))
     divisions = [
-        (links_s, epsilon(times_s, False)) for links_s, times_s, _ in ConstrainedDivisions(problem).all()
+        (links_s, epsilon(times_s, True)) for links_s, times_s, _ in ConstrainedDivisions(problem).all()
     ]
     if not divisions:
         assert least_communication([problem]) is None

@@ -52,8 +52,14 @@ def plan_for_engine(asked: "Asked", engine: str, constraints: "Constraints") -> 
     """Raises PlanError where the engine has no use for the devices, InfeasibleError where they cannot hold the
     model."""
     from apportion.asked.engine_planner import EnginePlanner
+    from apportion.export.engines import EXPERT_ENGINES
     from apportion.export.within import plan_within
 
+    if engine in EXPERT_ENGINES and "int8" in asked.weight_formats:
+        raise UsageError(
+            f"--weights int8 is not a format of {engine}'s files; its files of 8 bits take 8.5 bits a weight: write"
+            " --weights q8_0"
+        )
     return plan_within(
         engine,
         asked.model,

@@ -83,7 +83,10 @@ def gpu_device(gpu: Gpu, device_id: str, host: str) -> Device:
         reserved_bytes=reserve_bytes(gpu),
         mem_bytes_per_s=gpu.mem_bytes_per_s * reached.memory_share,
         flops_per_s={
-            name: rate * COMPUTE_SHARE for name, rate in gpu.flops_per_s.items() if name in WEIGHT_BITS
+            # Integer units multiply where activations are integers too: beside 16-bit ones int8 weights are widened.
+            name: rate * COMPUTE_SHARE
+            for name, rate in gpu.flops_per_s.items()
+            if name in WEIGHT_BITS and name != "int8"
         },
         layer_overhead_s=reached.layer_overhead_s,
         step_overhead_s=0.0,

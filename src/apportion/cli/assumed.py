@@ -43,7 +43,7 @@ def _of_devices(devices: "list[Device]") -> list[str]:
 
 
 def _widened(plan: "Planned") -> list[str]:
-    """int4 goes at the rate of 16 bits everywhere, as docs/cost-model.md says."""
+    """int8 and int4 go at the rate of 16 bits everywhere, as docs/cost-model.md says."""
     from apportion.types.plan import Plan
 
     by_formats: dict[tuple[str, str], list[str]] = {}
@@ -52,7 +52,7 @@ def _widened(plan: "Planned") -> list[str]:
     ):
         for device in map(plan.cluster.device, stage.split.device_ids):
             name, wider = stage.weight_format, device.widened_to(stage.weight_format)
-            if wider is not None and (name != "int4" or wider == "fp32") and device.kind != "cpu":
+            if wider == "fp32" and device.kind != "cpu":
                 by_formats.setdefault((name, wider), []).append(device.id)
     return [
         f"assumed of {', '.join(ids)}: {name} weights go at the {wider} rate, for want of one of their own"

@@ -28,6 +28,7 @@ from apportion.export.vllm import to_vllm
 from apportion.export.within import Planner, fitted, with_prefill_steps
 from apportion.types.errors import InfeasibleError
 from apportion.types.plan import Plan
+from apportion.types.units import WEIGHT_BITS, format_bytes
 
 TRANSLATIONS: dict[str, Callable[[Plan], Export]] = {
     "vllm": to_vllm,
@@ -40,6 +41,7 @@ TRANSLATIONS: dict[str, Callable[[Plan], Export]] = {
 """Of plans within what the engine can do."""
 ENGINES = (*TRANSLATIONS, "mlx")
 PLANNED_FOR = tuple(TRANSLATIONS)
+Q8_0_BITS = 8.5
 EXPERT_ENGINES = ("llama.cpp", "ollama")
 """Those that can hold experts in host memory and all else of a layer on a GPU."""
 """Those whose divisions are enough like ours to plan for from the start."""
@@ -91,7 +93,25 @@ def _translated(plan: Plan, made: Plan, engine: str) -> tuple[float, Export]:
         price_sentence(plan, made, exported.division),
     )
     needed = {name: used.total_bytes for name, used in plan_memory(told).items()}
+    if engine in EXPERT_ENGINES:
+        needed = _in_q8_0(told, needed)
     return division_tokens_per_s(made, exported.division), replace(exported, notes=notes, needed_bytes=needed)
+
+
+def _in_q8_0(plan: Plan, needed: dict[str, int]) -> dict[str, int]:
+    """By device, with Q8_0 in place of int8: a scale for every 32 weights. Raises InfeasibleError."""
+    memory = plan_memory(plan)
+    for stage in plan.stages:
+        for name in stage.split.device_ids if stage.weight_format == "int8" else ():
+            more = memory[name].weights_bytes * (Q8_0_BITS / WEIGHT_BITS["int8"] - 1)
+            needed = {**needed, name: needed[name] + round(more)}
+            has = plan.cluster.device(name).memory_bytes
+            if needed[name] > has:
+                raise InfeasibleError(
+                    f"{name} needs {format_bytes(needed[name])} with a Q8_0 file, has {format_bytes(has)}: int8 is"
+                    f" {Q8_0_BITS:g} bits a weight there; plan with --weights q8_0 --for llama.cpp"
+                )
+    return needed
 
 
 def _other_ways(plan: Plan, engine: str) -> list[tuple[float, Export]]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class PlanOptions(TypedDict, total=False):
     """What is left out has the default of `apportion plan`, whose help says what each means."""
 
-    devices: str
+    devices: str | Sequence[str]
+    """A text as the command takes it, or such texts of one host each a device, like ["rtx-3090", "rtx-3060-12gb"]."""
     """Like "laptop=cpu:12MiB@0.5, desk=cpu:13MiB" or "tower: rtx-4090 + rtx-3060-12gb"; this machine's by default."""
     cluster: str | PathLike[str]
     """A TOML file of devices and links, instead of `devices`."""
@@ -89,6 +90,9 @@ def plan_choices(options: Mapping[str, Any]) -> PlanChoices:
     if unknown is not None:
         raise TypeError(unknown_name("option", unknown, list(PlanOptions.__annotations__)))
     given = {name: _checked(name, value) for name, value in options.items() if value is not None}
+    devices = given.get("devices")
+    if devices is not None and not isinstance(devices, str):
+        given["devices"] = " + ".join(devices)
     if "cluster" in given:
         given["cluster"] = Path(given["cluster"])
     if "kv_tokens" in given:

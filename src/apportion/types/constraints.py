@@ -25,7 +25,7 @@ class EngineLimits:
     def statement(self) -> str:
         several = f"stages of {self.group_size} equal shares"
         sizes = "one device a stage" if self.group_size == 1 else several
-        return f"what {self.name} can do ({', '.join([sizes, *['a CPU first'] * self.cpu_first])})"
+        return ", ".join([f"{sizes} in {self.name}", *["a CPU first"] * self.cpu_first])
 
 
 Groups = Literal["any", "even", "none"]

@@ -50,7 +50,8 @@ def test_a_datasheet_as_a_device():
     assert device.reserved_bytes == pytest.approx(0.03 * 24 * GIB + GIB / 2, abs=1)
     assert device.mem_bytes_per_s == pytest.approx(936e9 * 0.87, rel=1e-3)
     assert device.flops_per_s["bf16"] == pytest.approx(71.2e12 * COMPUTE_SHARE, rel=5e-3)
-    assert set(device.flops_per_s) == {"fp32", "fp16", "bf16", "int8"}
+    assert set(device.flops_per_s) == {"fp32", "fp16", "bf16"}
+    assert device.rate("int8") == device.flops_per_s["fp16"]
     assert (device.layer_overhead_s, device.step_overhead_s) == (45e-6, 0.0)
 
 

@@ -5,6 +5,7 @@ import pytest
 from command import small_model
 from planned import cluster, cpu, llama, workload
 
+import apportion
 from apportion.catalog.cluster_rules import (
     ASSUMED_LATENCY_S,
     HOP_S,
@@ -329,3 +330,15 @@ def test_compare_and_why_are_printed_in_80_columns(config, capsys, monkeypatch):
 def test_json_is_the_plan_alone(config, capsys):
     assert exit_code(["plan", config, "--devices", "a=cpu:64MiB", "--json", "--compare"]) == 2
     assert "leave out --compare and --why" in capsys.readouterr().err
+
+
+def test_streamed_weights_are_shown_and_may_be_forbidden():
+    """Without the larger card nothing holds the model: it streams, which is said, or it is refused."""
+    before = apportion.plan("llama-3.1-8b", devices="rtx-3090 + rtx-3060-12gb", calibration=False)
+    remove = ("rtx-3090",)
+    after = what_if(before, Changes(remove=remove))
+    (row,) = (row for row in figures(before, after) if row.name == "weights streamed every step")
+    assert row.before == 0
+    assert row.after > 2**30
+    with pytest.raises(InfeasibleError):
+        what_if(before, Changes(remove=remove, streaming=False))

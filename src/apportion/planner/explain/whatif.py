@@ -46,6 +46,8 @@ class Changes:
     weight_formats: tuple[str, ...] | None = None
     kv_format: str | None = None
     """"auto": as fits the weights."""
+    streaming: bool = True
+    """Whether layers may be streamed out of host memory where nothing fits without."""
 
 
 Maker = Callable[[ModelSpec, Cluster, Workload, tuple[str, ...], Constraints], Plan]
@@ -71,7 +73,7 @@ def what_if(plan: Plan, changes: Changes, make: Maker | None = None) -> Plan:
     constraints = changed_constraints(plan.constraints, changes)
     if make is None:
         streams = any(stage.streamed_layers for stage in plan.stages)
-        streaming = streams or not constraints.stages
+        streaming = changes.streaming and (streams or not constraints.stages)
         make = partial(make_plan, streaming=streaming)
     after = make(plan.model, cluster, workload, weight_formats, constraints)
     return with_most_kv(after) if filled else after

@@ -40,6 +40,7 @@ def _figures(plan: Plan) -> Iterator[tuple[str, str, float]]:
     yield "tokens/s", "tokens/s", plan.estimate.tokens_per_s
     memory = plan.memory.values()
     yield "weights", "bytes", sum(device.weights_bytes for device in memory)
+    yield "weights streamed every step", "bytes", sum(device.streamed_bytes for device in memory)
     yield "KV cache", "bytes", sum(device.kv_bytes for device in memory)
     yield "workspace", "bytes", sum(device.workspace_bytes + device.buffer_bytes for device in memory)
     yield "devices in use", "", len(plan.device_ids)
