@@ -11,7 +11,8 @@ def executing_engines(plan: Plan) -> str | None:
     """None where this engine does."""
     limits = plan.constraints.engine
     if limits is not None:
-        return f"{limits.name}: apportion export plan.json --to {engine_of(limits)} prints its commands"
+        engine = engine_of(limits)
+        return f"{limits.name}: with --out plan.json, apportion export plan.json --to {engine} prints its commands"
     foreign = [name for name in plan.weight_formats_in_use if name not in RUNNABLE_FORMATS]
     if not foreign:
         return None
