@@ -112,7 +112,7 @@ def test_a_cluster_is_read_from_plans_alone(
         ["--use-all", "--pin", "mine=0-3", "--swap-space", "1GiB"],
         ["--exclude", "a"],
         ["--stage", "mine=0-29", "--stage", "rtx-3060-12gb=30-35"],
-        ["--for", "llama.cpp", "--weights", "int8", "--pin", "mine=head"],
+        ["--for", "llama.cpp", "--weights", "int4", "--pin", "mine=head"],
         ["--objective", "communication", "--balance", "25%"],
     ],
     ids=lambda words: " ".join(words),
