@@ -177,7 +177,8 @@ class LeastCommunication:
         self.windows += 1
         by_format: list[FloatArray] = []
         for costs in self.tables.costs:
-            allowed = (costs.step_s >= window.least_s) & (costs.step_s <= window.most_s)
+            within = (costs.step_s >= window.least_s) & (costs.step_s <= window.most_s)
+            allowed = within & np.isfinite(costs.step_s)  # a window without a limit has no end
             seconds = costs.links_s + self.per_second * np.where(allowed, costs.step_s, 0.0)
             by_format.append(np.where(allowed, seconds, inf))
         by_stop = [
