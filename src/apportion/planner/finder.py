@@ -128,14 +128,25 @@ def _search_all(problems: Sequence[Problem], cutoff: float) -> Found | None:
         if exact and _is_hopeless(at_any[place], numbers, cutoff, kinds):
             continue
         tried += 1
-        each = problems[place].with_each_coordinator()
-        for problem in each if exact else each[:1]:
-            if exact and len(each) > 1 and _is_hopeless(problem, numbers, cutoff, kinds):
-                continue
-            found = search(problem, numbers[:1], cutoff, kinds)
-            if found is not None and found.value < cutoff:
-                best = _with_best_coordinator(found)
-                cutoff = best.value
+        found = _search_coordinators(problems[place], numbers, cutoff, kinds, exact=exact)
+        if found is not None:
+            best, cutoff = found, found.value
+    return best
+
+
+def _search_coordinators(
+    problem: Problem, microbatches: Numbers, cutoff: float, kinds: StageKinds, *, exact: bool
+) -> Found | None:
+    """The best below `cutoff` for one number of microbatches, with the coordinator on any host."""
+    best: Found | None = None
+    each = problem.with_each_coordinator()
+    for one in each if exact else each[:1]:
+        if exact and len(each) > 1 and _is_hopeless(one, microbatches, cutoff, kinds):
+            continue
+        found = search(one, microbatches[:1], cutoff, kinds)
+        if found is not None and found.value < cutoff:
+            best = _with_best_coordinator(found)
+            cutoff = best.value
     return best
 
 

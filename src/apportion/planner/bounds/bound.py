@@ -10,9 +10,10 @@ A group's stage costs what its best shares do where they can be numbered (stages
 times (stages/relaxed.py).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from math import inf, isfinite
 
 import numpy as np
@@ -30,7 +31,7 @@ from apportion.planner.problem import Problem, chunk_candidates
 from apportion.planner.search.selection import cheapest_selection, num_states
 from apportion.planner.search.stage_tables import StageTables
 from apportion.planner.stages.formats import group_problems
-from apportion.planner.stages.groups import Group, first_alike, group_link, possible_groups
+from apportion.planner.stages.groups import Group, device_axes, first_alike, group_link, possible_groups
 from apportion.planner.stages.kinds import StageKinds, kinds_of
 from apportion.planner.stages.least_options import exact_options, quick_options
 from apportion.planner.stages.options import Options, are_numbered, joined_options
@@ -284,7 +285,7 @@ class _Bounds:
         tables = self._tables(quick_options)
         if self.goal.objective == "latency" and self._good(self._of_sums(tables), 3 * SLACK):
             return True
-        return self._is_few(tables) and self._selected(tables, self.value * (1 - SLACK), SLACK, ANY) is None
+        return self._is_few and self._selected(tables, self.value * (1 - SLACK), SLACK, ANY) is None
 
     def _good(self, bound: Bound, gap: float) -> bool:
         return bound.seconds >= self.value * (1 - gap)
@@ -317,6 +318,8 @@ class _Bounds:
     def _of_sums(self, tables: StageTables) -> Bound:
         """Under latency, in one go: the most occupied is occupied for no less than any mean of the stages, here by
         their parts of the layers. Good where a single stage is best."""
+        if not self._is_few:
+            return Bound(0.0, "too many groups on one host")
         parts = (self.kinds.num_layers / self.problem.model.num_layers)[:, None]
         by_kind = {
             id(options): (
@@ -327,15 +330,13 @@ class _Bounds:
         hosts = tables.choices(
             [by_kind[id(options)] for options in tables.options], partial(tables.within, inf)
         )
-        if not self._is_few(tables):
-            return Bound(0.0, "too many groups on one host")
         found = cheapest_selection(hosts, self.problem.model.num_layers, self.problem.max_devices)
         seconds = inf if found is None else found[0]
         return Bound(min(seconds, self.value) * (1 - SLACK), SELECTED)
 
     def _of_selections(self, tables: StageTables, part: float, tolerance: float) -> tuple[Bound, bool]:
         """With whether the selection that is the least is a single stage, so a path that could be taken."""
-        if not self._is_few(tables):
+        if not self._is_few:
             return Bound(0.0, "too many groups on one host"), False
         cutoff = self.value * (1 - SLACK)
         for gap in MANY_GAPS if len(self.costs) > MANY_GROUPS and isfinite(self.value) else ():
@@ -349,10 +350,18 @@ class _Bounds:
         single = found is not None and found.num_stages == 1
         return Bound(seconds, SELECTED), single
 
-    def _is_few(self, tables: StageTables) -> bool:
-        """Whether no host has too many ways to use its devices."""
-        hosts = tables.host_choices(inf)
-        return sum(num_states(host.kind_counts) * len(host.choices) for host in hosts) <= MAX_WAYS
+    @cached_property
+    def _is_few(self) -> bool:
+        """Whether there are not too many ways to use the devices of all hosts, each by itself."""
+        axes = device_axes(self.problem)
+        num_groups = Counter(group.host for group in self.groups)
+        states = {
+            host: num_states(
+                [n for n, where in zip(axes.available, axes.hosts, strict=True) if where == host]
+            )
+            for host in num_groups
+        }
+        return sum(states[host] * num for host, num in num_groups.items()) <= MAX_WAYS
 
     def _selected(self, tables: StageTables, cutoff: float, tolerance: float, part: float) -> Selected | None:
         """The least below `cutoff`, as `minimise_over` finds it."""
