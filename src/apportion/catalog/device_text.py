@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations
 
 from apportion.catalog.cluster_rules import (
     ASSUMED_LATENCY,
@@ -34,11 +34,10 @@ from apportion.catalog.datasheet import (
     with_memory,
 )
 from apportion.catalog.gpus import Gpu, find_device, find_gpu
-from apportion.catalog.link_text import link_figures, split_link
+from apportion.catalog.link_text import LinkFigures, read_figures, read_link, split_link
 from apportion.catalog.processors import Processor
 from apportion.types.cluster import LOCAL_HOST, Cluster, Device, Link
 from apportion.types.errors import ClusterError
-from apportion.types.names import unknown_name
 from apportion.types.units import format_bytes
 
 EXAMPLES = "write it like laptop=cpu:600MiB, card=cuda:0:6GiB or rtx-4090 + 2x rtx-3060-12gb:10GiB"
@@ -228,47 +227,35 @@ def local_device(torch_name: str, found: Sequence[Device], place: str) -> Device
     raise ClusterError(f"{place}: this machine has no {torch_name}; it has {known}")
 
 
-def _links(parts: Sequence[str], hosts: Sequence[str]) -> list[Link]:
+def _links(parts: Sequence[str], hosts: list[str]) -> list[Link]:
     """One without hosts is a network between all of those that have no link of their own."""
-    networks = [
-        part
-        for part in parts
-        if re.match(r"[\d.]", _said(part)) and split_link(_said(part), list(hosts)) is None
-    ]
-    links = [_link(part, hosts) for part in parts if part not in networks]
+    links: list[Link] = []
+    networks: list[tuple[str, str]] = []
+    for part in parts:
+        place, text = f"--devices '{part}'", re.sub(r"^link\s+", "", part)
+        if not hosts:
+            raise ClusterError(f"{place}: no devices have a host name before them, like tower: rtx-4090")
+        if re.match(r"[\d.]", text) and split_link(text, hosts) is None:
+            networks.append((part, text))
+        else:
+            src, dst, figures = read_link(place, text, hosts)
+            links.append(_figured(src, dst, figures, place))
     if len(networks) > 1:
         raise ClusterError(
-            f"--devices: there are two links without hosts, '{networks[0]}' and '{networks[1]}'"
+            f"--devices: there are two links without hosts, '{networks[0][0]}' and '{networks[1][0]}'"
         )
     joined = {frozenset((link.src, link.dst)) for link in links}
-    for network in networks:
+    for part, text in networks:
+        place = f"--devices '{part}'"
         if len(hosts) < 2:
-            raise ClusterError(
-                f"--devices '{network}': a link without hosts is between hosts, and there is one"
-            )
+            raise ClusterError(f"{place}: a link without hosts is between hosts, and there is one")
+        figures = read_figures(place, text)
         pairs = [pair for pair in combinations(hosts, 2) if frozenset(pair) not in joined]
-        links += [_figured(src, dst, _said(network), f"--devices '{network}'") for src, dst in pairs]
+        links += [_figured(src, dst, figures, place) for src, dst in pairs]
     return links
 
 
-def _link(part: str, hosts: Sequence[str]) -> Link:
-    place, text = f"--devices '{part}'", _said(part)
-    found = split_link(text, list(hosts))
-    if found is None:
-        raise ClusterError(f"{place}: {_no_pair(text, hosts)}")
-    return _figured(*found, place)
-
-
-def _said(part: str) -> str:
-    return re.sub(r"^link\s+", "", part)
-
-
-def _figured(src: str, dst: str, said: str, place: str) -> Link:
-    """Its bandwidth and its latency may stand in either order; a latency that is left out is assumed."""
-    try:
-        figures = link_figures(said)
-    except ValueError as error:
-        raise ClusterError(f"{place}: {error}") from None
+def _figured(src: str, dst: str, figures: LinkFigures, place: str) -> Link:
     if figures.bytes_per_s is None:
         raise ClusterError(f"{place}: {_LINK_EXAMPLE}")
     return link_of(src, dst, figures.bytes_per_s, figures.latency_s)
@@ -283,10 +270,3 @@ def link_of(src: str, dst: str, bytes_per_s: float, latency_s: float | None) -> 
         bytes_per_s=bytes_per_s,
         assumed=ASSUMED_LATENCY if latency_s is None else None,
     )
-
-
-def _no_pair(text: str, hosts: Sequence[str]) -> str:
-    if not hosts:
-        return "no devices have a host name before them, like tower: rtx-4090"
-    pairs = [f"{a}-{b}" for a, b in combinations_with_replacement(hosts, 2)]
-    return unknown_name("pair of hosts", text.split()[0] if text else "", pairs)

@@ -1,8 +1,12 @@
 """What is said of a link in words: its bandwidth and its latency in either order, like "1Gbit 0.3ms"."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 
+from apportion.types.errors import ClusterError
+from apportion.types.names import unknown_name
 from apportion.types.units import check_point, parse_bandwidth, parse_seconds
 
 _JOINED = r"\s*(?:<?-+>?|–|\sto\s|\sand\s)\s*"
@@ -19,6 +23,28 @@ class LinkFigures:
     latency_s: float | None
 
 
+def read_link(
+    place: str, text: str, hosts: list[str], devices: Sequence[str] = ()
+) -> tuple[str, str, LinkFigures]:
+    """The two ends of a link, hosts or some `devices`, and its figures. Raises ClusterError, which begins with
+    `place`."""
+    found = split_link(text, [*hosts, *devices])
+    if found is None:
+        pairs = [f"{a}-{b}" for a, b in combinations_with_replacement(hosts, 2)]
+        asked = re.split(r"[\s=]", text)[0]
+        raise ClusterError(f"{place}: {unknown_name('pair of hosts', asked, pairs)}")
+    src, dst, said = found
+    return src, dst, read_figures(place, said)
+
+
+def read_figures(place: str, said: str) -> LinkFigures:
+    """What is said of a link. Raises ClusterError, which begins with `place`."""
+    try:
+        return _figures(said)
+    except ValueError as error:
+        raise ClusterError(f"{place}: {error}") from None
+
+
 def split_link(text: str, names: list[str]) -> tuple[str, str, str] | None:
     """The two of `names` that the text begins with, and what is said of them; None where it does not."""
     return next(
@@ -32,7 +58,7 @@ def split_link(text: str, names: list[str]) -> tuple[str, str, str] | None:
     )
 
 
-def link_figures(said: str) -> LinkFigures:
+def _figures(said: str) -> LinkFigures:
     """Raises ValueError in one line."""
     check_point(said)
     latencies = [match[0] for match in _LATENCY.finditer(said)]

@@ -1,10 +1,9 @@
 """`apportion whatif`: a plan's problem with changes, planned again and set beside it."""
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations_with_replacement, count
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ import typer
 from apportion.asked.by_hand import named_devices, read_constraints, sizes_by_device
 from apportion.cli import options
 from apportion.types.errors import ClusterError
-from apportion.types.names import near_names, one_of, unknown_name
+from apportion.types.names import near_names, one_of
 
 if TYPE_CHECKING:
     from apportion.planner.explain.whatif import LinkChange
@@ -178,7 +177,7 @@ def _links(
     that is new and that nothing joins."""
     from apportion.catalog.cluster_rules import of_engine
     from apportion.catalog.device_text import link_of
-    from apportion.catalog.link_text import link_figures, split_link
+    from apportion.catalog.link_text import read_link
     from apportion.planner.explain.whatif import LinkChange
 
     devices = (*cluster.devices, *added)
@@ -188,16 +187,7 @@ def _links(
     changes: list[LinkChange] = []
     for text in texts:
         place, words = f"--link '{text}'", text.strip().removeprefix("link ").strip()
-        found = split_link(words, [*hosts, *(device.id for device in devices)])
-        if found is None:
-            pairs = [f"{a}-{b}" for a, b in combinations_with_replacement(hosts, 2)]
-            asked = re.split(r"[\s=]", words)[0]
-            raise ClusterError(f"{place}: {unknown_name('pair of hosts', asked, pairs)}")
-        src, dst, said = found
-        try:
-            figures = link_figures(said)
-        except ValueError as error:
-            raise ClusterError(f"{place}: {error}") from None
+        src, dst, figures = read_link(place, words, hosts, [device.id for device in devices])
         if figures.bytes_per_s is None and figures.latency_s is None:
             raise ClusterError(f"{place}: write it like {src}-{dst} 10Gbit 0.2ms")
         if {src, dst} <= set(hosts) and frozenset((src, dst)) not in joined:
