@@ -333,10 +333,8 @@ class _Member:
         if self._place.rank != 0 or whole_NV is None:
             return
         draws = [draw for row, chunk in _first_rows(batch.chunks) for draw in _draws(chunk, row)]
-        token_ids, logits = (
-            _accepted(batch.chunks, draws, sample(whole_NV, draws)),
-            dict[int, Sequence[bytes]](),
-        )
+        token_ids = _accepted(batch.chunks, draws, sample(whole_NV, draws))
+        logits: dict[int, Sequence[bytes]] = {}
         for row, draw, _ in draws:
             of_sequence = logits.get(draw.sequence_id, [])
             if draw.sampling.return_logits and len(of_sequence) < len(token_ids[draw.sequence_id]):

@@ -23,7 +23,7 @@ from apportion.engine.engine import Engine
 from apportion.engine.launcher import preload
 from apportion.engine.pipelines import served
 from apportion.engine.text import Text, TextStream
-from apportion.library.plans import PlanOptions, plan_choices
+from apportion.library.plans import PlanOptions, check_count, plan_choices
 from apportion.planner.plan_file import read_planned
 from apportion.types.errors import PlanError, UsageError
 from apportion.types.plan import Plan
@@ -295,8 +295,7 @@ class _Loaded:
     def _request(
         self, prompt_ids: tuple[int, ...], sampling: SamplingParams | None, n: int, priority: int
     ) -> Request:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise UsageError(f"n={n!r} is no whole number from 1")
+        check_count("n", n)
         return Request(
             id=next(self._ids),
             prompt_ids=prompt_ids,

@@ -19,8 +19,8 @@ class PlanOptions(TypedDict, total=False):
     """What is left out has the default of `apportion plan`, whose help says what each means."""
 
     devices: str | Sequence[str]
-    """A text as the command takes it, or such texts of one host each a device, like ["rtx-3090", "rtx-3060-12gb"]."""
-    """Like "laptop=cpu:12MiB@0.5, desk=cpu:13MiB" or "tower: rtx-4090 + rtx-3060-12gb"; this machine's by default."""
+    """Like "laptop=cpu:12MiB@0.5, desk=cpu:13MiB" or "tower: rtx-4090 + rtx-3060-12gb", or a list of one host's devices
+    like ["rtx-3090", "rtx-3060-12gb"]; this machine's by default."""
     cluster: str | PathLike[str]
     """A TOML file of devices and links, instead of `devices`."""
     objective: Literal["latency", "throughput", "fewest-devices", "communication"]
@@ -114,6 +114,12 @@ def plan_choices(options: Mapping[str, Any]) -> PlanChoices:
     return PlanChoices.of(always | typed | {"no_calibration": no_calibration})
 
 
+def check_count(name: str, value: object) -> None:
+    """Raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name}={value!r} is no whole number from 1")
+
+
 def _checked(name: str, value: Any) -> Any:
     """Raises UsageError."""
     if name in ("stages", "pins", "exclude", "reserve"):
@@ -124,8 +130,7 @@ def _checked(name: str, value: Any) -> Any:
             raise UsageError(f"{name}: {unknown_name('value', str(value), known)}")
         return choices(value)
     if name in ("context", "concurrency", "prompt_tokens", "output_tokens"):
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{name}={value!r} is no whole number from 1")
+        check_count(name, value)
     elif name in ("arrival_rate", "ttft_limit_s", "tpot_limit_s") and not 0 < float(value) < inf:
         raise UsageError(f"{name}={value!r} is no finite number > 0")
     return value

@@ -68,9 +68,10 @@ def check_tokens(request: Request, vocab_rows: int) -> None:
     for."""
     if not request.prompt_ids:
         raise UsageError(f"{_named(request)} has no tokens; give at least one")
-    for token in request.prompt_ids:
-        if not _is_whole(token):
-            raise UsageError(f"{_named(request)} has {token!r} for a token; tokens are whole numbers (int)")
+    if set(map(type, request.prompt_ids)) != {int}:  # one pass, for the usual prompt
+        odd = next((token for token in request.prompt_ids if not _is_whole(token)), None)
+        if odd is not None:
+            raise UsageError(f"{_named(request)} has {odd!r} for a token; tokens are whole numbers (int)")
     largest = max(request.prompt_ids)
     if not 0 <= min(request.prompt_ids) <= largest < vocab_rows:
         raise UsageError(
