@@ -1,25 +1,22 @@
 """What every backend has to do. To test another, add it to `BACKENDS`."""
 
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from parity.test_stage_inprocess import (
     BLOCK_TOKENS,
     DIVISIONS,
-    NUM_LAYERS,
     SAMPLING,
     SEQUENCES,
     STEPS,
+    Reference,
     build,
+    make_references,
     make_stages,
     scheduled,
 )
-from parity.tiny_models import make_checkpoint
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from apportion.catalog.model_config import read_model_spec
 from apportion.model.backend import Backend
@@ -38,7 +35,6 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 }
 FAMILIES = ("llama", "gemma2", "qwen3_moe", "gpt_oss", "olmo2")
 """Plain; windows and softcap; experts; sinks, in transformers' layers; norms that are reduced."""
-Reference = Callable[[str], tuple[Path, list[list[int]], list[Tensor]]]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -48,18 +44,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    @cache
-    def reference(family: str) -> tuple[Path, list[list[int]], list[Tensor]]:
-        folder = tmp_path_factory.mktemp(family)
-        make_checkpoint(family, folder, NUM_LAYERS)
-        whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-        generator = torch.Generator().manual_seed(5)
-        ids = [torch.randint(0, 509, (length,), generator=generator) for length, _ in SEQUENCES]
-        with torch.no_grad():
-            logits = [whole.eval()(ids_T[None], use_cache=False).logits[0] for ids_T in ids]
-        return folder, [ids_T.tolist() for ids_T in ids], logits
-
-    return reference
+    return make_references(tmp_path_factory)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

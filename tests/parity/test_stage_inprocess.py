@@ -146,12 +146,16 @@ def build(
     return RunningStage(stage, members, group, backend)
 
 
-@pytest.fixture(scope="module")
-def references(tmp_path_factory: pytest.TempPathFactory):
+Reference = Callable[[str], tuple[Path, list[list[int]], list[Tensor]]]
+"""By family the checkpoint, the sequences' token ids, and transformers' logits at each of their positions."""
+
+
+def make_references(folders: pytest.TempPathFactory) -> Reference:
+    """Each family's is made once."""
+
     @cache
     def reference(family: str) -> tuple[Path, list[list[int]], list[Tensor]]:
-        """The checkpoint, the sequences' token ids, and transformers' logits at each of their positions."""
-        folder = tmp_path_factory.mktemp(family)
+        folder = folders.mktemp(family)
         make_checkpoint(family, folder, NUM_LAYERS)
         whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         generator = torch.Generator().manual_seed(5)
@@ -161,6 +165,11 @@ def references(tmp_path_factory: pytest.TempPathFactory):
         return folder, [ids_T.tolist() for ids_T in ids], logits
 
     return reference
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return make_references(tmp_path_factory)
 
 
 def scheduled(step: int, ids: list[list[int]]) -> ScheduledBatch:
